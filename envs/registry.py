@@ -1,0 +1,133 @@
+"""The registry of tasks: what exists, what it looks like, and how to start it.
+
+A suite is one file of this folder named in `SUITES`. It holds data and two functions, and imports
+its simulator only inside them, so that listing tasks needs no simulator:
+
+```
+SUITE = "metaworld"                     first part of its task ids
+EXTRA = "metaworld"                     the extra that installs it: pip install "gato[metaworld]"
+PACKAGES = ("metaworld", "mujoco")      distributions whose versions stand beside its results
+specs() -> dict[str, TaskSpec]          every task by id; pure data
+make(spec) -> gymnasium.Env             spaces equal to the spec's; info["success"] where defined
+expert(spec) -> Expert                  only called where spec.expert is not "none"
+find(task_id) -> TaskSpec | None        optional: a task that is not worth listing (gym/<id>)
+```
+
+`make` here adds the time limit, so a suite's own environment may leave it out.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+from functools import cache
+from types import ModuleType
+from typing import Any, Protocol
+
+import gymnasium as gym
+
+from gato.envs.episode import TaskSpec
+
+SUITES = ("atari", "babyai", "gym", "metaworld")
+
+
+class Expert(Protocol):
+    """A policy with a published score that may look inside the simulator."""
+
+    def reset(self, env: gym.Env, seed: int) -> None:
+        """Start an episode; `env` has just been reset. `seed` is for the expert's own chance."""
+
+    def act(self, env: gym.Env, observation: Any) -> Any:
+        """Return the expert's action, an element of the action space, at the present state."""
+
+
+def task_ids(pattern: str = "*") -> list[str]:
+    """Return the listed task ids that match a shell-style pattern, sorted."""
+    return sorted(fnmatch.filter(_specs(), pattern))
+
+
+def spec(task_id: str) -> TaskSpec:
+    """Return the spec of a task.
+
+    Raises:
+        ValueError: for an unknown id, with the closest known ones.
+    """
+    known = _specs()
+    if task_id in known:
+        return known[task_id]
+    suite = task_id.split("/")[0]
+    if suite in SUITES and hasattr(module := _suite(suite), "find"):
+        found = module.find(task_id)
+        if found is not None:
+            return found
+    close = difflib.get_close_matches(task_id, known, n=3, cutoff=0.5)
+    hint = f"closest: {', '.join(close)}" if close else f"suites: {', '.join(SUITES)}"
+    raise ValueError(f"expected a known task id; got {task_id!r} ({hint}).")
+
+
+def make(task_id: str, seed: int | None = None) -> gym.Env:
+    """Return the environment of a task, with the spec's spaces and time limit.
+
+    Args:
+        task_id: an id of `task_ids()` or ``gym/<registered id>``.
+        seed: where given, seeds the action space and resets the environment once with it.
+
+    Raises:
+        ValueError: for an unknown task, or one whose simulator is not installed.
+    """
+    task = spec(task_id)
+    module = _suite(task.suite)
+    try:
+        env = module.make(task)
+    except ImportError as error:
+        raise _missing(task, module, error) from error
+    env = gym.wrappers.TimeLimit(env, task.max_steps)
+    if seed is not None:
+        env.action_space.seed(seed)
+        env.reset(seed=seed)
+    return env
+
+
+def make_expert(task_id: str) -> Expert:
+    """Return the expert of a task; it is reset with the environment that it will act in."""
+    task = spec(task_id)
+    if task.expert == "none":
+        raise ValueError(
+            f"expected a task with an expert; {task_id!r} has none. "
+            f"Collect it with a policy of your own, or choose a task from `gato experts list`."
+        )
+    module = _suite(task.suite)
+    try:
+        return module.expert(task)
+    except ImportError as error:
+        raise _missing(task, module, error) from error
+
+
+def packages(suite: str) -> tuple[str, ...]:
+    """Return the distributions whose versions belong beside a suite's data and results."""
+    return _suite(suite).PACKAGES
+
+
+def _missing(task: TaskSpec, module: ModuleType, error: ImportError) -> ValueError:
+    return ValueError(
+        f"{task.id!r} needs the simulator of suite {task.suite!r}, which does not import "
+        f'({error}). Install it: pip install "gato[{module.EXTRA}]"'
+    )
+
+
+@cache
+def _suite(name: str) -> ModuleType:
+    module = importlib.import_module(f"gato.envs.{name}")
+    assert module.SUITE == name, (name, module.SUITE)
+    return module
+
+
+@cache
+def _specs() -> dict[str, TaskSpec]:
+    specs: dict[str, TaskSpec] = {}
+    for suite in SUITES:
+        if importlib.util.find_spec(f"gato.envs.{suite}") is not None:
+            specs |= _suite(suite).specs()
+    return specs
