@@ -1,0 +1,150 @@
+"""BabyAI: levels of a grid world with instructions in a small English.
+
+The observation is what the agent sees, symbolically: a 7x7 grid of (object, colour, state), the
+compass direction it faces, and the mission as text. Success is any positive reward.
+
+Convention: the grid is Minigrid's own array, first index from left to right, second from far to
+near; the agent is at (3, 6) and looks towards (3, 0).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from gato.envs.episode import ANY_TEXT, TaskSpec
+
+SUITE = "babyai"
+EXTRA = "babyai"
+PACKAGES = ("minigrid", "gymnasium")
+
+LEVELS = {
+    16: "GoToObjS4-v0",
+    25: "GoToLocalS5N2-v0",
+    36: "GoToLocalS6N2-v0 GoToLocalS6N3-v0 GoToLocalS6N4-v0 GoToObjS6-v1",
+    49: "GoToLocalS7N4-v0 GoToLocalS7N5-v0 PickupDist-v0",
+    50: "OpenRedDoor-v0 PutNextLocalS5N3-v0",
+    64: (
+        "GoToLocal-v0 GoToLocalS8N2-v0 GoToLocalS8N3-v0 GoToLocalS8N4-v0 GoToLocalS8N5-v0 "
+        "GoToLocalS8N6-v0 GoToLocalS8N7-v0 GoToObj-v0 GoToObjMazeS4R2-v0 GoToRedBall-v0 "
+        "GoToRedBallGrey-v0 GoToRedBallNoDists-v0 GoToRedBlueBall-v0 OneRoomS8-v0 PickupLoc-v0"
+    ),
+    72: "PutNextLocalS6N4-v0 UnlockPickup-v0 UnlockPickupDist-v0",
+    128: "PutNextLocal-v0 PutNextS4N1-v0",
+    144: "GoToObjMazeS4-v0 OneRoomS12-v0",
+    200: "PutNextS5N1-v0 PutNextS5N2-v0 PutNextS5N2Carrying-v0",
+    225: "GoToObjMazeS5-v0",
+    256: "OneRoomS16-v0",
+    270: "KeyCorridorS3R1-v0 KeyCorridorS3R2-v0 KeyCorridorS3R3-v0",
+    288: "PickupAbove-v0 PutNextS6N3-v0 PutNextS6N3Carrying-v0",
+    300: "SynthS5R2-v0",
+    324: "GoToObjMazeS6-v0",
+    392: "PutNextS7N4-v0 PutNextS7N4Carrying-v0",
+    400: "GoToSeqS5R2-v0 MoveTwoAcrossS5N2-v0 OneRoomS20-v0",
+    441: "ActionObjDoor-v0 GoToDoor-v0 GoToObjMazeS7-v0",
+    480: "KeyCorridorS4R3-v0",
+    500: "FindObjS5-v0",
+    576: (
+        "BlockedUnlockPickup-v0 GoTo-v0 GoToImpUnlock-v0 GoToObjDoor-v0 GoToObjMaze-v0 "
+        "GoToObjMazeOpen-v0 GoToOpen-v0 KeyInBox-v0 Open-v0 OpenDoor-v0 OpenDoorColor-v0 "
+        "OpenDoorLoc-v0 Pickup-v0 UnblockPickup-v0 Unlock-v0 UnlockLocal-v0 UnlockLocalDist-v0"
+    ),
+    720: "FindObjS6-v0 OpenDoorsOrderN2-v0 OpenDoorsOrderN4-v0 OpenRedBlueDoors-v0 OpenTwoDoors-v0",
+    750: "KeyCorridorS5R3-v0",
+    800: "MiniBossLevel-v0",
+    980: "FindObjS7-v0",
+    1024: "MoveTwoAcrossS8N9-v0",
+    1080: "KeyCorridor-v0 KeyCorridorS6R3-v0 UnlockToUnlock-v0",
+    1152: "Synth-v0 SynthLoc-v0",
+    2304: "GoToSeq-v0",
+    4608: "BossLevel-v0 BossLevelNoUnlock-v0 SynthSeq-v0",
+}
+"""Level names by the longest time limit that any of their missions has."""
+
+SOURCE = ""
+SCORES: dict[str, tuple[float, float]] = {}
+"""Measured success of the random policy and of the bot."""
+
+
+def specs() -> dict[str, TaskSpec]:
+    """Return the levels by id."""
+    cell = [11, 6, 4]  # Minigrid's objects, colours and states
+    observation = spaces.Dict(
+        {
+            "direction": spaces.Discrete(4),
+            "grid": spaces.MultiDiscrete(np.full((7, 7, 3), cell), dtype=np.uint8),
+            "mission": ANY_TEXT(),
+        }
+    )
+    action = spaces.Discrete(7)
+    return {
+        f"{SUITE}/{name}": TaskSpec(
+            id=f"{SUITE}/{name}",
+            observation_space=observation,
+            action_space=action,
+            max_steps=max_steps,
+            control_hz=1.0,  # a turn-based world: one decision per turn
+            measure="success",
+            random_score=SCORES.get(name, (None, None))[0],
+            expert_score=SCORES.get(name, (None, None))[1],
+            score_source=SOURCE if name in SCORES else "",
+            expert="planner",
+        )
+        for max_steps, names in LEVELS.items()
+        for name in names.split()
+    }
+
+
+def make(spec: TaskSpec) -> gym.Env:
+    """Return the level's environment."""
+    import minigrid  # noqa: F401 - registers the levels
+
+    name = f"BabyAI-{spec.id.split('/')[1]}"
+    base = gym.make(name, disable_env_checker=True, render_mode="rgb_array").unwrapped
+    return BabyAIEnv(base, spec)
+
+
+def expert(spec: TaskSpec) -> Any:
+    """Return the BabyAI bot, which plans on the true grid but only over what it has seen."""
+    from gato.envs.experts.babyai import BotExpert
+
+    return BotExpert()
+
+
+class BabyAIEnv(gym.Wrapper):
+    """A level with a symbolic observation; remembers its last action for the bot."""
+
+    def __init__(self, base: gym.Env, spec: TaskSpec) -> None:
+        super().__init__(base)
+        self.observation_space = spec.observation_space
+        self.action_space = spec.action_space
+        self.last_action: int | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; mission and grid depend on `seed` alone."""
+        self.last_action = None
+        with contextlib.redirect_stdout(io.StringIO()):  # rejected missions are printed there
+            observation, info = self.unwrapped.reset(seed=seed, options=options)
+        return _observe(observation), {**info, "success": False}
+
+    def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Act; `info["success"]` is true where the mission has just been fulfilled."""
+        self.last_action = int(action)
+        observation, reward, terminated, truncated, info = self.unwrapped.step(self.last_action)
+        info = {**info, "success": reward > 0}
+        return _observe(observation), float(reward), terminated, truncated and not terminated, info
+
+
+def _observe(observation: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "direction": np.int64(observation["direction"]),
+        "grid": observation["image"],
+        "mission": observation["mission"],
+    }
