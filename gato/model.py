@@ -1,0 +1,357 @@
+"""The transformer: one causal trunk over a flat stream of tokens.
+
+- embeddings of ids and of positions inside a step, plus whatever each modality's module makes of
+  its payload rows; the model names no modality
+- pre-norm RMSNorm, rotary positions that restart per document, optional query/key norm
+- grouped key/value heads, optional sliding window, gated feed-forward (GEGLU or SwiGLU)
+- logits only where a token is predicted; token table tied to them by default
+- output projections start at zero, so every block starts as the identity
+
+Legend: N tokens of a packed batch, M targets, B rows decoded, Q tokens of a chunk, D width,
+H query heads, G key/value heads, K head width, F half of the feed-forward width, V vocabulary.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gato.attention import PackedMeta, attend_masked, attend_packed
+from gato.cache import CacheStep, KVCache
+from gato.model_config import ModelConfig
+
+Payload = dict[str, dict[str, Tensor]]
+
+
+def rotation_at(position: Tensor, head_dim: int, base: float) -> Tensor:
+    """Return the turn of each pair of a head at each position (...,), for `rotate`.
+
+    Angles are taken in float64: in float32 they are off by 0.03 rad at position 1e6. Only
+    differences of positions matter to attention. Eager CPU code gets (..., 1, K / 2) complex
+    numbers, one product per turn; other code gets their parts, (..., 1, K / 2, 2).
+    """
+    pair = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float64)
+    angle = position[..., None, None].double() * base ** (-pair / head_dim)
+    parts = torch.stack((angle.cos(), angle.sin()), dim=-1).float()
+    eager_cpu = position.device.type == "cpu" and not torch.compiler.is_compiling()
+    return torch.view_as_complex(parts) if eager_cpu else parts
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Return x (..., H, K) in float32 with each pair (2i, 2i + 1) of a head turned.
+
+    Convention: pairs are neighbours. Weights that pair i with i + K / 2 (Hugging Face) are
+    reordered when they are loaded.
+    """
+    pairs = x.float().unflatten(-1, (-1, 2))  # (..., H, K / 2, 2)
+    if rotation.is_complex():
+        return torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2)
+    (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
+    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square, times a learned weight."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        """Make a norm over the last axis, of size `width`."""
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x normalised over its last axis."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal self-attention; queries, keys and values come from one product."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the layer; `attend_packed` and the cache do the rest."""
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
+        width = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.qkv = nn.Linear(config.width, width, bias=config.qkv_bias)
+        self.out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
+
+    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries, rotated keys and values: (..., H, K), (..., G, K), (..., G, K)."""
+        H, G = self.heads, self.kv_heads
+        qkv = self.qkv(x).unflatten(-1, (H + 2 * G, self.head_dim))
+        dtype = qkv.dtype
+        qk, v = qkv[..., : H + G, :], qkv[..., H + G :, :]
+        if self.q_norm is not None:
+            weight = torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(G, -1)))
+            qk = F.rms_norm(qk, qk.shape[-1:], None, self.q_norm.eps) * weight
+        qk = rotate(qk, rotation).to(dtype)
+        return qk[..., :H, :], qk[..., H:, :], v
+
+    def forward(self, x: Tensor, rotation: Tensor, meta: PackedMeta) -> Tensor:
+        """Return (N, D) for packed tokens x (N, D)."""
+        q, k, v = self.project(x, rotation)
+        return self.out(attend_packed(q, k, v, meta).flatten(-2))
+
+
+class FeedForward(nn.Module):
+    """Gated feed-forward layer; gate and value come from one product."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the layer."""
+        super().__init__()
+        self.activation = F.silu if config.ffn == "swiglu" else F.gelu
+        self.up = nn.Linear(config.width, config.ffn_width, bias=False)
+        self.down = nn.Linear(config.ffn_width // 2, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (..., D) for x (..., D)."""
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return self.down(self.activation(gate) * value)
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Make the block."""
+        super().__init__()
+        self.attention_norm = RMSNorm(config.width, config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
+        self.ffn = FeedForward(config)
+
+    def forward(self, x: Tensor, rotation: Tensor, meta: PackedMeta) -> Tensor:
+        """Return (N, D) for packed tokens x (N, D)."""
+        x = x + self.attention(self.attention_norm(x), rotation, meta)
+        return x + self.ffn(self.ffn_norm(x))
+
+    def decode(
+        self, x: Tensor, rotation: Tensor, layer: int, cache: KVCache, step: CacheStep
+    ) -> Tensor:
+        """Return (B, Q, D) for a chunk x (B, Q, D), after storing its keys and values."""
+        q, k, v = self.attention.project(self.attention_norm(x), rotation)
+        keys, values = cache.write(layer, step, k, v)
+        attended = attend_masked(q.to(keys.dtype), keys, values, step.mask)
+        x = x + self.attention.out(attended.flatten(-2).to(q.dtype))
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class GatoModel(nn.Module):
+    """Embeddings, trunk and logits."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocabulary_size: int,
+        masked_id: int,
+        nets: dict[str, nn.Module] | None = None,
+    ) -> None:
+        """Build and initialise the model.
+
+        Args:
+            config: sizes.
+            vocabulary_size: number of ids V.
+            masked_id: the id that stands at tokens hidden from the model.
+            nets: one module per kind of payload; `net(payload)` returns (r, D) for r rows.
+        """
+        super().__init__()
+        if not 0 <= masked_id < vocabulary_size:
+            raise ValueError(f"masked_id must be in [0, {vocabulary_size}); got {masked_id}.")
+        self.config = config
+        self.vocabulary_size = vocabulary_size
+        self.masked_id = masked_id
+        # Row V stands for tokens that have no id; it is never a logit.
+        self.table = nn.Embedding(vocabulary_size + 1, config.width)
+        self.local = nn.Embedding(config.local_positions, config.width)
+        self.nets = nn.ModuleDict(nets or {})
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.head = None if config.tied else nn.Linear(config.width, vocabulary_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw the trunk and tables anew; the nets keep the weights they came with."""
+        std = self.config.init_std
+        nn.init.normal_(self.table.weight, std=std)
+        nn.init.normal_(self.local.weight, std=std)
+        if self.head is not None:
+            nn.init.normal_(self.head.weight, std=std)
+        for module in (*self.blocks.modules(), self.norm):
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+        for block in self.blocks:
+            nn.init.zeros_(block.attention.out.weight)
+            nn.init.zeros_(block.ffn.down.weight)
+
+    def embed(self, inputs: Tensor, local: Tensor, payload: Payload | None = None) -> Tensor:
+        """Return (N, D), or (..., D) where there is no payload.
+
+        Args:
+            inputs: int64 ids as the model may see them, negative where a token has none.
+            local: int64 index of each token inside its step.
+            payload: per net, its tensors, among them "at" (r,): the tokens its rows belong to.
+        """
+        ids = inputs.where(inputs >= 0, self.vocabulary_size)
+        x = self.table(ids) + self.local(local.clamp(max=self.config.local_positions - 1))
+        for name, rows in (payload or {}).items():
+            if name not in self.nets:
+                raise ValueError(
+                    f"no net for payload {name!r}; this model has: {', '.join(self.nets) or 'none'}."
+                )
+            x.index_add_(0, rows["at"], self.nets[name](rows).to(x.dtype))
+        return x
+
+    def trunk(self, x: Tensor, batch: Any) -> Tensor:
+        """Return hidden states (N, D) for embedded tokens x (N, D) of a packed batch."""
+        meta = PackedMeta.build(batch, self.config.window, self._compute_dtype(x))
+        rotation = self._rotation(batch.position)
+        for block in self.blocks:
+            x = block(x, rotation, meta)
+        return self.norm(x)
+
+    def forward(self, batch: Any) -> Tensor:
+        """Return hidden states (N, D) of a packed `TokenBatch` of tensors."""
+        return self.trunk(self.embed(batch.inputs, batch.local, batch.payload), batch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return (..., V) for hidden states (..., D)."""
+        weight = (
+            self.table.weight[: self.vocabulary_size] if self.head is None else self.head.weight
+        )
+        return F.linear(hidden, weight)
+
+    def loss(
+        self,
+        batch: Any,
+        ordinal: tuple[int, int] | None = None,
+        soft_bins: float | None = None,
+    ) -> Tensor:
+        """Return the negative log-likelihood (M,) of each target of a packed batch, unweighted.
+
+        Args:
+            batch: a `TokenBatch` of tensors.
+            ordinal: ids [start, stop) of bins in order; their targets are spread by `soft_bins`.
+            soft_bins: spread in bins, 0 for none; None takes the configuration's.
+        """
+        spread = self.config.soft_bins if soft_bins is None else soft_bins
+        if spread > 0 and ordinal is None:
+            raise ValueError(f"soft_bins={spread} needs the ordinal ids [start, stop); got None.")
+        hidden = self(batch)[batch.target_at - 1]  # (M, D)
+        return self.target_nll(hidden, batch.target_ids, ordinal, spread)
+
+    def target_nll(
+        self,
+        hidden: Tensor,
+        target_ids: Tensor,
+        ordinal: tuple[int, int] | None = None,
+        soft_bins: float = 0.0,
+    ) -> Tensor:
+        """Return (M,): cross-entropy of target ids (M,) under hidden states (M, D); see `loss`."""
+
+        def block(h: Tensor, ids: Tensor) -> Tensor:
+            logits = self.logits(h).float()
+            if soft_bins > 0:
+                return soft_cross_entropy(logits, ids, ordinal, soft_bins)
+            return F.cross_entropy(logits, ids, reduction="none")
+
+        size = self.config.loss_chunk
+        if not size or hidden.shape[0] <= size:
+            return block(hidden, target_ids)
+        chunks = zip(hidden.split(size), target_ids.split(size), strict=True)
+        return torch.cat([checkpoint(block, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def new_cache(self, batch: int, chunk: int = 64, dtype: torch.dtype | None = None) -> KVCache:
+        """Return an empty cache for `batch` rows, on the model's device.
+
+        Args:
+            batch: number of rows.
+            chunk: most tokens decoded at once; longer chunks are split.
+            dtype: of keys and values; None takes that of the computation.
+        """
+        c, weight = self.config, self.table.weight
+        dtype = dtype or self._compute_dtype(weight)
+        return KVCache(
+            c.layers, batch, c.memory, c.kv_heads, c.head_dim, dtype, weight.device, chunk
+        )
+
+    def decode(self, x: Tensor, cache: KVCache, valid: Tensor | None = None) -> Tensor:
+        """Return hidden states (B, Q, D) of new tokens, and remember them in the cache.
+
+        Args:
+            x: (B, Q, D) from `embed`; finite everywhere, padding included.
+            cache: from `new_cache`; every row is on its own timestep.
+            valid: (B,) number of real tokens in each row, the first ones; None means all Q.
+        """
+        if x.shape[1] > cache.chunk:
+            parts = x.split(cache.chunk, dim=1)
+            counts = [
+                None if valid is None else (valid - i * cache.chunk).clamp(0, part.shape[1])
+                for i, part in enumerate(parts)
+            ]
+            hidden = [self.decode(p, cache, c) for p, c in zip(parts, counts, strict=True)]
+            return torch.cat(hidden, dim=1)
+        step = cache.advance(x.shape[1], valid)
+        rotation = self._rotation(step.position)
+        for layer, block in enumerate(self.blocks):
+            x = block.decode(x, rotation, layer, cache, step)
+        return self.norm(x)
+
+    def _rotation(self, position: Tensor) -> Tensor:
+        return rotation_at(position, self.config.head_dim, self.config.rope_base)
+
+    @staticmethod
+    def _compute_dtype(x: Tensor) -> torch.dtype:
+        kind = x.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def soft_cross_entropy(
+    logits: Tensor, ids: Tensor, ordinal: tuple[int, int], spread: float
+) -> Tensor:
+    """Return (M,): cross-entropy with targets spread over neighbouring ordinal bins.
+
+    A target inside [start, stop) becomes a Gaussian over the bins within three spreads of it, cut
+    at the ends of the range and scaled to sum to one. Other targets stay as they are.
+
+    Args:
+        logits: (M, V) in float32.
+        ids: (M,) target ids.
+        ordinal: ids [start, stop) of bins in order.
+        spread: standard deviation of the Gaussian, in bins.
+    """
+    start, stop = ordinal
+    radius = math.ceil(3 * spread)
+    offset = torch.arange(-radius, radius + 1, device=ids.device)
+    near = ids[:, None] + offset  # (M, 2 * radius + 1)
+    inside = (near >= start) & (near < stop) & (ids >= start)[:, None] & (ids < stop)[:, None]
+    weight = torch.exp(-0.5 * (offset / spread) ** 2) * inside
+    centre = (offset == 0).to(weight.dtype)
+    weight = torch.where(inside.any(dim=1, keepdim=True), weight, centre)
+    weight = weight / weight.sum(dim=1, keepdim=True)
+    picked = logits.gather(1, near.clamp(0, logits.shape[1] - 1))
+    return logits.logsumexp(dim=1) - (weight * picked).sum(dim=1)
+
+
+def parameter_table(model: GatoModel) -> dict[str, int]:
+    """Return parameters by component, with their "total"; shared ones are counted once."""
+    parts: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        head, _, rest = name.partition(".")
+        if head == "nets":
+            head = f"nets.{rest.partition('.')[0]}"
+        elif head == "norm" or "norm.weight" in rest:
+            head = "norms"
+        elif head == "blocks":
+            head = "trunk"
+        parts[head] = parts.get(head, 0) + parameter.numel()
+    return parts | {"total": sum(parts.values())}
