@@ -1,0 +1,93 @@
+"""Writing files so that a kill or a full disk leaves either the old file or the new one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the name `path` when the block ends well, and vanishes otherwise."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace the file at `path` by `content`."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def array_bytes(array: np.ndarray) -> bytes:
+    """Return `array` as the bytes of a .npy file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def write_synced(path: Path, content: bytes) -> str:
+    """Write a new file, wait until it is on disk and return its sha256."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    return hashlib.sha256(content).hexdigest()
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names inside a folder are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise ValueError where the file at `path` is not the one of that checksum."""
+    got = "no file"
+    if path.exists():
+        with path.open("rb") as file:
+            got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != expected:
+        raise ValueError(
+            f"expected sha256 {expected[:12]} for {path}; got {got[:12]}. "
+            f"The store is damaged: make it again."
+        )
+
+
+def read_manifest(path: Path, kind: str) -> dict[str, Any]:
+    """Return the manifest of the store at `path`.
+
+    Raises:
+        ValueError: where there is no manifest, it is damaged, or it is of another format.
+    """
+    file = path / "manifest.json"
+    if not file.is_file():
+        raise ValueError(f"expected a {kind} store at {path}; it has no manifest.json.")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON in {file}; {error}. Make the store again.") from error
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != kind:
+        raise ValueError(f"expected a store of format {kind!r} at {path}; got {found!r}.")
+    return manifest
