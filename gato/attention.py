@@ -5,7 +5,8 @@ its own document (and, with a window, only the last W of them). `attend_cached` 
 ring of stored keys. Both compute the same function; tests compare every path with a slow twin.
 
     packed, CUDA in bf16 or fp16    variable-length flash attention: no mask is ever built
-    packed, anything else           SDPA on (R, T) rows, one mask per batch shared by all layers
+    packed, CPU in bf16             plain products: SDPA's CPU kernel is twice as slow in bf16
+    packed, anything else           SDPA on (R, T) rows; a mask per batch is shared by all layers
     cached, everywhere              SDPA, mask from stored positions, shapes that never change
 
 Legend: R rows, T tokens in a row, N = R * T, B rows decoded, Q queries per row, S cache slots,
@@ -14,6 +15,7 @@ H query heads, G key/value heads, K head width, W window.
 
 import importlib.util
 import inspect
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
+PRODUCTS_MAX_ROW = 512
+"""Longer rows go to SDPA: plain products keep all (R, H, T, T) weights for the backward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +39,8 @@ class PackedMeta:
     """int32 document boundaries in the flat batch, padded with N."""
     window: int | None
     mask: Tensor | None
-    """(R, 1, T, T), True where a query may look; None where a flash kernel does without."""
+    """(R, 1, T, T) bool, True where a query may look, or float, 0 there and -inf elsewhere; None
+    where a flash kernel does without."""
 
     @classmethod
     def build(cls, batch: Any, window: int | None, dtype: torch.dtype) -> "PackedMeta":
@@ -43,8 +48,11 @@ class PackedMeta:
         rows, row_length = int(batch.rows), int(batch.row_length)
         document = batch.document
         mask = None
-        if packed_backend(document.device.type, dtype)[0] == "sdpa":
+        kernel = packed_backend(document.device.type, dtype)[0]
+        if kernel not in _FLASH:
             mask = packed_mask(document.view(rows, row_length), window)
+        if kernel == "products" and row_length <= PRODUCTS_MAX_ROW:
+            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
         return cls(rows, row_length, batch.cu_seqlens, window, mask)
 
 
@@ -114,10 +122,7 @@ def cached_mask(key_position: Tensor, query_position: Tensor, window: int) -> Te
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Return (B, Q, H, K) for q (B, Q, H, K), k and v (B, S, G, K), mask (B, 1, Q, S)."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, enable_gqa=k.shape[1] != q.shape[1]
-    )
-    return out.transpose(1, 2)
+    return _sdpa(q, k, v, mask).transpose(1, 2)
 
 
 def describe_backend(device: torch.device | str, dtype: torch.dtype) -> str:
@@ -131,6 +136,8 @@ def describe_backend(device: torch.device | str, dtype: torch.dtype) -> str:
 @cache
 def packed_backend(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     """Return the kernel for packed rows, "varlen", "flash_attn" or "sdpa", and the reason."""
+    if device_type == "cpu" and dtype == torch.bfloat16:
+        return "products", "faster than SDPA's CPU kernel in bf16; one mask per batch"
     if device_type != "cuda":
         return "sdpa", "flash kernels need CUDA; one mask per batch"
     if dtype not in FLASH_DTYPES:
@@ -142,6 +149,19 @@ def packed_backend(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     if importlib.util.find_spec("flash_attn") is not None:
         return "flash_attn", "the flash-attn package is installed"
     return "sdpa", "neither torch's varlen_attn nor flash-attn found; one mask per batch"
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    repeats = q.shape[1] // k.shape[1]
+    if repeats > 1:
+        k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (R, H, T, T)
+    return scores.add_(bias).softmax(dim=-1) @ v
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:

@@ -19,126 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gato.attention import PackedMeta, attend_masked, attend_packed
-from gato.cache import CacheStep, KVCache
+from gato.attention import PackedMeta
+from gato.cache import KVCache
+from gato.layers import Block, RMSNorm, rotation_at
 from gato.model_config import ModelConfig
 
 Payload = dict[str, dict[str, Tensor]]
-
-
-def rotation_at(position: Tensor, head_dim: int, base: float) -> Tensor:
-    """Return the turn of each pair of a head at each position (...,), for `rotate`.
-
-    Angles are taken in float64: in float32 they are off by 0.03 rad at position 1e6. Only
-    differences of positions matter to attention. Eager CPU code gets (..., 1, K / 2) complex
-    numbers, one product per turn; other code gets their parts, (..., 1, K / 2, 2).
-    """
-    pair = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float64)
-    angle = position[..., None, None].double() * base ** (-pair / head_dim)
-    parts = torch.stack((angle.cos(), angle.sin()), dim=-1).float()
-    eager_cpu = position.device.type == "cpu" and not torch.compiler.is_compiling()
-    return torch.view_as_complex(parts) if eager_cpu else parts
-
-
-def rotate(x: Tensor, rotation: Tensor) -> Tensor:
-    """Return x (..., H, K) in float32 with each pair (2i, 2i + 1) of a head turned.
-
-    Convention: pairs are neighbours. Weights that pair i with i + K / 2 (Hugging Face) are
-    reordered when they are loaded.
-    """
-    pairs = x.float().unflatten(-1, (-1, 2))  # (..., H, K / 2, 2)
-    if rotation.is_complex():
-        return torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2)
-    (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
-    return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
-
-
-class RMSNorm(nn.Module):
-    """Divide by the root mean square, times a learned weight."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        """Make a norm over the last axis, of size `width`."""
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x normalised over its last axis."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-class Attention(nn.Module):
-    """Causal self-attention; queries, keys and values come from one product."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        """Make the layer; `attend_packed` and the cache do the rest."""
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        width = (config.heads + 2 * config.kv_heads) * config.head_dim
-        self.qkv = nn.Linear(config.width, width, bias=config.qkv_bias)
-        self.out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
-
-    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return rotated queries, rotated keys and values: (..., H, K), (..., G, K), (..., G, K)."""
-        H, G = self.heads, self.kv_heads
-        qkv = self.qkv(x).unflatten(-1, (H + 2 * G, self.head_dim))
-        dtype = qkv.dtype
-        qk, v = qkv[..., : H + G, :], qkv[..., H + G :, :]
-        if self.q_norm is not None:
-            weight = torch.cat((self.q_norm.weight.expand(H, -1), self.k_norm.weight.expand(G, -1)))
-            qk = F.rms_norm(qk, qk.shape[-1:], None, self.q_norm.eps) * weight
-        qk = rotate(qk, rotation).to(dtype)
-        return qk[..., :H, :], qk[..., H:, :], v
-
-    def forward(self, x: Tensor, rotation: Tensor, meta: PackedMeta) -> Tensor:
-        """Return (N, D) for packed tokens x (N, D)."""
-        q, k, v = self.project(x, rotation)
-        return self.out(attend_packed(q, k, v, meta).flatten(-2))
-
-
-class FeedForward(nn.Module):
-    """Gated feed-forward layer; gate and value come from one product."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        """Make the layer."""
-        super().__init__()
-        self.activation = F.silu if config.ffn == "swiglu" else F.gelu
-        self.up = nn.Linear(config.width, config.ffn_width, bias=False)
-        self.down = nn.Linear(config.ffn_width // 2, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (..., D) for x (..., D)."""
-        gate, value = self.up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * value)
-
-
-class Block(nn.Module):
-    """One pre-norm transformer block."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        """Make the block."""
-        super().__init__()
-        self.attention_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config)
-        self.ffn_norm = RMSNorm(config.width, config.norm_eps)
-        self.ffn = FeedForward(config)
-
-    def forward(self, x: Tensor, rotation: Tensor, meta: PackedMeta) -> Tensor:
-        """Return (N, D) for packed tokens x (N, D)."""
-        x = x + self.attention(self.attention_norm(x), rotation, meta)
-        return x + self.ffn(self.ffn_norm(x))
-
-    def decode(
-        self, x: Tensor, rotation: Tensor, layer: int, cache: KVCache, step: CacheStep
-    ) -> Tensor:
-        """Return (B, Q, D) for a chunk x (B, Q, D), after storing its keys and values."""
-        q, k, v = self.attention.project(self.attention_norm(x), rotation)
-        keys, values = cache.write(layer, step, k, v)
-        attended = attend_masked(q.to(keys.dtype), keys, values, step.mask)
-        x = x + self.attention.out(attended.flatten(-2).to(q.dtype))
-        return x + self.ffn(self.ffn_norm(x))
 
 
 class GatoModel(nn.Module):
@@ -205,9 +91,8 @@ class GatoModel(nn.Module):
         x = self.table(ids) + self.local(local.clamp(max=self.config.local_positions - 1))
         for name, rows in (payload or {}).items():
             if name not in self.nets:
-                raise ValueError(
-                    f"no net for payload {name!r}; this model has: {', '.join(self.nets) or 'none'}."
-                )
+                known = ", ".join(self.nets) or "none"
+                raise ValueError(f"no net for payload {name!r}; this model has: {known}.")
             x.index_add_(0, rows["at"], self.nets[name](rows).to(x.dtype))
         return x
 
@@ -225,10 +110,9 @@ class GatoModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return (..., V) for hidden states (..., D)."""
-        weight = (
-            self.table.weight[: self.vocabulary_size] if self.head is None else self.head.weight
-        )
-        return F.linear(hidden, weight)
+        if self.head is not None:
+            return self.head(hidden)
+        return F.linear(hidden, self.table.weight[: self.vocabulary_size])
 
     def loss(
         self,
