@@ -83,8 +83,8 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
     N, H, K = q.shape
     rows = (meta.rows, meta.row_length)
     q, k, v = (x.view(*rows, -1, K).transpose(1, 2) for x in (q, k, v))  # (R, H or G, T, K)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=meta.mask, enable_gqa=k.shape[1] != H)
-    return out.transpose(1, 2).reshape(N, H, K)
+    kernel = _products if meta.mask.is_floating_point() else _sdpa
+    return kernel(q, k, v, meta.mask).transpose(1, 2).reshape(N, H, K)
 
 
 def attend_cached(
