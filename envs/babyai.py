@@ -66,9 +66,16 @@ LEVELS = {
 }
 """Level names by the longest time limit that any of their missions has."""
 
-SOURCE = ""
-SCORES: dict[str, tuple[float, float]] = {}
-"""Measured success of the random policy and of the bot."""
+SOURCE = (
+    "measured here: success; random and bot 500 episodes each, "
+    "seeds from 2**30 on, no noise; minigrid 3.2.0"
+)
+SCORES = {
+    "GoToLocal-v0": (0.278, 1.0),
+    "GoToRedBallGrey-v0": (0.218, 1.0),
+    "GoToRedBallNoDists-v0": (0.26, 1.0),
+}
+"""Success of the random policy and of the bot."""
 
 
 def specs() -> dict[str, TaskSpec]:

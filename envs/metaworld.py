@@ -75,9 +75,18 @@ INSTRUCTIONS = {
     "window-open": "open the window",
 }
 
-SOURCE = ""
-SCORES: dict[str, tuple[float, float]] = {}
-"""Measured success of the random policy and of the scripted expert."""
+SOURCE = (
+    "measured here: success; random 50 episodes, scripted policy 100, "
+    "seeds from 2**30 on, no noise; metaworld 3.1.1, mujoco 3.3.0"
+)
+SCORES = {
+    "button-press-topdown": (0.0, 1.0),
+    "door-open": (0.0, 0.97),
+    "drawer-open": (0.0, 1.0),
+    "push": (0.0, 1.0),
+    "reach": (0.04, 1.0),
+}
+"""Success of the random policy and of the scripted expert."""
 
 
 def specs() -> dict[str, TaskSpec]:
