@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gato.tokenizers.stream import TokenBatch
+
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 PRODUCTS_MAX_ROW = 512
 """Longer rows go to SDPA: plain products keep all (R, H, T, T) weights for the backward pass."""
@@ -43,7 +45,7 @@ class PackedMeta:
     where a flash kernel does without."""
 
     @classmethod
-    def build(cls, batch: Any, window: int | None, dtype: torch.dtype) -> "PackedMeta":
+    def build(cls, batch: TokenBatch, window: int | None, dtype: torch.dtype) -> "PackedMeta":
         """Return the facts of `batch`, with a mask only if the kernel for `dtype` needs one."""
         rows, row_length = int(batch.rows), int(batch.row_length)
         document = batch.document

@@ -12,7 +12,6 @@ H query heads, G key/value heads, K head width, F half of the feed-forward width
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from gato.attention import PackedMeta
 from gato.cache import KVCache
 from gato.layers import Block, RMSNorm, rotation_at
 from gato.model_config import ModelConfig
+from gato.tokenizers.stream import TokenBatch
 
 Payload = dict[str, dict[str, Tensor]]
 
@@ -96,7 +96,7 @@ class GatoModel(nn.Module):
             x.index_add_(0, rows["at"], self.nets[name](rows).to(x.dtype))
         return x
 
-    def trunk(self, x: Tensor, batch: Any) -> Tensor:
+    def trunk(self, x: Tensor, batch: TokenBatch) -> Tensor:
         """Return hidden states (N, D) for embedded tokens x (N, D) of a packed batch."""
         meta = PackedMeta.build(batch, self.config.window, self._compute_dtype(x))
         rotation = self._rotation(batch.position)
@@ -104,7 +104,7 @@ class GatoModel(nn.Module):
             x = block(x, rotation, meta)
         return self.norm(x)
 
-    def forward(self, batch: Any) -> Tensor:
+    def forward(self, batch: TokenBatch) -> Tensor:
         """Return hidden states (N, D) of a packed `TokenBatch` of tensors."""
         return self.trunk(self.embed(batch.inputs, batch.local, batch.payload), batch)
 
@@ -116,7 +116,7 @@ class GatoModel(nn.Module):
 
     def loss(
         self,
-        batch: Any,
+        batch: TokenBatch,
         ordinal: tuple[int, int] | None = None,
         soft_bins: float | None = None,
     ) -> Tensor:
