@@ -1,12 +1,13 @@
 """The memory of a rollout: a ring of rotated keys and values per row.
 
 Every row is on its own timestep and is reset on its own. A token at absolute position p lies in
-slot p mod S of its row, S = window + chunk, so that a chunk can be written before its first query
-looks back a whole window. One slot more, the scratch, takes what is padding. Positions are stored,
-never derived from lengths, so nothing is renumbered when old tokens leave, and no shape changes.
+slot p mod S of its row. S = window + chunk, so that a chunk can be written before its first query
+looks back a whole window, and so that padding at a chunk's end, written as nothing (-1), falls
+only on tokens that have left the window. Positions are stored, never derived from lengths:
+nothing is renumbered when old tokens leave, and no shape ever changes.
 
-    slot          0  1  2  3  4  5  scratch        window 4, chunk 2, 8 tokens written
-    key_position  6  7  2  3  4  5  -1
+    slot          0  1  2  3  4  5     window 4, chunk 2, 7 tokens written, then 1 and 1 of padding
+    key_position  6  7 -1  3  4  5
 
 What it computes is a full forward under a sliding window of the same size (memory in the manner of
 Transformer-XL), not the re-encoding of a truncated window.
@@ -29,9 +30,9 @@ class CacheStep:
     position: Tensor
     """(B, Q) absolute positions, as if every token of the chunk were valid."""
     slot: Tensor
-    """(B, Q) slot written by each token; the scratch slot where the token is padding."""
+    """(B, Q) slot written by each token."""
     mask: Tensor
-    """(B, 1, Q, S + 1), True where a query may look."""
+    """(B, 1, Q, S), True where a query may look."""
 
 
 class KVCache:
@@ -63,11 +64,11 @@ class KVCache:
         if window < 1 or chunk < 1:
             raise ValueError(f"window and chunk must be at least 1; got {window} and {chunk}.")
         self.window, self.chunk, self.slots = window, chunk, window + chunk
-        shape = (layers, batch, self.slots + 1, kv_heads, head_dim)
+        shape = (layers, batch, self.slots, kv_heads, head_dim)
         # Zeros, not empty: masked slots have weight 0, and 0 times NaN would be NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.key_position = torch.full((batch, self.slots + 1), -1, device=device)
+        self.key_position = torch.full((batch, self.slots), -1, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         """(B,) tokens seen by each row since its reset; the position of its next token."""
 
@@ -105,20 +106,17 @@ class KVCache:
             )
         index = torch.arange(tokens, device=self.lengths.device)
         position = self.lengths[:, None] + index  # (B, Q)
-        if valid is None:
-            query_position, slot, count = position, position % self.slots, tokens
-        else:
-            real = index < valid[:, None]
-            query_position = position.where(real, -1)
-            slot = (position % self.slots).where(real, self.slots)
-            count = valid
+        slot = position % self.slots
+        query_position = position
+        if valid is not None:
+            query_position = position.where(index < valid[:, None], -1)
         self.key_position.scatter_(1, slot, query_position)
-        self.lengths += count
+        self.lengths += tokens if valid is None else valid
         mask = cached_mask(self.key_position, query_position, self.window)
         return CacheStep(position, slot, mask)
 
     def write(self, layer: int, step: CacheStep, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, Q, G, K) of one layer; return all its slots, each (B, S + 1, G, K)."""
+        """Store k and v (B, Q, G, K) of one layer; return all its slots, each (B, S, G, K)."""
         index = step.slot[:, :, None, None].expand(k.shape)
         keys, values = self.keys[layer], self.values[layer]
         keys.scatter_(1, index, k.to(keys.dtype))

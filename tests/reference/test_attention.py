@@ -1,6 +1,7 @@
 """Every path of attention equals a slow twin that loops over tokens."""
 
 import sys
+from itertools import pairwise
 from types import ModuleType
 
 import pytest
@@ -19,7 +20,7 @@ def slow_packed(q, k, v, boundaries, window=None):
     q, k, v = q.double(), k.double(), v.double()
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     out = torch.zeros_like(q)
-    for start, stop in zip(boundaries, boundaries[1:], strict=False):
+    for start, stop in pairwise(boundaries):
         for i in range(start, stop):
             first = start if window is None else max(start, i - window + 1)
             scores = torch.einsum("hk,thk->ht", q[i], k[first : i + 1]) * q.shape[-1] ** -0.5
@@ -90,6 +91,12 @@ def test_cached_equals_the_slow_twin_whatever_the_order_of_slots():
             weight = (torch.einsum("hk,thk->ht", q[row, i].double(), keys) / 4).softmax(-1)
             expected = torch.einsum("ht,thk->hk", weight, values)
             torch.testing.assert_close(out[row, i].double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_queries_always_see_something():
+    empty = torch.full((2, 5), -1)
+    mask = attention.cached_mask(empty, torch.tensor([[0, -1], [-1, -1]]), 4)
+    assert mask.any(dim=-1).tolist() == [[[False, True]], [[True, True]]]
 
 
 def _document_attention(q, k, v, cu, window, causal):

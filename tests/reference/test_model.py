@@ -1,5 +1,7 @@
 """The model's fast paths equal slow ones; its sizes are the paper's."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,7 +37,7 @@ def test_packed_documents_equal_one_by_one(make_batch, make_model, window):
     model, batch = make_model(window=window), make_batch(LENGTHS)
     hidden = model(batch)
     bounds = batch.cu_seqlens.tolist()
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in pairwise(bounds):
         if start == stop:
             continue
         alone = make_batch([[stop - start]], stop - start)
@@ -121,7 +123,7 @@ def test_nets_are_called_once_and_added_at_their_tokens(make_batch, make_model):
     model.loss(batch).mean().backward()
     assert model.nets["first"].scale.grad.abs().sum() > 0
     batch.payload = {"third": batch.payload["first"]}
-    with pytest.raises(ValueError, match="'third'.*first, second"):
+    with pytest.raises(ValueError, match=r"'third'.*first, second"):
         model(batch)
 
 
@@ -193,6 +195,15 @@ def test_rotation_by_complex_product_equals_its_parts():
     torch.testing.assert_close(rotate(x, turn), rotate(x, torch.view_as_real(turn)))
     torch.testing.assert_close(rotate(x, turn)[0], x[0])  # position 0 does not turn
     torch.testing.assert_close(rotate(x, turn).norm(dim=-1), x.norm(dim=-1))
+
+
+def test_attention_feels_distances_but_not_absolute_positions(make_batch, make_model):
+    model, batch = make_model(), make_batch(LENGTHS)
+    hidden = model(batch)
+    batch.position = batch.position + 1000
+    torch.testing.assert_close(model(batch), hidden, atol=1e-4, rtol=1e-4)
+    batch.position = batch.position * 3
+    assert (model(batch) - hidden).abs().max() > 0.01
 
 
 def test_autocast_is_close_to_full_precision(make_batch, make_model):
