@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import os
 import platform
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +193,8 @@ def _run_here(plan: _Plan, noise: float, progress: Progress | None) -> None:
 def _run_pool(plans: list[_Plan], noise: float, workers: int, progress: Progress | None) -> None:
     """Keep every worker busy; the attempts of a plan are taken in order, whoever is first."""
     queues: dict[int, deque[tuple[Future, int]]] = {i: deque() for i in range(len(plans))}
-    with _one_thread_each(), ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    context = get_context("spawn")
+    with _one_thread_each(), ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
         try:
             while any(plan.missing for plan in plans):
                 _submit(pool, plans, queues, noise, workers)
@@ -203,6 +206,11 @@ def _run_pool(plans: list[_Plan], noise: float, workers: int, progress: Progress
                             plan.take(episode)
                         if progress:
                             progress(plan.spec.id, len(plan.writer), plan.wanted)
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process ended at once: out of memory, or the calling script starts work "
+                "outside `if __name__ == '__main__':`. Run again to go on; try workers=1."
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -226,6 +234,16 @@ def _submit(
             queues[i].append((future, count))
             plan.next += count
             ahead += 1
+
+
+def _die_with_parent() -> None:
+    """Leave no orphan where the parent is killed: a waiting worker would not notice."""
+
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempts(task_id: str, first_seed: int, count: int, noise: float) -> list[Episode]:

@@ -64,4 +64,4 @@ def _make(name: str) -> gymnasium.Env:
     try:
         return gymnasium.make(name, disable_env_checker=True, max_episode_steps=-1)
     except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(str(error)) from error
+        raise ValueError(f"gym/{name} needs another package: {error}") from error

@@ -21,7 +21,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-import importlib.util
 from functools import cache
 from types import ModuleType
 from typing import Any, Protocol
@@ -45,7 +44,8 @@ class Expert(Protocol):
 
 def task_ids(pattern: str = "*") -> list[str]:
     """Return the listed task ids that match a shell-style pattern, sorted."""
-    return sorted(fnmatch.filter(_specs(), pattern))
+    known = [task_id for suite in SUITES for task_id in _specs(suite)]
+    return sorted(fnmatch.filter(known, pattern))
 
 
 def spec(task_id: str) -> TaskSpec:
@@ -54,15 +54,14 @@ def spec(task_id: str) -> TaskSpec:
     Raises:
         ValueError: for an unknown id, with the closest known ones.
     """
-    known = _specs()
-    if task_id in known:
-        return known[task_id]
     suite = task_id.split("/")[0]
-    if suite in SUITES and hasattr(module := _suite(suite), "find"):
-        found = module.find(task_id)
+    if suite in SUITES:
+        found = _specs(suite).get(task_id)
+        if found is None and hasattr(_suite(suite), "find"):
+            found = _suite(suite).find(task_id)
         if found is not None:
             return found
-    close = difflib.get_close_matches(task_id, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(task_id, task_ids(), n=3, cutoff=0.5)
     hint = f"closest: {', '.join(close)}" if close else f"suites: {', '.join(SUITES)}"
     raise ValueError(f"expected a known task id; got {task_id!r} ({hint}).")
 
@@ -95,8 +94,7 @@ def make_expert(task_id: str) -> Expert:
     task = spec(task_id)
     if task.expert == "none":
         raise ValueError(
-            f"expected a task with an expert; {task_id!r} has none. "
-            f"Collect it with a policy of your own, or choose a task from `gato experts list`."
+            f"expected a task with an expert; {task_id!r} has none. Choose one that has."
         )
     module = _suite(task.suite)
     try:
@@ -125,9 +123,5 @@ def _suite(name: str) -> ModuleType:
 
 
 @cache
-def _specs() -> dict[str, TaskSpec]:
-    specs: dict[str, TaskSpec] = {}
-    for suite in SUITES:
-        if importlib.util.find_spec(f"gato.envs.{suite}") is not None:
-            specs |= _suite(suite).specs()
-    return specs
+def _specs(suite: str) -> dict[str, TaskSpec]:
+    return _suite(suite).specs()
