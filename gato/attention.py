@@ -40,6 +40,8 @@ class PackedMeta:
     cu_seqlens: Tensor
     """int32 document boundaries in the flat batch, padded with N."""
     window: int | None
+    kernel: str
+    """The choice of `packed_backend`."""
     mask: Tensor | None
     """(R, 1, T, T) bool, True where a query may look, or float, 0 there and -inf elsewhere; None
     where a flash kernel does without."""
@@ -50,12 +52,12 @@ class PackedMeta:
         rows, row_length = int(batch.rows), int(batch.row_length)
         document = batch.document
         mask = None
-        kernel = packed_backend(document.device.type, dtype)[0]
+        kernel = packed_backend(document.device.type, dtype)
         if kernel not in _FLASH:
             mask = packed_mask(document.view(rows, row_length), window)
         if kernel == "products" and row_length <= PRODUCTS_MAX_ROW:
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
-        return cls(rows, row_length, batch.cu_seqlens, window, mask)
+        return cls(rows, row_length, batch.cu_seqlens, window, kernel, mask)
 
 
 def packed_mask(document: Tensor, window: int | None = None) -> Tensor:
@@ -80,8 +82,7 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
         meta: the packed batch, from `PackedMeta.build`.
     """
     if meta.mask is None:
-        kernel = packed_backend(q.device.type, q.dtype)[0]
-        return _FLASH[kernel](q, k, v, meta)
+        return _FLASH[meta.kernel](q, k, v, meta)
     N, H, K = q.shape
     rows = (meta.rows, meta.row_length)
     q, k, v = (x.view(*rows, -1, K).transpose(1, 2) for x in (q, k, v))  # (R, H or G, T, K)
@@ -130,14 +131,19 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
 def describe_backend(device: torch.device | str, dtype: torch.dtype) -> str:
     """Return one line: the kernel used for training on `device` in `dtype`, and why."""
     kind = torch.device(device).type
-    kernel, reason = packed_backend(kind, dtype)
+    kernel, reason = _choose(kind, dtype)
     name = str(dtype).removeprefix("torch.")
     return f"attention: {kernel} on {kind} in {name} ({reason}); decoding: sdpa over the cache"
 
 
+@torch.compiler.assume_constant_result
+def packed_backend(device_type: str, dtype: torch.dtype) -> str:
+    """Return the kernel for packed rows: "varlen", "flash_attn", "products" or "sdpa"."""
+    return _choose(device_type, dtype)[0]
+
+
 @cache
-def packed_backend(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    """Return the kernel for packed rows, "varlen", "flash_attn" or "sdpa", and the reason."""
+def _choose(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
     if device_type == "cpu" and dtype == torch.bfloat16:
         return "products", "faster than SDPA's CPU kernel in bf16; one mask per batch"
     if device_type != "cuda":
@@ -169,9 +175,8 @@ def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 def _varlen(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    known = _parameters(varlen_attn)
     extra: dict[str, Any] = {}
-    if "window_size" in known:  # torch >= 2.11
+    if _varlen_accepts("window_size"):  # torch >= 2.11
         extra["window_size"] = (-1 if meta.window is None else meta.window - 1, 0)
     elif meta.window is None:  # torch 2.10
         extra["is_causal"] = True
@@ -180,7 +185,7 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
             f"a sliding window needs torch 2.11 or later on CUDA; got torch {torch.__version__}. "
             "Upgrade torch or set window to None."
         )
-    if k.shape[1] != q.shape[1] and "enable_gqa" in known:
+    if k.shape[1] != q.shape[1] and _varlen_accepts("enable_gqa"):
         extra["enable_gqa"] = True
     # One tensor object for both: cuDNN takes a causal window only if it is told so.
     cu, longest = meta.cu_seqlens, meta.row_length
@@ -197,9 +202,11 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
     )
 
 
-@cache
-def _parameters(function: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(function).parameters)
+@torch.compiler.assume_constant_result
+def _varlen_accepts(parameter: str) -> bool:
+    from torch.nn.attention.varlen import varlen_attn
+
+    return parameter in inspect.signature(varlen_attn).parameters
 
 
 _FLASH = {"varlen": _varlen, "flash_attn": _flash_attn}
