@@ -44,6 +44,8 @@ ATTEMPTS = 1 << 20
 """Attempts that one seed of `collect` has room for."""
 FLUSH_SECONDS = 20.0
 """Work that a kill may lose."""
+CHUNK_STEPS = 2048
+"""Steps that a worker plays before it reports."""
 GIVE_UP = 50
 """Attempts without a single kept episode after which an expert counts as broken."""
 
@@ -229,7 +231,7 @@ def _submit(
             open_ = plan.missing - sum(count for _, count in queues[i])
             if open_ <= 0:
                 break
-            count = min(open_, max(1, min(32, open_ // (2 * workers))))
+            count = max(1, min(CHUNK_STEPS // plan.spec.max_steps, open_ // (2 * workers)))
             future = pool.submit(_attempts, plan.spec.id, plan.next, count, noise)
             queues[i].append((future, count))
             plan.next += count
