@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import threading
 import time
 from collections import deque
@@ -239,7 +240,8 @@ def _submit(
 
 
 def _die_with_parent() -> None:
-    """Leave no orphan where the parent is killed: a waiting worker would not notice."""
+    """Leave Ctrl-C to the parent, and no orphan where it is killed: a worker would not notice."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def watch() -> None:
         parent_process().join()
