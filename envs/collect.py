@@ -167,9 +167,9 @@ class _Plan:
             self.writer.append(episode)
         elif not self.kept and self.tried >= GIVE_UP:
             raise RuntimeError(
-                f"expected the expert of {self.spec.id!r} to succeed; none of {self.tried} attempts "
-                f"can be kept (last return {episode.score:.3g}, success {episode.success}). "
-                f"Lower the noise or min_fraction."
+                f"expected the expert of {self.spec.id!r} to succeed; none of {self.tried} "
+                f"attempts can be kept (last return {episode.score:.3g}, "
+                f"success {episode.success}). Lower the noise or min_fraction."
             )
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.writer.flush()

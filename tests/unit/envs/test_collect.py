@@ -28,9 +28,11 @@ def test_only_successes_are_kept(tmp_path: Path, toy: ModuleType) -> None:
     )
     store = EpisodeStore(folders[TASK])
     store.validate()
-    assert len(store) == 30 and (store.successes == 1).all()
+    assert len(store) == 30
+    assert (store.successes == 1).all()
     assert store.seeds[-1] > 29  # some were dropped
-    assert (np.diff(store.seeds) > 0).all() and store.seeds.max() < EVALUATION_SEED_START
+    assert (np.diff(store.seeds) > 0).all()
+    assert store.seeds.max() < EVALUATION_SEED_START
     assert seen[-1] == (TASK, 30, 30)
     assert store.manifest["versions"]["no-such-package"] == "not installed"
 

@@ -46,7 +46,8 @@ def write(path: Path) -> RecordStore:
 
 def test_records_come_back(tmp_path: Path) -> None:
     store = pickle.loads(pickle.dumps(write(tmp_path)))
-    assert len(store) == 4 and store.name == "sample"
+    assert len(store) == 4
+    assert store.name == "sample"
     for got, expected in zip(store, RECORDS, strict=True):
         np.testing.assert_equal(got, expected)
     np.testing.assert_equal(store[-1], RECORDS[-1])
@@ -65,9 +66,13 @@ def test_writing_again_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_store_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), RecordWriter(tmp_path, "sample") as writer:
-        writer.append(RECORDS[1])
-        raise KeyboardInterrupt
+    def interrupted() -> None:
+        with RecordWriter(tmp_path, "sample") as writer:
+            writer.append(RECORDS[1])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="it has no manifest"):
         RecordStore(tmp_path)
@@ -101,9 +106,9 @@ def test_damage_is_named(tmp_path: Path) -> None:
     store = write(tmp_path)
     file = tmp_path / "images-16x32x3.npy"
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
-    with pytest.raises(ValueError, match="images-16x32x3.npy"):
+    with pytest.raises(ValueError, match=r"images-16x32x3.npy"):
         store.validate()
     lines = (tmp_path / "records.jsonl").read_bytes().splitlines(keepends=True)
     (tmp_path / "records.jsonl").write_bytes(b"".join(lines[:-1]))
-    with pytest.raises(ValueError, match="expected 4 records .* got 3"):
+    with pytest.raises(ValueError, match=r"expected 4 records .* got 3"):
         RecordStore(tmp_path)

@@ -26,7 +26,9 @@ def test_ids_match_patterns() -> None:
 @pytest.mark.parametrize("task_id", LISTED)
 def test_specs_are_complete(task_id: str) -> None:
     spec = registry.spec(task_id)
-    assert spec.id == task_id and spec.max_steps > 0 and spec.measure == "success"
+    assert spec.id == task_id
+    assert spec.max_steps > 0
+    assert spec.measure == "success"
     assert TaskSpec.from_json(spec.to_json()).to_json() == spec.to_json()
     scores = (spec.random_score, spec.expert_score)
     assert (None in scores) == (spec.score_source == "")
@@ -51,7 +53,7 @@ def test_unknown_names_offer_the_closest() -> None:
         registry.spec("metaworld/reach-v2")
     with pytest.raises(ValueError, match="suites: "):
         registry.make("zzz")
-    with pytest.raises(ValueError, match="closest: .*gym/CartPole-v1"):
+    with pytest.raises(ValueError, match=r"closest: .*gym/CartPole-v1"):
         registry.make("gym/CartPol-v1")
 
 
@@ -98,4 +100,5 @@ def test_make_limits_the_time(toy: ModuleType) -> None:
     env = registry.make("toy/walk-v0", seed=1)
     stay = {"go": np.zeros(2, np.float32), "say": 1}
     steps = [env.step(stay)[2:4] for _ in range(toy.SPEC.max_steps)]
-    assert steps[-1] == (False, True) and not any(any(s) for s in steps[:-1])
+    assert steps[-1] == (False, True)
+    assert not any(any(s) for s in steps[:-1])

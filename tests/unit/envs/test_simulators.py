@@ -51,7 +51,8 @@ def roll(env: Any, seed: int, steps: int) -> list[np.ndarray]:
         low, high = (-1, 1) if env.action_space.shape else (0, 6)
         action = actions.uniform(low, high, env.action_space.shape).astype(env.action_space.dtype)
         observation, reward, terminated, truncated, info = env.step(action)
-        assert isinstance(info["success"], bool) and isinstance(reward, float)
+        assert isinstance(info["success"], bool)
+        assert isinstance(reward, float)
         out.append(np.array([reward, terminated, truncated]))
         if terminated or truncated:
             break
@@ -100,7 +101,8 @@ def test_missions_are_text_and_nothing_is_printed(
 ) -> None:
     env = registry.make(task_id)
     missions = {env.reset(seed=s)[0]["mission"] for s in range(40)}
-    assert len(missions) > 10 and all(m.startswith("go to ") for m in missions)
+    assert len(missions) > 10
+    assert all(m.startswith("go to ") for m in missions)
     assert capsys.readouterr().out == ""
 
 

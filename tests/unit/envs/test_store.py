@@ -44,7 +44,8 @@ def write(path: Path, toy: ModuleType, seeds: range, shard_steps: int = 20) -> N
 def test_episodes_come_back(tmp_path: Path, toy: ModuleType) -> None:
     write(tmp_path, toy, range(17))
     store = EpisodeStore(tmp_path)
-    assert len(store) == 17 and len(store._shards) > 2
+    assert len(store) == 17
+    assert len(store._shards) > 2
     store.validate()
     for i in range(17):
         assert_same(store.episode(i), toy.episode(i))
@@ -115,15 +116,15 @@ def test_damage_is_named(tmp_path: Path, toy: ModuleType) -> None:
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match="rewards.npy"):
+    with pytest.raises(ValueError, match=r"rewards.npy"):
         EpisodeStore(tmp_path).validate()
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(ValueError, match="expected JSON"):
         EpisodeStore(tmp_path)
     (tmp_path / "manifest.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(ValueError, match="'gato-episodes-1'.*got 'other'"):
+    with pytest.raises(ValueError, match=r"'gato-episodes-1'.*got 'other'"):
         EpisodeStore(tmp_path)
-    with pytest.raises(ValueError, match="it has no manifest.json"):
+    with pytest.raises(ValueError, match=r"it has no manifest.json"):
         EpisodeStore(tmp_path / "nowhere")
 
 
