@@ -1,0 +1,234 @@
+"""Atari 2600 games through the Arcade Learning Environment, seen as small colour frames.
+
+The protocol is Machado et al. 2018 (sticky actions 0.25, each decision lasts 4 frames, the game's
+minimal action set, 30 minutes at most) with Mnih et al. 2015's random number of idle frames at the
+start. What the player sees is the maximum of the last two frames, averaged over areas.
+
+Convention: an episode follows from its seed alone. Sticky actions are drawn here, frame by frame,
+from the episode's own generator, and the emulator itself is deterministic; so an emulator state can
+be copied and played on without touching the chance of the episode.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from gato.envs.episode import TaskSpec
+
+SUITE = "atari"
+EXTRA = "atari"
+PACKAGES = ("ale-py", "gymnasium")
+
+HEIGHT, WIDTH = 64, 64
+"""Size of an observation, for every game."""
+FRAME_SKIP = 4
+STICKY = 0.25
+"""Probability that the emulator repeats its last action instead of taking the new one, per frame."""
+MAX_IDLE_FRAMES = 30
+MAX_STEPS = 27_000
+"""Decisions in 30 minutes at 60 frames a second."""
+
+GAMES = {
+    3: "backgammon freeway skiing",
+    4: "atlantis atlantis2 blackjack breakout casino kaboom",
+    5: "frogger pacman surround tetris video_checkers",
+    6: (
+        "air_raid basic_math bowling carnival demon_attack galaxian king_kong name_this_game pong "
+        "pooyan qbert sir_lancelot space_invaders up_n_down"
+    ),
+    7: "assault",
+    8: "gopher phoenix tutankham",
+    9: ("asterix beam_rider crazy_climber enduro koolaid lost_luggage ms_pacman video_pinball"),
+    10: "amidar mr_do othello tic_tac_toe_3d time_pilot video_chess wizard_of_wor",
+    12: "turmoil",
+    14: "asteroids keystone_kapers kung_fu_master",
+    16: "journey_escape",
+    18: (
+        "adventure alien bank_heist battle_zone berzerk boxing centipede chopper_command crossbow "
+        "darkchambers defender donkey_kong double_dunk earthworld elevator_action entombed et "
+        "fishing_derby flag_capture frostbite gravitar hangman haunted_house hero human_cannonball "
+        "ice_hockey jamesbond kangaroo klax krull laser_gates mario_bros miniature_golf "
+        "montezuma_revenge pitfall pitfall2 private_eye riverraid road_runner robotank seaquest "
+        "solaris space_war star_gunner superman tennis trondead venture video_cube word_zapper "
+        "yars_revenge zaxxon"
+    ),
+}
+"""ROMs that ale-py ships with a reward, by the size of their minimal action set."""
+
+HUMAN_SOURCE = (
+    "human: mean of a professional tester without sticky actions, Mnih et al. 2015 and "
+    "Wang et al. 2016 (arXiv:1511.06581), as tabled by Badia et al. 2020 (arXiv:2003.13350)"
+)
+HUMAN = """
+    alien=7127.7 amidar=1719.5 assault=742.0 asterix=8503.3 asteroids=47388.7 atlantis=29028.1
+    bank_heist=753.1 battle_zone=37187.5 beam_rider=16926.5 berzerk=2630.4 bowling=160.7
+    boxing=12.1 breakout=30.5 centipede=12017.0 chopper_command=7387.8 crazy_climber=35829.4
+    defender=18688.9 demon_attack=1971.0 double_dunk=-16.4 enduro=860.5 fishing_derby=-38.7
+    freeway=29.6 frostbite=4334.7 gopher=2412.5 gravitar=3351.4 hero=30826.4 ice_hockey=0.9
+    jamesbond=302.8 kangaroo=3035.0 krull=2665.5 kung_fu_master=22736.3 montezuma_revenge=4753.3
+    ms_pacman=6951.6 name_this_game=8049.0 phoenix=7242.6 pitfall=6463.7 pong=14.6
+    private_eye=69571.3 qbert=13455.0 riverraid=17118.0 road_runner=7845.0 robotank=11.9
+    seaquest=42054.7 skiing=-4336.9 solaris=12326.7 space_invaders=1668.7 star_gunner=10250.0
+    surround=6.5 tennis=-8.3 time_pilot=5229.2 tutankham=167.6 up_n_down=11693.2 venture=1187.5
+    video_pinball=17667.9 wizard_of_wor=4756.5 yars_revenge=54576.9 zaxxon=9173.3
+"""
+"""Mean human scores of the usual 57 games."""
+
+MEASURED_SOURCE = (
+    "random and expert: measured here with sticky actions, 40 and 40 episodes, ale-py 0.12.1; "
+)
+MEASURED: dict[str, tuple[float, float]] = {"boxing": (0.7, 26.0)}
+"""Mean scores of the random policy and of the expert."""
+
+
+def specs() -> dict[str, TaskSpec]:
+    """Return the games by id, ``atari/<Game>-v5``."""
+    human = {g: float(score) for g, score in (entry.split("=") for entry in HUMAN.split())}
+    return {
+        task_id(game): _spec(game, actions, human.get(game))
+        for actions, games in GAMES.items()
+        for game in games.split()
+    }
+
+
+def task_id(game: str) -> str:
+    """Return the task id of a ROM, with the name that Gymnasium gives the game.
+
+    >>> task_id("space_invaders")
+    'atari/SpaceInvaders-v5'
+    """
+    parts = ("3D" if part == "3d" else part.capitalize() for part in game.split("_"))
+    return f"{SUITE}/{''.join(parts)}-v5"
+
+
+def _spec(game: str, actions: int, human: float | None) -> TaskSpec:
+    measured = game in MEASURED
+    source = f"{MEASURED_SOURCE if measured else ''}{HUMAN_SOURCE if human is not None else ''}"
+    return TaskSpec(
+        id=task_id(game),
+        observation_space=spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8),
+        action_space=spaces.Discrete(actions),
+        max_steps=MAX_STEPS,
+        control_hz=60.0 / FRAME_SKIP,
+        random_score=MEASURED[game][0] if measured else None,
+        expert_score=MEASURED[game][1] if measured else None,
+        human_score=human,
+        score_source=source,
+        expert="scripted" if measured else "none",
+    )
+
+
+def make(spec: TaskSpec) -> gym.Env:
+    """Return the game."""
+    return AtariEnv(spec)
+
+
+def expert(spec: TaskSpec) -> Any:
+    """Return the game's scripted expert, which reads positions from the emulator's memory."""
+    from gato.envs.experts.atari import EXPERTS
+
+    return EXPERTS[_game(spec.id)]()
+
+
+class AtariEnv(gym.Env):
+    """One game; `ram()` is the emulator's memory and `ale` the emulator, for experts."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 60 // FRAME_SKIP}  # noqa: RUF012
+    render_mode = "rgb_array"
+
+    def __init__(self, spec: TaskSpec) -> None:
+        from ale_py import ALEInterface, LoggerMode, roms
+
+        self.observation_space = spec.observation_space
+        self.action_space = spec.action_space
+        ALEInterface.setLoggerMode(LoggerMode.Error)
+        self.ale = ALEInterface()
+        self.ale.setInt("random_seed", 0)  # the emulator's own chance: memory at power-on
+        self.ale.setFloat("repeat_action_probability", 0.0)  # see the convention above
+        self.ale.loadROM(roms.get_rom_path(_game(spec.id)))
+        self.ale.reset_game()
+        self._start = self.ale.cloneState()
+        self._actions = self.ale.getMinimalActionSet()
+        assert len(self._actions) == self.action_space.n, (spec.id, len(self._actions))
+        self.action_names = tuple(action.name for action in self._actions)
+        self._frames = np.zeros((2, *self.ale.getScreenDims(), 3), np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode after 0 to 30 idle frames; it follows from `seed` alone."""
+        super().reset(seed=seed)
+        self.ale.restoreState(self._start)
+        self._last = self._actions[0]
+        for _ in range(self.np_random.integers(MAX_IDLE_FRAMES + 1)):
+            self.ale.act(self._actions[0])
+        if self.ale.game_over():  # no game ends that early; an emulator that says so is broken
+            raise RuntimeError("expected a game that outlasts the idle frames at its start")
+        self._frames[:] = self.ale.getScreenRGB()
+        return self._observe(), self._info()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Hold `action` for 4 frames, each of which may repeat the action before instead."""
+        if not 0 <= action < len(self._actions):
+            raise ValueError(
+                f"expected an action in [0, {len(self._actions)}), one of "
+                f"{', '.join(self.action_names)}; got {action!r}."
+            )
+        wanted, reward = self._actions[int(action)], 0.0
+        for i, stick in enumerate(self.np_random.random(FRAME_SKIP) < STICKY):
+            if not stick:
+                self._last = wanted
+            reward += self.ale.act(self._last)
+            if i >= FRAME_SKIP - 2:
+                self.ale.getScreenRGB(self._frames[i - FRAME_SKIP + 2])
+        return self._observe(), reward, self.ale.game_over(), False, self._info()
+
+    def ram(self) -> np.ndarray:
+        """Return the emulator's 128 bytes of memory, uint8."""
+        return self.ale.getRAM()
+
+    def render(self) -> np.ndarray:
+        """Return the full screen of the last frame, uint8 RGB."""
+        return self._frames[1].copy()
+
+    def _observe(self) -> np.ndarray:
+        return shrink(self._frames.max(axis=0), HEIGHT, WIDTH)
+
+    def _info(self) -> dict[str, Any]:
+        return {"lives": self.ale.lives()}
+
+
+def shrink(frame: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return `frame` (uint8 RGB) at a smaller size, each pixel the mean of the area it covers.
+
+    Convention: rounded half up, exactly. All sums are of integers below 2^24, so that float32
+    arithmetic gives the same bytes on every machine.
+    """
+    rows, columns = _overlaps(frame.shape[0], height), _overlaps(frame.shape[1], width)
+    total = int(rows[0].sum() * columns[0].sum())
+    assert 255 * total < 1 << 24, (frame.shape, height, width)
+    tall = rows @ frame.reshape(frame.shape[0], -1).astype(np.float32)  # (height, W * 3)
+    small = columns @ tall.reshape(height, -1, 3)  # (height, width, 3)
+    return ((small.astype(np.int32) + total // 2) // total).astype(np.uint8)
+
+
+@cache
+def _overlaps(size: int, parts: int) -> np.ndarray:
+    """Return the integer overlap of each of `parts` equal intervals with each of `size` pixels."""
+    unit = np.gcd(size, parts)
+    pixel, part = parts // unit, size // unit  # their lengths in a common unit
+    start = np.arange(size) * pixel
+    edge = np.arange(parts)[:, None] * part
+    overlap = np.minimum(start + pixel, edge + part) - np.maximum(start, edge)
+    return np.maximum(overlap, 0).astype(np.float32)  # (parts, size)
+
+
+def _game(spec_id: str) -> str:
+    return next(
+        game for games in GAMES.values() for game in games.split() if task_id(game) == spec_id
+    )

@@ -1,0 +1,160 @@
+"""The Atari suite: what it says, what an episode follows from, and that its expert is worth it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gato.envs import atari, registry
+
+BOXING = "atari/Boxing-v5"
+
+
+def small_by_hand(frame, height, width):
+    """Area average in exact rational arithmetic, pixel by pixel: the slow twin of `shrink`."""
+    from fractions import Fraction
+
+    tall, wide, channels = frame.shape
+    result = np.zeros((height, width, channels), np.uint8)
+    for i, j, c in np.ndindex(height, width, channels):
+        top, bottom = Fraction(i * tall, height), Fraction((i + 1) * tall, height)
+        left, right = Fraction(j * wide, width), Fraction((j + 1) * wide, width)
+        total = sum(
+            int(frame[y, x, c])
+            * (min(bottom, y + 1) - max(top, y))
+            * (min(right, x + 1) - max(left, x))
+            for y in range(int(top), -(-bottom // 1))
+            for x in range(int(left), -(-right // 1))
+        )
+        mean = total / ((bottom - top) * (right - left))
+        result[i, j, c] = int(mean + Fraction(1, 2))
+    return result
+
+
+@pytest.mark.parametrize("size", [(9, 7, 3, 2), (8, 8, 4, 4), (5, 6, 5, 6), (21, 16, 8, 5)])
+def test_shrink_equals_its_slow_twin(size):
+    tall, wide, height, width = size
+    frame = np.random.default_rng(0).integers(0, 256, (tall, wide, 3), np.uint8)
+    assert np.array_equal(atari.shrink(frame, height, width), small_by_hand(frame, height, width))
+
+
+@pytest.mark.parametrize("value", [0, 1, 127, 254, 255])
+@pytest.mark.parametrize("tall", [210, 214, 220, 230, 250])
+def test_shrink_keeps_a_plain_frame(tall, value):
+    frame = np.full((tall, 160, 3), value, np.uint8)
+    assert (atari.shrink(frame, atari.HEIGHT, atari.WIDTH) == value).all()
+
+
+def test_specs_are_plain_data():
+    specs = atari.specs()
+    assert len(specs) == 104
+    assert sum(spec.human_score is not None for spec in specs.values()) == 57
+    for task_id, spec in specs.items():
+        assert task_id == spec.id
+        assert spec.observation_space.shape == (atari.HEIGHT, atari.WIDTH, 3)
+        assert spec.score_source or spec.human_score is None
+    assert specs[BOXING].expert_score > specs[BOXING].human_score > specs[BOXING].random_score
+
+
+def test_unknown_game_offers_the_closest():
+    with pytest.raises(ValueError, match=r"atari/Boxing-v5"):
+        registry.spec("atari/Boxin-v5")
+
+
+def test_game_without_expert_says_so():
+    with pytest.raises(ValueError, match="has none"):
+        registry.make_expert("atari/Tetris-v5")
+
+
+@pytest.fixture(scope="module")
+def boxing():
+    pytest.importorskip("ale_py")
+    return registry.make(BOXING)
+
+
+def play(env, seed, steps, actions=None):
+    """Return frames and rewards of `steps` random decisions."""
+    rng = np.random.default_rng(seed if actions is None else actions)
+    frame, _ = env.reset(seed=seed)
+    frames, rewards = [frame], []
+    for _ in range(steps):
+        frame, reward, *_ = env.step(int(rng.integers(env.action_space.n)))
+        frames.append(frame)
+        rewards.append(reward)
+    return np.array(frames), np.array(rewards)
+
+
+def test_names_and_actions_are_those_of_ale():
+    gym, ale_py = pytest.importorskip("gymnasium"), pytest.importorskip("ale_py")
+    gym.register_envs(ale_py)
+    theirs = {name.split("/")[1] for name in gym.registry if name.startswith("ALE/")}
+    assert {name.split("/")[1] for name in atari.specs()} == theirs
+    env = registry.make("atari/TicTacToe3D-v5")
+    assert env.reset(seed=0)[0] in env.observation_space
+
+
+def test_an_episode_follows_from_its_seed(boxing):
+    first = play(boxing, 1, 120)
+    other = play(boxing, 2, 120, actions=1)
+    again = play(boxing, 1, 120)
+    fresh = play(registry.make(BOXING), 1, 120)
+    for one, two, three in zip(first, again, fresh, strict=True):
+        assert np.array_equal(one, two)
+        assert np.array_equal(one, three)
+    assert not np.array_equal(first[0], other[0])  # same actions, other chance
+
+
+def test_observations_fit_the_space_and_share_no_memory(boxing):
+    frame, _ = boxing.reset(seed=0)
+    kept = frame.copy()
+    for action in range(boxing.action_space.n):
+        new, reward, terminated, truncated, info = boxing.step(action)
+        assert new in boxing.observation_space
+        assert isinstance(reward, float)
+        assert isinstance(terminated, bool)
+        assert not truncated
+        assert info["lives"] >= 0
+    assert np.array_equal(frame, kept)
+    assert boxing.render().shape == (210, 160, 3)
+
+
+@pytest.mark.parametrize("action", [-1, 18])
+def test_foreign_action_is_refused(boxing, action):
+    boxing.reset(seed=0)
+    with pytest.raises(ValueError, match=r"expected an action in \[0, 18\), one of NOOP"):
+        boxing.step(action)
+
+
+def test_actions_stick_a_quarter_of_the_time(boxing):
+    env = boxing.unwrapped
+    env.reset(seed=0)
+    right, left = env.action_names.index("RIGHT"), env.action_names.index("LEFT")
+    kept = 0
+    for i in range(400):
+        before, wanted = env._last, left if i % 2 else right
+        env.np_random, rng = np.random.default_rng(i), np.random.default_rng(i)
+        stuck = rng.random(atari.FRAME_SKIP) < atari.STICKY
+        env.step(wanted)
+        assert env._last == (before if stuck.all() else env._actions[wanted])
+        kept += int(stuck.sum())
+    assert abs(kept / 1600 - atari.STICKY) < 0.04
+
+
+def test_expert_beats_standing_still_and_its_state_is_in_the_frame(boxing):
+    expert = registry.make_expert(BOXING)
+    frame, _ = boxing.reset(seed=4)
+    expert.reset(boxing, 4)
+    score = 0.0
+    for step in range(600):
+        if step % 50 == 0:
+            state = expert.state(boxing)
+            assert all(0 < value < 1 for value in state.values())
+            row = int(state["player_y"] * atari.HEIGHT)
+            column = int(state["player_x"] * atari.WIDTH)
+            near = frame[row - 2 : row + 3, column - 2 : column + 3]
+            assert near.min(axis=-1).max() > 150  # the player is white
+        frame, reward, terminated, *_ = boxing.step(expert.act(boxing, frame))
+        score += reward
+        if terminated:
+            break
+    assert score > 0
