@@ -49,9 +49,9 @@ def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[
 
 
 def clean(text: str) -> list[str]:
-    """Return the paragraphs of prose in `text`, each on one line and without markup.
+    r"""Return the paragraphs of prose in `text`, each on one line and without markup.
 
-    >>> clean("Title\\n*****\\n\\nThe *quick* brown fox jumps over\\nthe lazy dog of the house.")
+    >>> clean("Title\n*****\n\nThe *quick* brown fox jumps over\nthe lazy dog of the house.")
     ['The quick brown fox jumps over the lazy dog of the house.']
     """
     paragraphs = []

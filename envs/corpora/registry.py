@@ -54,7 +54,7 @@ def build(
     **options: Any,
 ) -> Path:
     """Write records to a `RecordStore` at `out` and return its path."""
-    from gato.envs.store import RecordWriter
+    from gato.envs.records import RecordWriter
 
     made = records(name, split, seed, count, **options)
     first = list(itertools.islice(made, 1))  # a wrong argument fails before a folder is made

@@ -29,8 +29,9 @@ from gato.envs.corpora.common import (
 )
 
 COUNTS = {"train": 12_000, "heldout": 400}
-ROOM = 4
-"""Cells along a side of the room."""
+ROOM = 3
+"""Cells along a side of the room, so that each has a name of its own: top left, top ... Larger
+rooms cost more patches and were learned more slowly in the same time."""
 TILE = 16
 """Pixels along a side of a cell: at 8 the boxes of MiniGrid are too faint to name."""
 TYPES = ("ball", "key", "box")
@@ -41,7 +42,10 @@ KINDS = ("colour", "object", "place", "count", "agent place", "agent direction")
 """The kinds of question; ``meta["kinds"]`` of a record names one for each answer."""
 
 CAPTION_SHARE = 0.2
-MOST_TURNS = 3
+MOST_TURNS = 5
+SHARE_OF_EASY = 0.4
+"""How often a question that needs no object to be found (`EASY`) is among those asked."""
+EASY = ("count", "agent direction")
 QUESTIONS = {
     "colour": ("what colour is the {}?", "what is the colour of the {}?"),
     "object": ("what is the {} object?", "which object is {}?"),
@@ -91,7 +95,7 @@ class Question(NamedTuple):
 
 
 def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[str, Any]]:
-    """Yield captions and conversations of one to three questions about one image."""
+    """Yield captions and conversations of one to five questions about one image."""
     check_split(split)
     for k in range(COUNTS[split] if count is None else count):
         rng = stream("scenes", split, seed, k)
@@ -156,7 +160,7 @@ def questions(scene: Scene, rng: Random) -> list[Question]:
 
 
 def render(scene: Scene) -> np.ndarray:
-    """Return the room as uint8 (64, 64, 3), as MiniGrid draws it."""
+    """Return the room as uint8 (48, 48, 3), as MiniGrid draws it."""
     grid_type, object_types = _minigrid()
     grid = grid_type(ROOM, ROOM)
     for thing in scene.things:
@@ -165,7 +169,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def _questions_record(scene: Scene, rng: Random) -> dict[str, Any]:
-    asked = questions(scene, rng)
+    asked = [q for q in questions(scene, rng) if q.kind not in EASY or rng.random() < SHARE_OF_EASY]
     rng.shuffle(asked)
     asked = asked[: rng.randint(1, MOST_TURNS)]
     image: np.ndarray | None = render(scene)
