@@ -1,0 +1,84 @@
+"""A training run as one frozen value: model, codecs, corpora, optimizer and budget."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gato.corpora import CorpusConfig
+from gato.model_config import ModelConfig
+from gato.optim import OptimConfig
+from gato.tokenizers.spaces import CodecOptions
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the outcome of a run, given its data."""
+
+    model: ModelConfig
+    codec: CodecOptions = field(default_factory=CodecOptions)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    corpora: tuple[CorpusConfig, ...] = ()
+    embedders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Per modality, options of its embedder: ``{"image": {"embedder": "conv"}}``."""
+    text_pieces: int = 2048
+    """Size of the SentencePiece model trained on the corpora's text where none is given."""
+    rows: int = 16
+    """Rows per batch; a row has ``model.context`` tokens."""
+    steps: int = 1000
+    """Optimizer steps of the whole run."""
+    seed: int = 0
+    precision: str = "auto"
+    """``float32``, ``bfloat16`` (autocast) or ``auto``: bfloat16 on a GPU, float32 on a CPU."""
+    log_every: int = 20
+    """Steps per line of metrics.jsonl."""
+    save_every: int = 500
+    """Steps between checkpoints; the last two are kept."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(
+                f"precision must be auto, float32 or bfloat16; got {self.precision!r}"
+            )
+        for name in ("rows", "steps", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        names = [c.name for c in self.corpora]
+        if len(set(names)) != len(names):
+            raise ValueError(f"corpora need different names; got {names}")
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return a frozen configuration as JSON-able data."""
+    data: dict[str, Any] = dataclasses.asdict(config)
+    return data
+
+
+def from_json(cls: type, data: Mapping[str, Any]) -> Any:
+    """Return the configuration that `to_json` described.
+
+    Raises:
+        ValueError: for a field that the class does not have.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise ValueError(
+            f"{cls.__name__} has no field {unknown[0]!r}; this file was written by another version"
+        )
+    return cls(**{name: _value(hints[name], value) for name, value in data.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type, hint), value)
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return tuple(_value(item, v) for v in value)
+    if isinstance(hint, types.UnionType) and isinstance(value, dict):
+        return next(_value(h, value) for h in typing.get_args(hint) if h is not type(None))
+    return value

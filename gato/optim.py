@@ -1,0 +1,157 @@
+"""The optimizer: Muon for the trunk's matrices, AdamW for everything else, one schedule for both.
+
+Muon orthogonalises the momentum of a matrix by a Newton-Schulz iteration (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon/). Matrices of one shape are stacked and iterated in one
+batched product. Steps are scaled so that their root mean square matches AdamW's (Liu et al. 2025,
+arXiv 2502.16982), so both share a learning rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How weights are updated."""
+
+    lr: float = 1e-3
+    """The highest learning rate."""
+    warmup: int = 100
+    """Steps of linear warm-up."""
+    final: float = 0.0
+    """Learning rate at the end, as a fraction of the highest."""
+    cooldown: float = 0.6
+    """The last fraction of the run over which the rate falls linearly."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    """The largest norm of the gradient; longer ones are scaled down."""
+    muon: bool = True
+    """Use Muon for the trunk's matrices instead of AdamW."""
+
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of `step`, counted from 0, in a run of `steps`."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        fall = max(1.0, self.cooldown * steps)
+        left = min(1.0, (steps - step) / fall)
+        return self.lr * (self.final + (1.0 - self.final) * left)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised per matrix; all matrices of one shape in one product."""
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+            for params in by_shape.values():
+                self._update(params, group)
+
+    def _update(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
+        buffers = []
+        for p in params:
+            state = self.state[p]
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(p)
+            buffers.append(state["momentum"])
+        gradients = [p.grad for p in params]
+        torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov
+        direction = orthogonalise(torch.stack(ahead))
+        scale = 0.2 * math.sqrt(max(params[0].shape))
+        torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(params, list(direction.unbind()), alpha=-group["lr"] * scale)
+
+
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Return (n, a, b) matrices with the singular vectors of the input and values near 1."""
+    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Optimizers:
+    """Both optimizers as one: the trunk's matrices under Muon, the rest under AdamW."""
+
+    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+        self.config = config
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        matrices = [p for n, p in named if config.muon and n.startswith("blocks.") and p.ndim == 2]
+        chosen = {id(p) for p in matrices}
+        rest = [(n, p) for n, p in named if id(p) not in chosen]
+        decayed = [p for n, p in rest if p.ndim >= 2 and n.startswith("blocks.")]
+        plain = [p for n, p in rest if not (p.ndim >= 2 and n.startswith("blocks."))]
+        groups = [
+            {"params": decayed, "weight_decay": config.weight_decay},
+            {"params": plain, "weight_decay": 0.0},
+        ]
+        self.parameters = [p for _, p in named]
+        self.all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                [g for g in groups if g["params"]],
+                lr=config.lr,
+                betas=(config.beta1, config.beta2),
+                eps=config.eps,
+                fused=True,
+            )
+        ]
+        if matrices:
+            self.all.append(Muon(matrices, config.lr, config.weight_decay))
+
+    def step(self, rate: float) -> Tensor:
+        """Clip, update at learning rate `rate`, clear; return the gradient's norm, a scalar."""
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def tensors(self, names: dict[int, str]) -> dict[str, Tensor]:
+        """Return the state as named tensors; `names` maps id(parameter) to its name."""
+        found = {}
+        for optimizer in self.all:
+            for parameter, state in optimizer.state.items():
+                for key, value in state.items():
+                    found[f"{names[id(parameter)]}/{key}"] = torch.as_tensor(value)
+        return found
+
+    def load_tensors(self, tensors: dict[str, Tensor], names: dict[int, str]) -> None:
+        """Restore what `tensors` returned."""
+        by_parameter: dict[str, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            parameter, key = name.rsplit("/", 1)
+            by_parameter.setdefault(parameter, {})[key] = value
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    if names[id(p)] in by_parameter:
+                        state = by_parameter[names[id(p)]]
+                        optimizer.state[p] = {k: v.clone() for k, v in state.items()}

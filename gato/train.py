@@ -1,0 +1,341 @@
+"""Training, top to bottom: corpora, serializer, model, loop.
+
+A run is a pure function of its configuration and its data: batch k and the random numbers of step
+k depend on (seed, k) alone, so a run that was killed and resumed ends bit for bit where one that
+was not would have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_checkpoint
+from gato.config import TrainConfig
+from gato.corpora import Corpus, EpisodeCorpus, RecordCorpus, open_corpus
+from gato.mixture import Mixture
+from gato.model import GatoModel
+from gato.optim import Optimizers
+from gato.tokenizers.modality import Spec
+from gato.tokenizers.serializer import History, Serializer
+from gato.tokenizers.stream import TokenBatch
+from gato.tokenizers.text import MODEL_FILE, train_text_model
+
+_TEXT_CHARACTERS = 2_000_000  # as much text as the text model and the run's start can afford
+_SCALE_ROWS = 20_000
+
+
+@dataclass
+class Progress:
+    """What a progress display needs, given to the callback once per line of metrics."""
+
+    step: int
+    steps: int
+    losses: dict[str, float]
+    tokens_per_second: float
+    seconds_left: float
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss of a step was NaN or infinite; the weights are those of the step before."""
+
+
+def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Serializer:
+    """Return the serializer of a run: text model trained, tasks added, scales fitted."""
+    bare = Serializer(config.codec, {"text": {MODEL_FILE: text_model}} if text_model else None)
+    corpora = [open_corpus(c, bare) for c in config.corpora]
+    if text_model is None:
+        text_model = train_text_model(_texts(corpora), config.text_pieces, seed=config.seed)
+    serializer = Serializer(config.codec, {"text": {MODEL_FILE: text_model}})
+    scales = fit_scales(corpora, config)
+    for corpus in corpora:
+        if isinstance(corpus, EpisodeCorpus):
+            c = corpus.config
+            history = History(c.window, c.hide_actions >= 1, c.temperature)
+            for store in corpus.stores:
+                serializer.add_task(store.spec, scales.get(store.spec.id), history)
+    return serializer
+
+
+def _texts(corpora: list[Corpus]) -> Iterator[str]:
+    """Yield the corpora's text, an equal share of characters from each."""
+    share = _TEXT_CHARACTERS // max(1, len(corpora))
+    for corpus in corpora:
+        left = share
+        for text in _corpus_texts(corpus):
+            yield text
+            left -= len(text)
+            if left <= 0:
+                break
+
+
+def _corpus_texts(corpus: Corpus) -> Iterator[str]:
+    if isinstance(corpus, EpisodeCorpus):
+        for store in corpus.stores:
+            yield from [store.spec.instruction] * 50
+            for i in range(min(len(store), 500)):
+                for column in store.episode(i).observations.values():
+                    if not isinstance(column, np.ndarray):
+                        yield column[0]
+    elif isinstance(corpus, RecordCorpus):
+        for store in corpus.stores:
+            for i in range(len(store)):
+                record = store[i]
+                if "text" in record:
+                    yield record["text"]
+                for message in record.get("messages", ()):
+                    for part in message["content"]:
+                        if part["type"] == "text":
+                            yield part["text"]
+
+
+def fit_scales(corpora: list[Corpus], config: TrainConfig) -> dict[str, dict[str, Spec]]:
+    """Return per task and path the fitted spec of observed numbers.
+
+    Scales are shared by leaves of one suite with one name and shape, so that the same number means
+    the same thing in related tasks.
+    """
+    scratch = Serializer(config.codec)
+    pools: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    members: list[tuple[str, str, str, Spec, tuple[str, str, str]]] = []
+    for corpus in corpora:
+        if not isinstance(corpus, EpisodeCorpus):
+            continue
+        for store in corpus.stores:
+            task = scratch.add_task(store.spec)
+            real = [leaf for leaf in task.observation if leaf[1] in ("vector", "continuous")]
+            for path, modality, spec in real:
+                key = (store.spec.suite, path, json.dumps(spec["shape"]))
+                members.append((store.spec.id, path, modality, spec, key))
+                pools.setdefault(key, []).extend(_columns(store, path))
+    fitted: dict[str, dict[str, Spec]] = {}
+    for task_id, path, modality, spec, key in members:
+        fitted.setdefault(task_id, {})[path] = scratch.modalities[modality].fit(pools[key], spec)
+    return fitted
+
+
+def _columns(store: Any, path: str) -> list[np.ndarray]:
+    columns, rows = [], 0
+    for i in np.linspace(0, len(store) - 1, min(len(store), 200)).astype(int):
+        columns.append(np.asarray(store.episode(int(i)).observations[path]))
+        rows += len(columns[-1])
+        if rows >= _SCALE_ROWS:
+            break
+    return columns
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    device: torch.device | str | None = None,
+    text_model: bytes | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Path:
+    """Train a model and return the folder of its last checkpoint.
+
+    Args:
+        config: the run.
+        out: the run's folder; what is in it is gone on with where `resume` is set.
+        resume: go on from the newest checkpoint in `out`, if there is one.
+        device: by default the GPU where there is one.
+        text_model: a SentencePiece model to use instead of training one.
+        on_progress: called once per line of metrics.
+
+    Raises:
+        NonFiniteLossError: where the loss stops being a number; nothing of that step is kept.
+        ValueError: where `out` holds a run with another configuration.
+    """
+    run = Path(out)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if resume and (run / "latest").is_file():
+        trainer = Trainer.resumed(config, run, device)
+    else:
+        trainer = Trainer(config, run, device, make_serializer(config, text_model))
+    return trainer.run(on_progress)
+
+
+class Trainer:
+    """The state of a run and its loop."""
+
+    def __init__(
+        self, config: TrainConfig, run: Path, device: torch.device, serializer: Serializer
+    ) -> None:
+        self.config, self.folder, self.device, self.serializer = config, run, device, serializer
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, serializer).to(device).train()
+        self.optimizers = Optimizers(self.model, config.optim)
+        self.names = {id(p): n for n, p in self.model.named_parameters()}
+        corpora = [open_corpus(c, serializer) for c in config.corpora]
+        self.mixture = Mixture(
+            corpora,
+            serializer,
+            rows=config.rows,
+            row_length=config.model.context,
+            seed=config.seed,
+        )
+        self.step = 0
+        self.stop = False
+        n = len(self.mixture.names)
+        self.sums = torch.zeros(2, n, dtype=torch.float64, device=device)
+        self.dtype = _precision(config.precision, device)
+        spans = dict(serializer.layout.ranges)
+        self.ordinal = serializer.layout.span("continuous") if "continuous" in spans else None
+
+    @classmethod
+    def resumed(cls, config: TrainConfig, run: Path, device: torch.device) -> Trainer:
+        """Return the trainer as it was when the newest checkpoint of `run` was saved."""
+        saved = load_checkpoint(run, device)
+        if saved.config != config:
+            raise ValueError(
+                f"{run} holds a run with another configuration. Resume with the one it was started "
+                f"with, or train into another folder."
+            )
+        trainer = cls(config, run, device, saved.serializer)
+        trainer.model.load_state_dict(saved.model.state_dict())
+        state = load_tensors(saved.path / "training" / "optimizer.safetensors")
+        trainer.optimizers.load_tensors(state, trainer.names)
+        counters = json.loads((saved.path / "training" / "counters.json").read_text())
+        trainer.step = saved.step
+        trainer.sums = torch.tensor(counters["sums"], dtype=torch.float64, device=device)
+        return trainer
+
+    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Path:
+        """Train to the last step, or until told to stop; return the checkpoint's folder."""
+        config, metrics = self.config, self.folder / "metrics.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _keep_lines(metrics, self.step)
+        clock, waited, begun, first = time.perf_counter(), 0.0, time.perf_counter(), self.step
+        saved: Path | None = None
+        with _signals(self), open(metrics, "a") as log:
+            while self.step < config.steps and not self.stop:
+                asked = time.perf_counter()
+                batch = self.mixture.batch(self.step)
+                waited += time.perf_counter() - asked
+                self.train_step(batch)
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    now = time.perf_counter()
+                    line = self._metrics(now - clock, waited)
+                    clock, waited = now, 0.0
+                    log.write(json.dumps(line) + "\n")
+                    log.flush()
+                    if on_progress is not None:
+                        pace = (now - begun) / (self.step - first)
+                        left = pace * (config.steps - self.step)
+                        rate = line["tokens_per_second"]
+                        on_progress(
+                            Progress(self.step, config.steps, line["losses"], rate, left)
+                        )
+                if self.step % config.save_every == 0 and self.step < config.steps:
+                    saved = self.save()
+        return self.save() if saved is None or not self._is_saved(saved) else saved
+
+    def _is_saved(self, path: Path) -> bool:
+        return path.name == f"step-{self.step:08d}"
+
+    def train_step(self, batch: TokenBatch) -> None:
+        """Take one optimizer step on a batch from the mixture."""
+        # Convention: every step draws its random numbers anew from (seed, step).
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+        tensors = batch.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            nll = self.model.loss(tensors, ordinal=self.ordinal)  # (M,)
+        loss = (nll * tensors.target_weight).sum() / (batch.rows * batch.row_length)
+        loss.backward()
+        rate = self.config.optim.rate(self.step, self.config.steps)
+        self._require_finite(loss, batch)
+        self.optimizers.step(rate)
+        self.step += 1
+        self.sums[0].index_add_(0, tensors.target_corpus, nll.detach().double())
+        self.sums[1].index_add_(
+            0, tensors.target_corpus, torch.ones_like(nll, dtype=torch.float64)
+        )
+
+    def _require_finite(self, loss: Tensor, batch: TokenBatch) -> None:
+        if math.isfinite(loss.item()):
+            return
+        corpora = sorted({self.mixture.names[i] for i in np.unique(batch.target_corpus)})
+        raise NonFiniteLossError(
+            f"the loss of step {self.step} is {loss.item()}; the batch draws on "
+            f"{', '.join(corpora)}. Lower optim.lr or look at that data; the last checkpoint in "
+            f"{self.folder} is whole."
+        )
+
+    def _metrics(self, seconds: float, waited: float) -> dict[str, Any]:
+        total, count = self.sums.tolist()
+        self.sums.zero_()
+        losses = {n: t / c for n, t, c in zip(self.mixture.names, total, count, strict=True) if c}
+        tokens = self.config.log_every * self.config.rows * self.config.model.context
+        return {
+            "step": self.step,
+            "losses": losses,
+            "lr": self.config.optim.rate(self.step - 1, self.config.steps),
+            "tokens_per_second": tokens / seconds,
+            "data_wait": waited / seconds,
+            "time": time.time(),
+        }
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step and return its folder."""
+        return save_checkpoint(
+            self.folder,
+            self.step,
+            self.config,
+            self.serializer,
+            self.model,
+            self.optimizers.tensors(self.names),
+            {"sums": self.sums.tolist()},
+        )
+
+
+def _precision(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def _keep_lines(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`: they were lost with the process that wrote them."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            continue  # half a line, from the instant the process was killed
+    path.write_text("".join(line + "\n" for line in kept))
+
+
+@contextlib.contextmanager
+def _signals(trainer: Trainer) -> Iterator[None]:
+    """Let SIGTERM and SIGINT end the run after the present step, with a checkpoint."""
+
+    def request_stop(signum: int, frame: Any) -> None:
+        trainer.stop = True
+
+    try:
+        before = {s: signal.signal(s, request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: the caller handles signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+

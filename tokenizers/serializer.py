@@ -1,0 +1,387 @@
+"""The universal serializer: episodes, documents, captions and conversations into the stream.
+
+Order inside a step is fixed here (see the drawing in `stream.py`); how one value becomes tokens
+is its modality's business. A whole episode is written at once, by column; steps whose text is the
+same form a run, and within a run every step has the same number of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from gato.envs.episode import Episode, TaskSpec, flatten_space
+from gato.tokenizers.modality import Modality, Segment, Spec, modality_classes
+from gato.tokenizers.spaces import CodecOptions, codec
+from gato.tokenizers.stream import TokenSequence, concatenate
+from gato.tokenizers.vocabulary import VocabularyLayout
+
+CONTROL = "control"
+MAX_LOCAL = 511
+
+
+@dataclass(frozen=True)
+class History:
+    """What a policy remembers of an episode: decided in training, the same at rollout."""
+
+    window: int = 0
+    """Steps after which the memory starts anew; 0 keeps as many tokens as the model's window."""
+    hide_actions: bool = False
+    """Whether the model sees <masked> in place of its own actions."""
+    temperature: float = 0.0
+    """Temperature of sampled actions; 0 takes the likeliest."""
+
+
+@dataclass(frozen=True)
+class TaskCodec:
+    """How one task is written: (path, modality, spec) of every leaf, and what is remembered."""
+
+    task: TaskSpec
+    observation: tuple[tuple[str, str, Spec], ...]
+    action: tuple[tuple[str, str, Spec], ...]
+    history: History = History()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "task": self.task.to_json(),
+            "observation": [list(leaf) for leaf in self.observation],
+            "action": [list(leaf) for leaf in self.action],
+            "history": asdict(self.history),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TaskCodec:
+        leaves = (tuple((p, m, dict(s)) for p, m, s in data[k]) for k in ("observation", "action"))
+        return cls(TaskSpec.from_json(data["task"]), *leaves, History(**data["history"]))
+
+
+@dataclass
+class SerializedEpisode:
+    """An episode's steps as one sequence, with the position where each step starts."""
+
+    head: TokenSequence
+    """``<bos>`` and the instruction: what stands before the first step of any window."""
+    steps: TokenSequence
+    starts: np.ndarray
+    """int64 (steps + 1,)"""
+    actions: np.ndarray
+    """bool (T,), true at action tokens."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def window(self, start: int, stop: int) -> TokenSequence:
+        """Return steps [start, stop), without the head."""
+        return self.steps.slice(int(self.starts[start]), int(self.starts[stop]))
+
+
+class Serializer:
+    """Values of every modality to tokens of one stream, and back."""
+
+    def __init__(
+        self,
+        options: CodecOptions | None = None,
+        state: Mapping[str, Mapping[str, bytes]] | None = None,
+        layout: VocabularyLayout | None = None,
+        tasks: Iterable[TaskCodec] = (),
+    ) -> None:
+        """Make a serializer.
+
+        Args:
+            options: choices among codecs.
+            state: per modality, its fitted parts (the text model).
+            layout: a saved ledger; by default one is built from the modalities.
+            tasks: the tasks already known.
+
+        Raises:
+            ValueError: where the saved ledger and the modalities' own sizes disagree.
+        """
+        self.options = options or CodecOptions()
+        self.modalities: dict[str, Modality] = {n: c() for n, c in modality_classes().items()}
+        for name, parts in (state or {}).items():
+            self.modalities[name].load_state(parts)
+        sizes = {n: m.vocabulary for n, m in self.modalities.items() if m.vocabulary}
+        self.layout = layout or VocabularyLayout.build(sizes)
+        known = dict(self.layout.ranges)
+        for name, size in sizes.items():
+            if known.get(name, size) != size:
+                raise ValueError(
+                    f"the checkpoint reserves {known[name]} ids for {name!r}, its tokenizer has "
+                    f"{size}; use the text model that the checkpoint was trained with"
+                )
+        self.names = [*self.modalities, CONTROL]
+        self.number = {name: i for i, name in enumerate(self.names)}
+        self.offset = {n: self.layout.start(n) for n in known}
+        self.control = {t: self.layout.control(t) for t in self.layout.control_tokens}
+        self.tasks: dict[str, TaskCodec] = {t.task.id: t for t in tasks}
+
+    # ---- tasks -------------------------------------------------------------------------------
+
+    def add_task(
+        self,
+        task: TaskSpec,
+        scales: Mapping[str, Spec] | None = None,
+        history: History | None = None,
+    ) -> TaskCodec:
+        """Register a task; `scales` replaces the spec of observation leaves by path."""
+        leaves = {}
+        for role, space in (
+            ("observation", task.observation_space),
+            ("action", task.action_space),
+        ):
+            named = []
+            for path, leaf in flatten_space(space, role).items():
+                modality, spec = codec(leaf, role, self.options, f"{task.id}: {path}")
+                if role == "observation" and scales and path in scales:
+                    spec = dict(scales[path])
+                named.append((path, modality, spec))
+            leaves[role] = tuple(named)
+        self.tasks[task.id] = TaskCodec(task, *leaves.values(), history or History())
+        return self.tasks[task.id]
+
+    def net_options(self) -> dict[str, dict[str, Any]]:
+        """Return per modality what its embedder must be sized for, from the codec options."""
+        o = self.options
+        group = max(
+            [s["group"] for t in self.tasks.values() for _, m, s in t.observation if m == "symbols"]
+            or [3]
+        )
+        return {
+            "vector": {"group": o.vector_group},
+            "symbols": {"group": group, "size": o.symbol_size},
+        }
+
+    def task(self, task_id: str) -> TaskCodec:
+        """Return a known task.
+
+        Raises:
+            ValueError: for a task that was never added, with those that were.
+        """
+        if task_id not in self.tasks:
+            raise ValueError(
+                f"expected one of the tasks this model knows ({', '.join(sorted(self.tasks))}); "
+                f"got {task_id!r}"
+            )
+        return self.tasks[task_id]
+
+    # ---- pieces ------------------------------------------------------------------------------
+
+    def control_piece(self, *tokens: str, target: float = 0.0) -> TokenSequence:
+        """Return control tokens as a sequence."""
+        n = len(tokens)
+        return TokenSequence(
+            np.array([self.control[t] for t in tokens], np.int32),
+            np.full(n, self.number[CONTROL], np.uint8),
+            np.zeros(n, np.int16),
+            np.full(n, target, np.float32),
+        )
+
+    def piece(self, modality: str, segment: Segment, target: float = 0.0) -> TokenSequence:
+        """Return the tokens of a segment (L, n) as one sequence of L * n."""
+        ids, rows = self._global(modality, segment)
+        flat = ids.reshape(-1)
+        n = len(flat)
+        payload = {}
+        if rows:
+            payload[modality] = {k: v.reshape(n, *v.shape[2:]) for k, v in rows.items()}
+            payload[modality]["at"] = np.arange(n)
+        return TokenSequence(
+            flat,
+            np.full(n, self.number[modality], np.uint8),
+            np.zeros(n, np.int16),
+            np.full(n, target, np.float32),
+            payload,
+        )
+
+    def _global(self, modality: str, segment: Segment) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        offset = self.offset.get(modality, 0)
+        if self.modalities[modality].vocabulary == 0:
+            return segment.ids, segment.rows
+        return segment.ids + np.int32(offset), segment.rows
+
+    def text(self, text: str, target: float = 0.0) -> TokenSequence:
+        """Return a string's tokens."""
+        return self.piece("text", self.modalities["text"].encode([text], {}), target)
+
+    def image(self, image: np.ndarray) -> TokenSequence:
+        """Return an image's tokens. `image` is uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+        spec = {"shape": list(image.shape)}
+        return self.piece("image", self.modalities["image"].encode(image[None], spec, "image"))
+
+    # ---- examples ----------------------------------------------------------------------------
+
+    def document(self, text: str) -> TokenSequence:
+        """Return ``<bos> text <eos>``."""
+        end = self.control_piece("<eos>", target=1.0)
+        return concatenate([self.control_piece("<bos>"), self.text(text, 1.0), end])
+
+    def caption(self, image: np.ndarray, text: str | None) -> TokenSequence:
+        """Return ``<bos> img <sep> text <eos>``; without text, the beginning to go on from."""
+        parts = [self.control_piece("<bos>"), self.image(image), self.control_piece("<sep>")]
+        if text is not None:
+            parts += [self.text(text, 1.0), self.control_piece("<eos>", target=1.0)]
+        return concatenate(parts)
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]]) -> TokenSequence:
+        """Return a conversation's tokens; only assistant turns are predicted.
+
+        Args:
+            messages: each with ``role`` (system, user or assistant) and ``content``: a string,
+                or parts ``{"type": "text", "text": str}`` and ``{"type": "image", "image":
+                uint8 array}`` in their order.
+        """
+        parts = [self.control_piece("<bos>")]
+        for message in messages:
+            role, content = message["role"], message["content"]
+            if role not in ("system", "user", "assistant"):
+                raise ValueError(f"a role is system, user or assistant; got {role!r}")
+            parts.append(self.control_piece(f"<{role}>"))
+            weight = 1.0 if role == "assistant" else 0.0
+            if isinstance(content, str):
+                content = [{"type": "text", "text": content}]
+            for part in content:
+                if part["type"] == "image":
+                    parts.append(self.image(np.asarray(part["image"])))
+                else:
+                    parts.append(self.text(part["text"], weight))
+            if role == "assistant":
+                parts.append(self.control_piece("<eos>", target=1.0))
+        return concatenate(parts)
+
+    # ---- episodes ----------------------------------------------------------------------------
+
+    def head(self, task_id: str, instruction: str | None = None) -> TokenSequence:
+        """Return ``<bos>`` and the instruction: what every window of the task starts with."""
+        text = self.task(task_id).task.instruction if instruction is None else instruction
+        parts = [self.control_piece("<bos>")]
+        return concatenate([*parts, self.text(text)] if text else parts)
+
+    def episode(self, episode: Episode) -> SerializedEpisode:
+        """Return all steps of an episode; targets are its actions (the expert's where logged)."""
+        task = self.task(episode.task)
+        actions = episode.targets if episode.targets is not None else episode.actions
+        pieces, counts, masks = [], [], []
+        for start, stop in _runs(task, episode):
+            observed = {p: episode.observations[p][start:stop] for p, _, _ in task.observation}
+            taken = {p: actions[p][start:stop] for p, _, _ in task.action}
+            sequence, n, n_action = self._steps(task, observed, taken)
+            pieces.append(sequence)
+            counts += [n] * (stop - start)
+            mask = np.zeros((stop - start, n), bool)
+            mask[:, n - n_action :] = True
+            masks.append(mask.reshape(-1))
+        starts = np.cumsum([0, *counts])
+        head = self.head(episode.task, episode.instruction or None)
+        return SerializedEpisode(head, concatenate(pieces), starts, np.concatenate(masks))
+
+    def observation(self, task_id: str, observation: Mapping[str, Any]) -> TokenSequence:
+        """Return one observation's tokens and ``<sep>``: what the policy decodes an action from."""
+        task = self.task(task_id)
+        single = {p: [observation[p]] for p, _, _ in task.observation}
+        return self._steps(task, single, None)[0]
+
+    def _steps(
+        self, task: TaskCodec, observed: Mapping[str, Any], actions: Mapping[str, Any] | None
+    ) -> tuple[TokenSequence, int, int]:
+        """Return L steps of equal layout, the tokens per step and the action tokens per step."""
+        name = task.task.id
+        blocks = [
+            (m, self._encode(m, observed[p], s, f"{name}: {p}")) for p, m, s in task.observation
+        ]
+        length = len(blocks[0][1].ids)
+        n_observation = sum(b.ids.shape[1] for _, b in blocks)
+        blocks.append((CONTROL, Segment(np.full((length, 1), self.control["<sep>"], np.int32))))
+        if actions is not None:
+            for path, modality, spec in task.action:
+                blocks.append(
+                    (modality, self._encode(modality, actions[path], spec, f"{name}: {path}"))
+                )
+                if modality == "text":  # a written action ends where it says so
+                    end = np.full((length, 1), self.control["<eos>"], np.int32)
+                    blocks.append((CONTROL, Segment(end)))
+        n = sum(b.ids.shape[1] for _, b in blocks)
+        n_action = n - n_observation - 1
+        local = np.zeros(n, np.int16)
+        local[:n_observation] = np.minimum(np.arange(1, n_observation + 1), MAX_LOCAL)
+        target = np.zeros(n, np.float32)
+        target[n - n_action :] = 1.0
+        numbers = np.repeat([self.number[m] for m, _ in blocks], [b.ids.shape[1] for _, b in blocks])
+        sequence = TokenSequence(
+            np.concatenate([b.ids for _, b in blocks], 1).reshape(-1),
+            np.tile(numbers.astype(np.uint8), length),
+            np.tile(local, length),
+            np.tile(target, length),
+            _payload(blocks, length, n),
+        )
+        return sequence, n, n_action
+
+    def _encode(self, modality: str, values: Any, spec: Spec, key: str) -> Segment:
+        segment = self.modalities[modality].encode(values, spec, key)
+        ids, rows = self._global(modality, segment)
+        return Segment(ids, rows)
+
+    # ---- the checkpoint ----------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the modalities' fitted parts as JSON-able data."""
+        return {
+            "options": asdict(self.options),
+            "layout": self.layout.to_json(),
+            "tasks": [t.to_json() for t in self.tasks.values()],
+        }
+
+    def state(self) -> dict[str, dict[str, bytes]]:
+        """Return the modalities' fitted parts."""
+        states = {name: m.state() for name, m in self.modalities.items()}
+        return {name: parts for name, parts in states.items() if parts}
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], state: Mapping[str, Mapping[str, bytes]]
+    ) -> Serializer:
+        """Return the serializer that `to_json` and `state` described."""
+        tasks = [TaskCodec.from_json(t) for t in data["tasks"]]
+        layout = VocabularyLayout.from_json(data["layout"])
+        return cls(CodecOptions(**data["options"]), state, layout, tasks)
+
+
+def _runs(task: TaskCodec, episode: Episode) -> list[tuple[int, int]]:
+    """Return [start, stop) of maximal runs of steps in which every text leaf is constant."""
+    length = len(episode)
+    changes = {0, length}
+    for leaves, columns in (
+        (task.observation, episode.observations),
+        (task.action, episode.targets or episode.actions),
+    ):
+        for path, modality, _ in leaves:
+            if modality == "text":
+                texts = columns[path]
+                changes |= {i for i in range(1, length) if texts[i] != texts[i - 1]}
+    cuts = sorted(changes)
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def _payload(
+    blocks: Sequence[tuple[str, Segment]], length: int, n: int
+) -> dict[str, dict[str, np.ndarray]]:
+    """Return the rows of all blocks by modality, in stream order."""
+    found: dict[str, list[tuple[int, Segment]]] = {}
+    column = 0
+    for modality, block in blocks:
+        if block.rows:
+            found.setdefault(modality, []).append((column, block))
+        column += block.ids.shape[1]
+    payload = {}
+    for modality, parts in found.items():
+        columns = np.concatenate([np.arange(c, c + b.ids.shape[1]) for c, b in parts])
+        at = (np.arange(length)[:, None] * n + columns).reshape(-1)
+        rows = {
+            k: np.concatenate([b.rows[k] for _, b in parts], 1) if len(parts) > 1 else v
+            for k, v in parts[0][1].rows.items()
+        }
+        payload[modality] = {k: v.reshape(len(at), *v.shape[2:]) for k, v in rows.items()}
+        payload[modality]["at"] = at
+    return payload

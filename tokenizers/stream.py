@@ -1,0 +1,231 @@
+"""The stream: one example as a sequence of tokens, and examples packed into a batch.
+
+    document      <bos> text .............................................. <eos>
+    captioned     <bos> img img img img <sep> text ........................ <eos>
+    conversation  <bos> <system> text <user> img.. text <assistant> text <eos> <user> ...
+    episode       <bos> [instruction] [prompt steps] step step step ...
+    step          observation tokens, keys in lexicographic order | <sep> | action tokens
+
+Predicted (in capitals: what carries loss): TEXT and <EOS> of documents, captions and assistant
+turns, and ACTION tokens. Never images, proprioception or any other observation. The token at
+position p is predicted from the hidden state at p - 1.
+
+Legend: T tokens of one sequence, B rows of a batch, N = B * row length, r payload rows, M targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+Payload = dict[str, dict[str, np.ndarray]]
+"""Per modality, fields of r rows each; the field ``at`` holds their positions, ascending."""
+
+
+@dataclass
+class TokenSequence:
+    """One example. Modalities are numbered by the serializer that made it."""
+
+    ids: np.ndarray
+    """int32 (T,), -1 where a token carries no id."""
+    modality: np.ndarray
+    """uint8 (T,), the number of the modality that owns each token."""
+    local: np.ndarray
+    """int16 (T,), index inside the step; all action tokens share index 0 (Gato appendix C)."""
+    target: np.ndarray
+    """float32 (T,), the weight of the loss on predicting each token; 0 for none."""
+    payload: Payload = field(default_factory=dict)
+    hidden: np.ndarray | None = None
+    """bool (T,): shown to the model as <masked>. Convention: a hidden token's value is hidden."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def slice(self, start: int, stop: int) -> TokenSequence:
+        """Return tokens [start, stop) as views."""
+        payload = {}
+        for name, rows in self.payload.items():
+            a, b = np.searchsorted(rows["at"], (start, stop))
+            if a < b:
+                payload[name] = {k: v[a:b] for k, v in rows.items()}
+                payload[name]["at"] = rows["at"][a:b] - start
+        hidden = None if self.hidden is None else self.hidden[start:stop]
+        cut = (c[start:stop] for c in (self.ids, self.modality, self.local, self.target))
+        return TokenSequence(*cut, payload, hidden)
+
+    def hide(self, tokens: np.ndarray) -> TokenSequence:
+        """Return the sequence with `tokens` (T,) bool shown as <masked>, their values dropped."""
+        payload = {}
+        for name, rows in self.payload.items():
+            keep = ~tokens[rows["at"]]
+            if keep.any():
+                payload[name] = rows if keep.all() else {k: v[keep] for k, v in rows.items()}
+        hidden = tokens if self.hidden is None else self.hidden | tokens
+        return TokenSequence(self.ids, self.modality, self.local, self.target, payload, hidden)
+
+
+def concatenate(parts: Sequence[TokenSequence]) -> TokenSequence:
+    """Return the parts written one after another as one sequence."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(p) for p in parts)])
+    collected: dict[str, list[tuple[int, dict[str, np.ndarray]]]] = {}
+    for start, part in zip(starts, parts, strict=False):
+        for name, rows in part.payload.items():
+            collected.setdefault(name, []).append((int(start), rows))
+    payload = {name: _join_rows(pieces) for name, pieces in collected.items()}
+    hidden = None
+    if any(p.hidden is not None for p in parts):
+        hidden = np.concatenate(
+            [np.zeros(len(p), bool) if p.hidden is None else p.hidden for p in parts]
+        )
+    columns = (
+        np.concatenate([getattr(p, name) for p in parts])
+        for name in ("ids", "modality", "local", "target")
+    )
+    return TokenSequence(*columns, payload, hidden)
+
+
+def _join_rows(pieces: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
+    joined = {k: np.concatenate([rows[k] for _, rows in pieces]) for k in pieces[0][1] if k != "at"}
+    joined["at"] = np.concatenate([rows["at"] + start for start, rows in pieces])
+    return joined
+
+
+@dataclass
+class TokenBatch:
+    """Sequences packed back to back into B rows of a fixed length; arrays or tensors.
+
+    No token sees another document. What is left at a row's end is a document of its own, made of
+    padding, that predicts nothing.
+    """
+
+    inputs: Any
+    """int64 (N,): ids, with <masked> in place of hidden tokens; -1 where a token has no id."""
+    local: Any
+    """int64 (N,)"""
+    position: Any
+    """int64 (N,), restarts at 0 with each document."""
+    document: Any
+    """int64 (N,), ascending; one number per document."""
+    cu_seqlens: Any
+    """int32 (D + 1,), document boundaries, padded with N (documents of length 0)."""
+    target_at: Any
+    """int64 (M,): positions of the predicted tokens."""
+    target_ids: Any
+    """int64 (M,)"""
+    target_weight: Any
+    """float32 (M,)"""
+    target_corpus: Any
+    """int64 (M,): the index of the corpus each target comes from."""
+    target_modality: Any
+    """int64 (M,)"""
+    payload: dict[str, dict[str, Any]]
+    rows: int
+    row_length: int
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
+        """Return the batch as tensors on `device`."""
+
+        def move(x: Any) -> Any:
+            tensor = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
+            return tensor.to(device, non_blocking=non_blocking)
+
+        payload = {m: {k: move(v) for k, v in rows.items()} for m, rows in self.payload.items()}
+        skipped = ("payload", "rows", "row_length")
+        arrays = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in skipped}
+        return TokenBatch(**arrays, payload=payload, rows=self.rows, row_length=self.row_length)
+
+    def validate(self) -> None:
+        """Check the batch once, at the boundary.
+
+        Raises:
+            ValueError: naming the first rule the batch breaks.
+        """
+        n = self.rows * self.row_length
+        rules = {
+            f"every per-token array has {n} entries": all(
+                len(a) == n for a in (self.inputs, self.local, self.position, self.document)
+            ),
+            "documents ascend": bool((np.diff(self.document) >= 0).all()),
+            "document boundaries end at the batch's end": int(self.cu_seqlens[-1]) == n,
+            "targets lie inside their document": bool((self.position[self.target_at] > 0).all()),
+            "targets carry ids": bool((self.target_ids >= 0).all()),
+            "payload positions lie in the batch": all(
+                len(r["at"]) == 0 or (0 <= r["at"].min() and r["at"].max() < n)
+                for r in self.payload.values()
+            ),
+        }
+        broken = [rule for rule, holds in rules.items() if not holds]
+        if broken:
+            raise ValueError(f"a batch must satisfy: {broken[0]}; this one does not")
+
+
+def pack(
+    rows: Sequence[Sequence[TokenSequence]],
+    row_length: int,
+    control: Mapping[str, int],
+    corpora: Sequence[Sequence[int]] | None = None,
+) -> TokenBatch:
+    """Return the batch whose rows hold these sequences.
+
+    Args:
+        rows: the sequences of each row, in order; their lengths add up to at most `row_length`.
+        row_length: tokens per row.
+        control: the ids of ``<pad>`` and ``<masked>``.
+        corpora: for each sequence of each row, the index of its corpus.
+
+    Raises:
+        ValueError: where a row's sequences do not fit.
+    """
+    padded: list[TokenSequence] = []
+    lengths: list[int] = []
+    corpus: list[int] = []
+    for i, row in enumerate(rows):
+        used = sum(len(s) for s in row)
+        if used > row_length:
+            raise ValueError(f"row {i} holds {used} tokens; {row_length} fit")
+        padded += row
+        lengths += [len(s) for s in row]
+        corpus += corpora[i] if corpora else [0] * len(row)
+        if used < row_length:
+            padded.append(_padding(row_length - used, control["<pad>"]))
+            lengths.append(row_length - used)
+            corpus.append(0)
+    everything = concatenate(padded)
+    n = len(everything)
+    bounds = np.cumsum([0, *lengths]).astype(np.int32)
+    repeats = np.array(lengths)
+    target_at = np.flatnonzero(everything.target)
+    inputs = everything.ids.astype(np.int64)
+    if everything.hidden is not None:
+        inputs[everything.hidden] = control["<masked>"]
+    capacity = -(-len(bounds) // 128) * 128  # one static shape for many batches
+    cu_seqlens = np.full(capacity, n, np.int32)
+    cu_seqlens[: len(bounds)] = bounds
+    return TokenBatch(
+        inputs=inputs,
+        local=everything.local.astype(np.int64),
+        position=np.arange(n) - np.repeat(bounds[:-1].astype(np.int64), repeats),
+        document=np.repeat(np.arange(len(lengths)), repeats),
+        cu_seqlens=cu_seqlens,
+        target_at=target_at,
+        target_ids=everything.ids[target_at].astype(np.int64),
+        target_weight=everything.target[target_at],
+        target_corpus=np.repeat(np.array(corpus, np.int64), repeats)[target_at],
+        target_modality=everything.modality[target_at].astype(np.int64),
+        payload=everything.payload,
+        rows=len(rows),
+        row_length=row_length,
+    )
+
+
+def _padding(n: int, pad: int) -> TokenSequence:
+    zeros = np.zeros(n, np.int16)
+    return TokenSequence(
+        np.full(n, pad, np.int32), zeros.astype(np.uint8), zeros, zeros.astype(np.float32)
+    )
