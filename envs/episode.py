@@ -129,7 +129,7 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
     raise ValueError(f"expected a known space type; got {data['type']!r}")
 
 
-class ANY_TEXT(spaces.Text):  # noqa: N801 - reads as a space constant where it is used
+class ANY_TEXT(spaces.Text):
     """A `Text` space of any characters: instructions are free text, not an alphabet."""
 
     def __init__(self, max_length: int = 1024) -> None:

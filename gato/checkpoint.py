@@ -51,9 +51,7 @@ def build_model(config: TrainConfig, serializer: Serializer) -> GatoModel:
         net = modality.net(config.model.width, chosen)
         if net is not None:
             nets[name] = net
-    return GatoModel(
-        config.model, serializer.layout.size, serializer.control["<masked>"], nets
-    )
+    return GatoModel(config.model, serializer.layout.size, serializer.control["<masked>"], nets)
 
 
 def save_checkpoint(
@@ -193,6 +191,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error

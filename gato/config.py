@@ -41,9 +41,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "float32", "bfloat16"):
-            raise ValueError(
-                f"precision must be auto, float32 or bfloat16; got {self.precision!r}"
-            )
+            raise ValueError(f"precision must be auto, float32 or bfloat16; got {self.precision!r}")
         for name in ("rows", "steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

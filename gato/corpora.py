@@ -70,8 +70,10 @@ def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
         ValueError: where no store lies there, or it is empty.
     """
     root = Path(config.path)
-    folders = [root] if (root / "manifest.json").exists() else sorted(
-        p.parent for p in root.glob("**/manifest.json")
+    folders = (
+        [root]
+        if (root / "manifest.json").exists()
+        else sorted(p.parent for p in root.glob("**/manifest.json"))
     )
     if not folders:
         raise ValueError(

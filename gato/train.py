@@ -25,7 +25,6 @@ from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_che
 from gato.config import TrainConfig
 from gato.corpora import Corpus, EpisodeCorpus, RecordCorpus, open_corpus
 from gato.mixture import Mixture
-from gato.model import GatoModel
 from gato.optim import Optimizers
 from gato.tokenizers.modality import Spec
 from gato.tokenizers.serializer import History, Serializer
@@ -235,9 +234,7 @@ class Trainer:
                         pace = (now - begun) / (self.step - first)
                         left = pace * (config.steps - self.step)
                         rate = line["tokens_per_second"]
-                        on_progress(
-                            Progress(self.step, config.steps, line["losses"], rate, left)
-                        )
+                        on_progress(Progress(self.step, config.steps, line["losses"], rate, left))
                 if self.step % config.save_every == 0 and self.step < config.steps:
                     saved = self.save()
         return self.save() if saved is None or not self._is_saved(saved) else saved
@@ -259,9 +256,7 @@ class Trainer:
         self.optimizers.step(rate)
         self.step += 1
         self.sums[0].index_add_(0, tensors.target_corpus, nll.detach().double())
-        self.sums[1].index_add_(
-            0, tensors.target_corpus, torch.ones_like(nll, dtype=torch.float64)
-        )
+        self.sums[1].index_add_(0, tensors.target_corpus, torch.ones_like(nll, dtype=torch.float64))
 
     def _require_finite(self, loss: Tensor, batch: TokenBatch) -> None:
         if math.isfinite(loss.item()):
@@ -337,5 +332,3 @@ def _signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-

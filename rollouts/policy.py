@@ -270,7 +270,10 @@ class Policy:
         return torch.where(mask[:, None], decoded[:, 0], ahead)
 
 
-_EMPTY = replace(_token(0, 0), ids=np.zeros(0, np.int32), modality=np.zeros(0, np.uint8),
-                 local=np.zeros(0, np.int16), target=np.zeros(0, np.float32))
-
-
+_EMPTY = replace(
+    _token(0, 0),
+    ids=np.zeros(0, np.int32),
+    modality=np.zeros(0, np.uint8),
+    local=np.zeros(0, np.int16),
+    target=np.zeros(0, np.float32),
+)

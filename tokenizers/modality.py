@@ -15,10 +15,12 @@ import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from torch import nn
+
+if TYPE_CHECKING:  # listing tasks reads this file, and torch takes seconds to import
+    from torch import nn
 
 Spec = dict[str, Any]
 """JSON-able description of one value: shape, bounds, scales. Travels in the checkpoint."""

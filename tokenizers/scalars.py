@@ -72,6 +72,8 @@ class ValueFeatures(nn.Module):
     octaves = range(-1, 7)
     size = 1 + 2 * len(octaves)
 
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         scale = torch.tensor([math.pi * 2.0**k for k in self.octaves])

@@ -7,6 +7,7 @@ same form a run, and within a run every step has the same number of tokens.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -54,8 +55,11 @@ class TaskCodec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TaskCodec:
-        leaves = (tuple((p, m, dict(s)) for p, m, s in data[k]) for k in ("observation", "action"))
-        return cls(TaskSpec.from_json(data["task"]), *leaves, History(**data["history"]))
+        observation, action = (
+            tuple((p, m, dict(s)) for p, m, s in data[k]) for k in ("observation", "action")
+        )
+        history = History(**data["history"])
+        return cls(TaskSpec.from_json(data["task"]), observation, action, history)
 
 
 @dataclass
@@ -139,7 +143,8 @@ class Serializer:
                     spec = dict(scales[path])
                 named.append((path, modality, spec))
             leaves[role] = tuple(named)
-        self.tasks[task.id] = TaskCodec(task, *leaves.values(), history or History())
+        observation, action = leaves["observation"], leaves["action"]
+        self.tasks[task.id] = TaskCodec(task, observation, action, history or History())
         return self.tasks[task.id]
 
     def net_options(self) -> dict[str, dict[str, Any]]:
@@ -308,7 +313,9 @@ class Serializer:
         local[:n_observation] = np.minimum(np.arange(1, n_observation + 1), MAX_LOCAL)
         target = np.zeros(n, np.float32)
         target[n - n_action :] = 1.0
-        numbers = np.repeat([self.number[m] for m, _ in blocks], [b.ids.shape[1] for _, b in blocks])
+        numbers = np.repeat(
+            [self.number[m] for m, _ in blocks], [b.ids.shape[1] for _, b in blocks]
+        )
         sequence = TokenSequence(
             np.concatenate([b.ids for _, b in blocks], 1).reshape(-1),
             np.tile(numbers.astype(np.uint8), length),
@@ -361,7 +368,7 @@ def _runs(task: TaskCodec, episode: Episode) -> list[tuple[int, int]]:
                 texts = columns[path]
                 changes |= {i for i in range(1, length) if texts[i] != texts[i - 1]}
     cuts = sorted(changes)
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def _payload(

@@ -54,8 +54,10 @@ class TokenSequence:
                 payload[name] = {k: v[a:b] for k, v in rows.items()}
                 payload[name]["at"] = rows["at"][a:b] - start
         hidden = None if self.hidden is None else self.hidden[start:stop]
-        cut = (c[start:stop] for c in (self.ids, self.modality, self.local, self.target))
-        return TokenSequence(*cut, payload, hidden)
+        ids, modality, local, target = (
+            c[start:stop] for c in (self.ids, self.modality, self.local, self.target)
+        )
+        return TokenSequence(ids, modality, local, target, payload, hidden)
 
     def hide(self, tokens: np.ndarray) -> TokenSequence:
         """Return the sequence with `tokens` (T,) bool shown as <masked>, their values dropped."""
@@ -83,11 +85,11 @@ def concatenate(parts: Sequence[TokenSequence]) -> TokenSequence:
         hidden = np.concatenate(
             [np.zeros(len(p), bool) if p.hidden is None else p.hidden for p in parts]
         )
-    columns = (
+    ids, modality, local, target = (
         np.concatenate([getattr(p, name) for p in parts])
         for name in ("ids", "modality", "local", "target")
     )
-    return TokenSequence(*columns, payload, hidden)
+    return TokenSequence(ids, modality, local, target, payload, hidden)
 
 
 def _join_rows(pieces: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
@@ -137,7 +139,9 @@ class TokenBatch:
 
         payload = {m: {k: move(v) for k, v in rows.items()} for m, rows in self.payload.items()}
         skipped = ("payload", "rows", "row_length")
-        arrays = {f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in skipped}
+        arrays = {
+            f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in skipped
+        }
         return TokenBatch(**arrays, payload=payload, rows=self.rows, row_length=self.row_length)
 
     def validate(self) -> None:
