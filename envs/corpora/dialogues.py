@@ -254,7 +254,7 @@ def _about_digit(talk: _Talk, split: Split) -> None:
 def _about_scene(talk: _Talk, split: Split) -> None:
     """Show a room, then ask about its only object, or about what is in it."""
     rng = talk.rng
-    scene = scenes.sample(split, rng, most=rng.choice((1, 2)))
+    scene = scenes.sample(split, rng, most=2)
     first = talk.say("look", LOOK, scenes.describe(scene), image=scenes.render(scene))
     if len(scene.things) > 1:
         asked = scenes.questions(scene, rng)

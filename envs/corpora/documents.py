@@ -62,9 +62,9 @@ def clean(text: str) -> list[str]:
         if lines[0].startswith("    ") or any(re.match(r" {6}", line) for line in lines):
             continue  # code, or a table
         prose = re.sub(r"(?<=[a-z])-\s*\n\s*", "-", "\n".join(lines))
+        prose = re.sub(r"^[*\-+o] ", "", prose.strip())
+        prose = re.sub(r":\w+:(?=`)|[*`\"]+", "", prose).replace("--", "-")
         prose = re.sub(r"\s+", " ", prose).strip()
-        prose = re.sub(r"^[*\-+o] ", "", prose)
-        prose = re.sub(r"[*`\"]+|:\w+:(?=`)", "", prose).replace("--", "-")
         if _is_prose(prose):
             paragraphs.append(prose)
     return paragraphs

@@ -41,6 +41,8 @@ DIRECTIONS = ("right", "down", "left", "up")
 KINDS = ("colour", "object", "place", "count", "agent place", "agent direction")
 """The kinds of question; ``meta["kinds"]`` of a record names one for each answer."""
 
+NUMBERS_OF_THINGS = {1: 4, 2: 4, 3: 2}
+"""How often a room has so many objects, relative to one another."""
 CAPTION_SHARE = 0.2
 MOST_TURNS = 5
 SHARE_OF_EASY = 0.4
@@ -109,7 +111,8 @@ def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[
 def sample(split: Split, rng: Random, most: int = 3) -> Scene:
     """Return a scene of the split with one to `most` objects."""
     while True:
-        number = rng.randint(1, most)
+        numbers = range(1, most + 1)
+        (number,) = rng.choices(numbers, [NUMBERS_OF_THINGS[n] for n in numbers])
         cells = rng.sample(range(ROOM * ROOM), number + 1)
         things = [
             Thing(*divmod(cell, ROOM), rng.choice(COLOURS), rng.choice(TYPES))

@@ -1,0 +1,389 @@
+"""The corpora: the same records for the same seed, splits apart, and answers that are true."""
+
+from __future__ import annotations
+
+import doctest
+import hashlib
+import itertools
+import json
+from collections import Counter
+from random import Random
+
+import numpy as np
+import pytest
+
+from gato.envs import records as record_store
+from gato.envs.corpora import (
+    common,
+    dialogues,
+    digits,
+    documents,
+    frames,
+    registry,
+    scenes,
+    tasks_in_words,
+)
+
+COUNT = {"dialogues": 300, "digits": 400, "documents": 400, "frames": 8, "scenes": 400}
+
+
+def digest(record):
+    """A record as a string, its images by their sha256."""
+
+    def plain(value):
+        if isinstance(value, np.ndarray):
+            return hashlib.sha256(value.tobytes() + str(value.shape).encode()).hexdigest()
+        raise TypeError(type(value))
+
+    return json.dumps(record, sort_keys=True, default=plain)
+
+
+def made(name, split, seed=0, count=None):
+    return list(registry.records(name, split, seed, COUNT[name] if count is None else count))
+
+
+def images(record):
+    if "image" in record:
+        return [record["image"]]
+    parts = [part for message in record.get("messages", ()) for part in message["content"]]
+    return [part["image"] for part in parts if part["type"] == "image"]
+
+
+def questions_and_answers(record):
+    """(question, answer) of a conversation, without its system message."""
+    texts = [m["content"][-1]["text"] for m in record["messages"] if m["role"] != "system"]
+    return list(zip(texts[::2], texts[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("split", common.SPLITS)
+def test_records_follow_from_split_and_seed(name, split):
+    records = made(name, split)
+    assert len(records) == COUNT[name]
+    for record in records:
+        record_store.check_record(record)
+        json.dumps(record.get("meta", {}))
+    shorter = [digest(r) for r in made(name, split, count=COUNT[name] // 2)]
+    assert shorter == [digest(r) for r in records[: len(shorter)]]
+    other = [digest(r) for r in made(name, split, seed=1, count=len(shorter))]
+    assert other != shorter
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_nothing_held_out_is_in_training(name):
+    seeds = (0,) if name == "frames" else (0, 1)  # the emulator takes its time
+    shown = [r for seed in seeds for r in made(name, "train", seed)]
+    train = {digest(r) for r in shown}
+    train_images = {image.tobytes() for r in shown for image in images(r)}
+    for seed in seeds:
+        for record in made(name, "heldout", seed):
+            assert digest(record) not in train
+            if name != "digits":  # an image of digits has a source of its own, tested below
+                assert not any(image.tobytes() in train_images for image in images(record))
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_images_are_small_and_of_whole_patches(name):
+    for record in made(name, "train", count=min(50, COUNT[name])):
+        for image in images(record):
+            assert image.dtype == np.uint8
+            assert image.ndim == 3
+            assert image.shape[2] == 3
+            assert image.shape[0] % 16 == image.shape[1] % 16 == 0
+            assert max(image.shape) <= 80
+
+
+@pytest.mark.parametrize("name", ["dialogues", "frames", "scenes"])
+@pytest.mark.parametrize("split", common.SPLITS)
+def test_conversations_alternate_and_name_the_kind_of_each_answer(name, split):
+    for record in made(name, split):
+        if record["kind"] != "conversation":
+            continue
+        roles = [m["role"] for m in record["messages"]]
+        spoken = roles[1:] if roles[0] == "system" else roles
+        assert spoken == ["user", "assistant"] * (len(spoken) // 2)
+        assert len(record["meta"]["kinds"]) == len(spoken) // 2
+        assert 1 <= len(spoken) // 2 <= 6
+        for _, answer in questions_and_answers(record):
+            assert answer == answer.strip() != ""
+
+
+def test_store_holds_what_was_made(tmp_path):
+    path = registry.build("scenes", tmp_path / "scenes", "heldout", seed=3, count=20)
+    store = record_store.RecordStore(path)
+    store.validate()
+    assert store.name == "scenes"
+    read = [digest(store[i]) for i in range(len(store))]
+    assert read == [digest(r) for r in made("scenes", "heldout", 3, 20)]
+
+
+def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="closest: scenes"):
+        registry.build("scene", tmp_path / "x", "train")
+    with pytest.raises(ValueError, match="'train' or 'heldout'; got 'test'"):
+        registry.build("scenes", tmp_path / "x", "test")
+    with pytest.raises(ValueError, match="at least 0; got -1"):
+        list(registry.records("scenes", "train", count=-1))
+    with pytest.raises(ValueError, match="known task id"):
+        registry.build("dialogues", tmp_path / "x", "train", tasks=("metaworld/raech-v3",))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("name", "module"), [("digits", "sklearn"), ("scenes", "minigrid")])
+def test_a_missing_package_is_named_with_its_extra(name, module, monkeypatch):
+    for cached in (digits._part, scenes._minigrid):
+        cached.cache_clear()
+    for loaded in ("sklearn.datasets", "minigrid.core.grid"):
+        monkeypatch.setitem(__import__("sys").modules, loaded, None)
+    with pytest.raises(ValueError, match=r"pip install \"gato\[(language|babyai)\]\""):
+        list(registry.records(name, "train", count=1))
+
+
+@pytest.mark.parametrize("module", [common, documents, scenes])
+def test_examples_in_docstrings(module):
+    assert doctest.testmod(module).failed == 0
+
+
+# digits
+
+
+def test_digits_are_split_by_index_and_stratified():
+    parts = {split: digits._part(split) for split in common.SPLITS}
+    numbers = {split: set(part[2].tolist()) for split, part in parts.items()}
+    assert not numbers["train"] & numbers["heldout"]
+    assert numbers["train"] | numbers["heldout"] == set(range(1797))
+    for label in range(10):
+        held, train = (int((parts[s][1] == label).sum()) for s in ("heldout", "train"))
+        assert held / (held + train) == pytest.approx(0.2, abs=0.006)
+        assert min(parts["heldout"][2][parts["heldout"][1] == label]) > max(
+            parts["train"][2][parts["train"][1] == label]
+        )
+
+
+def test_held_out_digits_are_every_image_once_and_unchanged():
+    records = made("digits", "heldout", count=digits.COUNTS["heldout"])
+    sources = [record["meta"]["source"] for record in records]
+    assert sorted(sources) == sorted(digits._part("heldout")[2].tolist())
+    for record in made("digits", "heldout", seed=5, count=5):
+        raw = digits._part("heldout")
+        at = int(np.flatnonzero(raw[2] == record["meta"]["source"])[0])
+        blocks = record["image"][..., 0].reshape(8, 4, 8, 4).mean((1, 3)) / 255 * 16
+        assert np.corrcoef(blocks.ravel(), raw[0][at].ravel())[0, 1] > 0.95
+        assert record["text"] == f"a handwritten {common.NUMBERS[int(raw[1][at])]}"
+
+
+@pytest.mark.parametrize("label", range(10))
+def test_drawing_moves_and_lights_a_digit(label):
+    images_, labels, _ = digits._part("train")
+    raw = images_[labels == label][0]
+    y, x = np.mgrid[:32, :32]
+    middle = [float((digits.draw(raw)[..., 0] * g).sum()) for g in (x, y)]
+    moved = [float((digits.draw(raw, shift=(2, 0))[..., 0] * g).sum()) for g in (x, y)]
+    mass, mass_moved = digits.draw(raw).sum() / 3, digits.draw(raw, shift=(2, 0)).sum() / 3
+    assert moved[0] / mass_moved - middle[0] / mass == pytest.approx(2, abs=0.4)
+    assert moved[1] / mass_moved - middle[1] / mass == pytest.approx(0, abs=0.4)
+    assert digits.draw(raw, light=0.5).mean() == pytest.approx(digits.draw(raw).mean() / 2, rel=0.1)
+    turned = digits.draw(digits.draw(raw)[::4, ::4, 0] / 16, angle=np.pi)
+    assert turned.shape == (32, 32, 3)
+
+
+# scenes
+
+
+def test_scenes_hold_out_arrangements_of_objects():
+    def arrangements(split):
+        return {json.dumps(r["meta"]["things"]) for s in range(2) for r in made("scenes", split, s)}
+
+    assert not arrangements("train") & arrangements("heldout")
+    rng = Random(0)
+    counts = Counter(scenes.sample("train", rng).split for _ in range(50))
+    assert counts == {"train": 50}
+
+
+def test_answers_about_scenes_are_true():
+    """Read the answers back from the picture's own state, by a rule of its own."""
+    seen = Counter()
+    for seed in range(300):
+        rng = Random(seed)
+        scene = scenes.sample("heldout", rng)
+        for question in scenes.questions(scene, rng):
+            seen[question.kind] += 1
+            words = question.text(rng).rstrip("?").split()
+            named = [
+                t
+                for t in scene.things
+                if (t.type in words or not set(words) & set(scenes.TYPES))
+                and (t.colour in words or not set(words) & set(scenes.COLOURS))
+            ]
+            if question.kind == "colour":
+                assert [t.colour for t in named] == [question.answer]
+            elif question.kind == "object":
+                assert [f"a {t.type}" for t in named] == [question.answer]
+            elif question.kind == "place":
+                (thing,) = named
+                assert where(thing.x, thing.y) == question.answer
+            elif question.kind == "agent place":
+                assert where(*scene.agent) == question.answer
+            elif question.kind == "agent direction":
+                assert scenes.DIRECTIONS[scene.direction] == question.answer
+            else:
+                assert common.NUMBERS[len(scene.things)] == question.answer
+    assert set(seen) == set(scenes.KINDS) == set(scenes.QUESTIONS)
+    assert min(seen.values()) > 100
+
+
+def where(x, y):
+    names = (
+        ("top left", "top", "top right"),
+        ("left", "middle", "right"),
+        ("bottom left", "bottom", "bottom right"),
+    )
+    return names[y][x]
+
+
+def test_questions_about_one_image_have_different_answers():
+    answers = [
+        {answer for _, answer in questions_and_answers(record)}
+        for record in made("scenes", "heldout")
+        if record["kind"] == "conversation" and len(record["meta"]["kinds"]) > 2
+    ]
+    assert np.mean([len(a) > 1 for a in answers]) > 0.95
+
+
+def test_no_answer_is_much_more_common_than_the_others():
+    answers: dict[str, Counter] = {kind: Counter() for kind in scenes.KINDS}
+    for record in made("scenes", "train", count=2000):
+        if record["kind"] == "conversation":
+            for kind, (_, a) in zip(
+                record["meta"]["kinds"], questions_and_answers(record), strict=True
+            ):
+                answers[kind][a] += 1
+    for kind, counts in answers.items():
+        assert max(counts.values()) < 1.6 / len(counts) * sum(counts.values()), (kind, counts)
+
+
+def test_scene_is_drawn_as_minigrid_draws_it():
+    from minigrid.core.constants import COLORS
+
+    scene = scenes.Scene((scenes.Thing(0, 1, "blue", "ball"),), (2, 2), 3)
+    image = scenes.render(scene)
+    assert image.shape == (48, 48, 3)
+    assert image[8, 24].tolist() == COLORS["blue"].tolist()
+    assert image[40, 40].tolist() == COLORS["red"].tolist()  # the agent
+    assert image[38, 34].tolist() == image[8, 8].tolist() == [0, 0, 0]
+    distinct = {
+        scenes.render(scenes.Scene((scenes.Thing(1, 1, c, t),), (0, 0), 0)).tobytes()
+        for c in scenes.COLOURS
+        for t in scenes.TYPES
+    }
+    assert len(distinct) == 18
+
+
+# dialogues
+
+
+def test_dialogues_hold_out_pairs_but_no_wording_and_no_task():
+    def asked(split):
+        return {q for s in range(6) for r in made("dialogues", split, s) for q in asked_of(r)}
+
+    def asked_of(record):
+        return [q for q, _ in questions_and_answers(record)]
+
+    train, held = asked("train"), asked("heldout")
+    assert held - train, "some questions are never asked in training"
+    tasks = tasks_in_words.tasks_in_words(tasks_in_words.TASKS)
+    for kind, wordings in dialogues.ABOUT_TASK.items():
+        for task in tasks:
+            missing = [w for w in wordings if w.format(task.name) not in train]
+            assert len(missing) == 1, (kind, task.name)
+        for wording in wordings:
+            assert any(wording.format(task.name) in train for task in tasks), wording
+
+
+@pytest.mark.parametrize("split", common.SPLITS)
+def test_a_rule_answers_every_dialogue(split):
+    """The answer follows from the kind, what was asked and what was said before: never two."""
+    answers: dict[str, set[str]] = {}
+    for record in made("dialogues", split, count=1500):
+        said = [str(hash(i.tobytes())) for i in images(record)]
+        for question, answer in questions_and_answers(record):
+            said.append(question)
+            answers.setdefault("\n".join(said), set()).add(answer)
+    assert {len(found) for found in answers.values()} == {1}
+
+
+def test_dialogue_answers_are_the_registry_s_instructions():
+    from gato.envs import registry as tasks
+
+    goals = {t.id: t.goal for t in tasks_in_words.tasks_in_words(tasks_in_words.TASKS)}
+    for task_id, goal in goals.items():
+        assert tasks.spec(task_id).instruction in ("", goal)
+    told = {a for r in made("dialogues", "train", count=1500) for _, a in questions_and_answers(r)}
+    assert {f"the goal is to {goal}." for goal in goals.values()} <= told
+
+
+def test_dialogues_can_be_about_any_task_with_an_instruction():
+    found = registry.records("dialogues", "train", 0, 200, tasks=("metaworld/soccer-v3",))
+    text = " ".join(a for r in found for _, a in questions_and_answers(r))
+    assert "the goal is to kick the ball into the net." in text
+    assert "reach" not in text
+    with pytest.raises(ValueError, match="of one of the suites"):
+        tasks_in_words.tasks_in_words(("gym/CartPole-v1",))
+
+
+@pytest.mark.parametrize("module", [dialogues, scenes, frames])
+def test_no_two_wordings_are_equal(module):
+    tables = [v for v in vars(module).values() if isinstance(v, dict)]
+    groups = [g for table in tables for g in table.values() if isinstance(g, tuple)]
+    wordings = Counter(w for group in groups for w in group if isinstance(w, str))
+    assert wordings
+    assert set(wordings.values()) == {1}
+
+
+# documents
+
+
+def test_documents_are_prose_and_split_by_source():
+    records = {s: made("documents", s, count=None) for s in common.SPLITS}
+    sources = {s: {r["meta"]["source"] for r in records[s]} for s in common.SPLITS}
+    assert not sources["train"] & sources["heldout"]
+    paragraphs = {s: {p for r in records[s] for p in r["text"].split("\n")} for s in common.SPLITS}
+    assert not paragraphs["train"] & paragraphs["heldout"]
+    characters = sum(len(r["text"]) for s in common.SPLITS for r in records[s])
+    assert 200_000 < characters <= documents.MOST_CHARACTERS * 1.1
+    for paragraph in itertools.islice(paragraphs["train"], 500):
+        assert len(paragraph) >= documents.SHORTEST_PARAGRAPH
+        assert paragraph.isascii()
+        assert ">>>" not in paragraph
+        assert "  " not in paragraph
+
+
+# frames
+
+
+def test_answers_about_frames_are_true():
+    state = {"player_x": 0.3, "player_y": 0.3, "opponent_x": 0.5, "opponent_y": 0.65}
+    assert frames.describe(state) == "the white boxer is left of the black boxer"
+    assert set(frames.questions(state)) == {
+        ("boxer place", "white", "top left"),
+        ("boxer place", "black", "bottom"),
+        ("boxer side", "white", "left"),
+        ("boxer side", "black", "right"),
+        ("boxer height", "", "white"),
+    }
+    near = {"player_x": 0.43, "player_y": 0.5, "opponent_x": 0.41, "opponent_y": 0.5}
+    assert frames.describe(near) == ""
+    assert frames.questions(near) == []
+
+
+def test_boxers_are_where_the_state_says():
+    for frame, state in itertools.islice(frames.play(Random(1)), 20):
+        size = np.array(frame.shape[:2])
+        ring = np.zeros_like(frame[..., 0], bool)
+        top, bottom, left, right = (int(part * 64) for part in (0.18, 0.82, 0.22, 0.8))
+        ring[top:bottom, left:right] = True
+        white, black = frame.min(axis=-1) > 190, frame.max(axis=-1) < 40
+        for mask, name in ((white, "player"), (black, "opponent")):
+            y, x = (np.argwhere(mask & ring) + 0.5).mean(axis=0) / size
+            assert abs(y - state[f"{name}_y"]) < 0.05
+            assert abs(x - state[f"{name}_x"]) < 0.08  # an outstretched arm moves the middle
