@@ -10,9 +10,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from hypothesis import settings
 
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import MODEL_FILE, train_text_model
+
+settings.register_profile("gato", deadline=None, database=None, derandomize=True)
+settings.load_profile("gato")
 
 _WORDS = ("red", "green", "blue", "ball", "box", "door", "go", "to", "the", "a", "is", "open")
 

@@ -53,7 +53,11 @@ class Continuous(Modality):
         return Segment(bins, self._rows(value.astype(np.float32), 0))
 
     def _require_inside(self, flat: np.ndarray, unit: np.ndarray, spec: Spec, key: str) -> None:
-        outside = np.abs(unit) > 1.0 + 1e-5  # rounding in float32 is no fault of the data
+        low, high = np.array(spec["low"], np.float64), np.array(spec["high"], np.float64)
+        # rounding in float32 is no fault of the data
+        slack = 1e-6 * np.maximum(np.abs(low), np.abs(high))
+        point = (high == low) & (np.abs(flat - low) > slack)  # a dimension that cannot move
+        outside = (np.abs(unit) > 1.0 + 1e-5) | point
         if outside.any():
             step, i = (int(k) for k in np.argwhere(outside)[0])
             raise ValueError(
@@ -68,7 +72,10 @@ class Continuous(Modality):
 
     def decode(self, ids: np.ndarray, spec: Spec) -> np.ndarray:
         value = denormalise(bin_centre(np.asarray(ids)), spec)
-        return value.astype(spec.get("dtype", "float32")).reshape(spec["shape"])
+        dtype = np.dtype(spec.get("dtype", "float32"))
+        if np.issubdtype(dtype, np.integer):
+            value = np.rint(value)
+        return value.astype(dtype).reshape(spec["shape"])
 
     def allowed(self, prefix: np.ndarray, spec: Spec) -> tuple[int, int] | None:
         return None if len(prefix) >= self.count(spec) else (0, BINS)

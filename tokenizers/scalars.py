@@ -22,8 +22,8 @@ MU, M = 100.0, 256.0  # Gato section 2.1
 def mu_law(x: np.ndarray) -> np.ndarray:
     """Return sgn(x) log(mu |x| + 1) / log(mu M + 1), clipped to [-1, 1] (Gato section 2.1)."""
     wide = np.asarray(x, np.float64)
-    squeezed = np.sign(wide) * np.log1p(MU * np.abs(wide)) / math.log1p(MU * M)
-    return np.clip(squeezed, -1.0, 1.0)
+    squeezed = np.log1p(MU * np.minimum(np.abs(wide), M)) / math.log1p(MU * M)
+    return np.copysign(squeezed, wide)
 
 
 def inverse_mu_law(y: np.ndarray) -> np.ndarray:
@@ -45,18 +45,24 @@ def normalise(flat: np.ndarray, spec: Spec) -> np.ndarray:
     """Return values (L, d) scaled as ``spec["codec"]`` says; [low, high] becomes [-1, 1]."""
     if spec["codec"] == "mu_law":
         return mu_law(flat)
-    low, high = np.array(spec["low"], np.float64), np.array(spec["high"], np.float64)
-    span = high - low
-    centred = (flat.astype(np.float64) - low) * (2.0 / np.where(span > 0, span, 1.0)) - 1.0
-    return np.where(span > 0, centred, 0.0)
+    middle, half = _middle_and_half(spec)
+    with np.errstate(over="ignore"):  # what lies that far outside may become infinite
+        unit = (flat.astype(np.float64) - middle) / np.where(half > 0, half, 1.0)
+    return np.where(half > 0, unit, 0.0)
 
 
 def denormalise(unit: np.ndarray, spec: Spec) -> np.ndarray:
     """Return the values (d,) whose normalised form is `unit`."""
     if spec["codec"] == "mu_law":
         return inverse_mu_law(unit)
-    low, high = np.array(spec["low"], np.float64), np.array(spec["high"], np.float64)
-    return low + (unit + 1.0) * 0.5 * (high - low)
+    middle, half = _middle_and_half(spec)
+    return middle + unit * half
+
+
+def _middle_and_half(spec: Spec) -> tuple[np.ndarray, np.ndarray]:
+    """Return (low + high) / 2 and (high - low) / 2, also where low + high would overflow."""
+    low, high = np.array(spec["low"], np.float64) / 2, np.array(spec["high"], np.float64) / 2
+    return low + high, high - low
 
 
 def quantile_scales(columns: Iterable[np.ndarray], spec: Spec) -> Spec:

@@ -52,7 +52,7 @@ def train_text_model(texts: Iterable[str], size: int, *, seed: int = 0) -> bytes
     except RuntimeError as error:
         raise ValueError(
             f"expected enough text for {size} pieces; SentencePiece says: {error}. "
-            f"Give more text or a smaller size."
+            f"Give more text or another size."
         ) from error
     return model.getvalue()
 
