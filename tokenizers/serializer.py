@@ -284,9 +284,11 @@ class Serializer:
 
     def observation(self, task_id: str, observation: Mapping[str, Any]) -> TokenSequence:
         """Return one observation's tokens and ``<sep>``: what the policy decodes an action from."""
-        task = self.task(task_id)
-        single = {p: [observation[p]] for p, _, _ in task.observation}
-        return self._steps(task, single, None)[0]
+        return self.observations(task_id, {p: [v] for p, v in observation.items()})
+
+    def observations(self, task_id: str, columns: Mapping[str, Any]) -> TokenSequence:
+        """Return L observations of equal text, each with its ``<sep>``, one after another."""
+        return self._steps(self.task(task_id), columns, None)[0]
 
     def _steps(
         self, task: TaskCodec, observed: Mapping[str, Any], actions: Mapping[str, Any] | None
