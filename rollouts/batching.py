@@ -1,6 +1,6 @@
-"""Token sequences of different lengths as one padded chunk for the decoder.
+"""Token sequences of different lengths as one padded chunk, read into a cache; ids drawn from it.
 
-Legend: B rows, Q tokens of the chunk, D width.
+Legend: B rows, Q tokens of the chunk, D width, U rows that draw, n tokens per row of a block.
 """
 
 from __future__ import annotations
@@ -9,90 +9,179 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from gato.cache import KVCache
 from gato.model import GatoModel
-from gato.tokenizers.stream import TokenSequence, concatenate
+from gato.tokenizers.stream import TokenSequence
+
+CHUNK = 64
+"""Tokens of one row read at once; longer pieces are split."""
+Spans = tuple[tuple[int, int], ...]
+"""Ranges [start, stop) of stream ids that may come next."""
 
 
-def embed_chunk(
-    model: GatoModel, sequences: Sequence[TokenSequence], pad: int, masked: int
-) -> tuple[Tensor, Tensor]:
-    """Return embeddings (B, Q, D) of B sequences, padded at their ends, and their lengths (B,)."""
-    device = model.table.weight.device
-    lengths = np.array([len(s) for s in sequences])
-    B, Q = len(sequences), int(lengths.max())
-    inputs = np.full((B, Q), pad, np.int64)
-    local = np.zeros((B, Q), np.int64)
-    for i, s in enumerate(sequences):
-        inputs[i, : len(s)] = s.ids if s.hidden is None else np.where(s.hidden, masked, s.ids)
-        local[i, : len(s)] = s.local
-    joined = concatenate([_rows_only(s) for s in sequences]).payload
-    starts = np.cumsum(lengths) - lengths
-    payload = {}
-    for name, rows in joined.items():
-        row = np.searchsorted(starts, rows["at"], side="right") - 1
-        at = rows["at"] - starts[row] + row * Q
-        fields = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in rows.items()}
-        payload[name] = {k: v.to(device) for k, v in fields.items()}
-        payload[name]["at"] = torch.from_numpy(at).to(device)
-    flat = (torch.from_numpy(a.reshape(-1)).to(device) for a in (inputs, local))
-    x = model.embed(*flat, payload).view(B, Q, -1)
-    return x, torch.from_numpy(lengths).to(device)
+class Chunk:
+    """What B rows read next: written piece by piece, padded at the rows' ends."""
+
+    def __init__(self, lengths: np.ndarray, control: dict[str, int]) -> None:
+        """Make room for `lengths` (B,) tokens; `control` has the ids of <pad> and <masked>."""
+        self.lengths = lengths
+        self.masked = control["<masked>"]
+        shape = (len(lengths), int(lengths.max(initial=1)))
+        self.inputs = np.full(shape, control["<pad>"], np.int64)
+        self.local = np.zeros(shape, np.int64)
+        self.filled = np.zeros(len(lengths), np.int64)
+        self._payload: dict[str, list[dict[str, np.ndarray]]] = {}
+
+    def write(self, rows: Sequence[int] | np.ndarray, block: TokenSequence) -> None:
+        """Append n tokens to each of L rows; `block` holds L * n tokens, row after row."""
+        where = np.asarray(rows)
+        n = len(block) // len(where)
+        if n == 0:
+            return
+        start = self.filled[where]
+        columns = start[:, None] + np.arange(n)  # (L, n)
+        shown = block.ids if block.hidden is None else np.where(block.hidden, self.masked, block.ids)
+        self.inputs[where[:, None], columns] = shown.reshape(-1, n)
+        self.local[where[:, None], columns] = block.local.reshape(-1, n)
+        for name, fields in block.payload.items():
+            share, offset = np.divmod(fields["at"], n)
+            at = where[share] * self.inputs.shape[1] + start[share] + offset
+            self._payload.setdefault(name, []).append({**fields, "at": at})
+        self.filled[where] += n
+
+    def fill(self, rows: np.ndarray, counts: np.ndarray) -> None:
+        """Append `counts` (L,) <masked> tokens to each of L rows."""
+        for row, count in zip(rows, counts, strict=True):
+            self.inputs[row, self.filled[row] : self.filled[row] + count] = self.masked
+        self.filled[rows] += counts
+
+    def embed(self, model: GatoModel) -> Tensor:
+        """Return the embeddings (B, Q, D)."""
+        assert (self.filled == self.lengths).all(), "a chunk must be written in full"
+        device = model.table.weight.device
+        payload = {}
+        for name, pieces in self._payload.items():
+            joined = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
+            payload[name] = {k: torch.from_numpy(v).to(device) for k, v in joined.items()}
+        flat = (torch.from_numpy(a.reshape(-1)).to(device) for a in (self.inputs, self.local))
+        return model.embed(*flat, payload).view(*self.inputs.shape, -1)
 
 
-def _rows_only(sequence: TokenSequence) -> TokenSequence:
-    return TokenSequence(
-        sequence.ids, sequence.modality, sequence.local, sequence.target, sequence.payload
-    )
+class Memory:
+    """The cache of B rows, never larger than what they have read so far.
 
-
-def sample(logits: Tensor, low: np.ndarray, high: np.ndarray, settings: Sampling) -> np.ndarray:
-    """Return one id per row (B,), drawn from [low, high) of logits (B, V)."""
-    ids = torch.arange(logits.shape[1], device=logits.device)
-    bounds = torch.from_numpy(np.stack([low, high])).to(logits.device)
-    outside = (ids < bounds[0, :, None]) | (ids >= bounds[1, :, None])
-    masked = logits.float().masked_fill(outside, -torch.inf)
-    return settings.choose(masked).cpu().numpy()
-
-
-class Sampling:
-    """How ids are drawn: one temperature and one random generator per row.
-
-    A row's draws depend on its own generator alone, not on its neighbours in the batch.
+    Until a row has read as many tokens as the model's memory holds, nothing has left the ring, so
+    a smaller ring computes the same and costs less.
     """
 
-    def __init__(
-        self, temperature: Sequence[float], seeds: Sequence[int], top_p: float = 1.0
-    ) -> None:
-        if not 0.0 < top_p <= 1.0 or any(t < 0 for t in temperature):
-            raise ValueError(
-                f"temperature must not be negative and top_p must be in (0, 1]; got {temperature} "
-                f"and {top_p}"
-            )
-        self.temperature = np.array(temperature, np.float32)
-        self.top_p = top_p
-        self.generators = [np.random.default_rng(seed) for seed in seeds]
+    def __init__(self, model: GatoModel, rows: int) -> None:
+        self.model = model
+        self.lengths = np.zeros(rows, np.int64)
+        self.cache = self._new(rows, min(CHUNK, model.config.memory))
 
-    def choose(self, logits: Tensor) -> Tensor:
-        """Return (B,) ids; logits (B, V) are -inf where an id is not allowed."""
-        if not self.temperature.any():
-            return logits.argmax(-1)
-        warm = torch.from_numpy(self.temperature).to(logits.device)[:, None]
-        scaled = logits / warm.clamp(min=1e-6)
-        if self.top_p < 1.0:
-            scaled = _nucleus(scaled, self.top_p)
-        uniform = np.stack([g.random(logits.shape[1], np.float32) for g in self.generators])
-        noise = -np.log(-np.log(np.clip(uniform, 1e-20, 1 - 1e-7)))  # Gumbel
-        drawn = (scaled + torch.from_numpy(noise).to(logits.device)).argmax(-1)
-        return torch.where(warm[:, 0] > 0, drawn, logits.argmax(-1))
+    def _new(self, rows: int, window: int) -> KVCache:
+        c, weight = self.model.config, self.model.table.weight
+        assert c.kv_heads is not None
+        return KVCache(
+            c.layers, rows, window, c.kv_heads, c.head_dim, weight.dtype, weight.device, CHUNK
+        )
+
+    def reset(self, rows: np.ndarray) -> None:
+        """Forget everything in the rows where `rows` (B,) is true."""
+        self.cache.reset(torch.from_numpy(rows).to(self.cache.lengths.device))
+        self.lengths[rows] = 0
+
+    def read(self, chunk: Chunk) -> Tensor:
+        """Return the hidden states (B, Q, D) of a chunk's tokens, and remember them."""
+        self._reserve(int((self.lengths + chunk.lengths).max()))
+        x = chunk.embed(self.model)
+        valid = torch.from_numpy(chunk.lengths).to(x.device)
+        self.lengths += chunk.lengths
+        return self.model.decode(x, self.cache, valid)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Go on with these rows only, in this order."""
+        old, index = self.cache, torch.from_numpy(rows).to(self.cache.lengths.device)
+        self.cache = self._new(len(rows), old.window)
+        self.cache.keys.copy_(old.keys[:, index])
+        self.cache.values.copy_(old.values[:, index])
+        self.cache.key_position.copy_(old.key_position[index])
+        self.cache.lengths.copy_(old.lengths[index])
+        self.lengths = self.lengths[rows]
+
+    def _reserve(self, tokens: int) -> None:
+        most, old = self.model.config.memory, self.cache
+        if tokens <= old.window or old.window == most:
+            return
+        # Nothing has left the old ring: every token still lies in the slot of its position.
+        self.cache = self._new(old.batch, min(most, -(-tokens // CHUNK) * CHUNK))
+        self.cache.keys[:, :, : old.slots] = old.keys
+        self.cache.values[:, :, : old.slots] = old.values
+        self.cache.key_position[:, : old.slots] = old.key_position
+        self.cache.lengths.copy_(old.lengths)
 
 
-def _nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """Return logits with all but the smallest set of ids of mass `top_p` at -inf."""
-    ordered, order = logits.sort(-1, descending=True)
-    mass = ordered.softmax(-1).cumsum(-1)
-    beyond = mass - ordered.softmax(-1) >= top_p
-    return torch.full_like(logits, -torch.inf).scatter(
-        -1, order, ordered.masked_fill(beyond, -torch.inf)
-    )
+def choose(
+    model: GatoModel,
+    states: Tensor,
+    spans: Sequence[Spans],
+    temperatures: Sequence[float],
+    generators: Sequence[np.random.Generator],
+    top_p: float = 1.0,
+) -> np.ndarray:
+    """Return one id per row (U,), drawn from what the row's spans allow.
+
+    A row's draw depends on its own state and generator alone, not on its neighbours.
+
+    Args:
+        model: whose logits decide.
+        states: (U, D) hidden states.
+        spans: per row, the ids that may come.
+        temperatures: per row; 0 takes the likeliest id.
+        generators: per row; drawn from only where the temperature is positive.
+        top_p: the mass of the smallest set of ids to draw from.
+    """
+    chosen = np.zeros(len(spans), np.int64)
+    for allowed in dict.fromkeys(spans):
+        rows = [i for i, s in enumerate(spans) if s == allowed]
+        logits = span_logits(model, states if len(rows) == len(spans) else states[rows], allowed)
+        best = logits.argmax(-1).cpu().numpy()
+        for i, row in enumerate(rows):
+            if temperatures[row] > 0:
+                best[i] = _draw(logits[i], temperatures[row], generators[row], top_p)
+        ids = np.concatenate([np.arange(start, stop) for start, stop in allowed])
+        chosen[rows] = ids[best]
+    return chosen
+
+
+def span_logits(model: GatoModel, states: Tensor, spans: Spans) -> Tensor:
+    """Return the logits (U, ids in the spans) in float32."""
+    weight = model.table.weight if model.head is None else model.head.weight
+    parts = [F.linear(states, weight[start:stop]) for start, stop in spans]
+    return torch.cat(parts, -1).float() if len(parts) > 1 else parts[0].float()
+
+
+def _draw(
+    logits: Tensor, temperature: float, generator: np.random.Generator, top_p: float
+) -> int:
+    scaled = logits.double().cpu().numpy() / temperature
+    probability = np.exp(scaled - scaled.max())
+    probability /= probability.sum()
+    if top_p < 1.0:
+        order = np.argsort(-probability, kind="stable")
+        before = np.cumsum(probability[order]) - probability[order]
+        probability[order[before >= top_p]] = 0.0
+    cumulative = np.cumsum(probability)
+    drawn = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
+    return int(min(drawn, len(cumulative) - 1))
+
+
+def check_sampling(temperature: float, top_p: float = 1.0) -> None:
+    """Raise ValueError where these are no sampling settings."""
+    if not temperature >= 0 or not np.isfinite(temperature):
+        raise ValueError(f"temperature must be a number of at least 0; got {temperature}")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError(f"top_p must be in (0, 1]; got {top_p}")

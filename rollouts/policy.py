@@ -3,88 +3,44 @@
 Per decision and row: what is pending of the last action, the observation and ``<sep>`` go in as
 one chunk; the action comes out one allowed id at a time. Rows whose history hides actions get all
 dimensions from the same forward, since none of them is shown to the others.
+
+    memory of a row   head | step 0 | step 1 | ... | observation <sep> | <- the action's ids
+    after `window` decisions, or `reset`, it is empty and starts with the head again
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gato.envs.episode import Episode, flatten_value, unflatten_value
+from gato.envs.episode import Episode, flatten_value
 from gato.model import GatoModel
-from gato.rollouts.batching import Sampling, embed_chunk, sample
-from gato.tokenizers.serializer import Serializer, TaskCodec
+from gato.rollouts.batching import Chunk, Memory, check_sampling, choose
+from gato.rollouts.grammar import ActionGrammar, action_count, single
+from gato.tokenizers.serializer import CONTROL, Serializer, TaskCodec
 from gato.tokenizers.stream import TokenSequence, concatenate
 
 
-class ActionGrammar:
-    """The ids written so far of one action, and which may come next."""
+@dataclass
+class _Row:
+    """One episode under way."""
 
-    def __init__(self, serializer: Serializer, task: TaskCodec) -> None:
-        self.serializer, self.leaves = serializer, task.action
-        self.written: list[list[int]] = [[]]
-        self.shown: list[TokenSequence] = []
-
-    def allowed(self) -> tuple[int, int] | None:
-        """Return the range of stream ids that may follow; None when the action is complete."""
-        while len(self.written) <= len(self.leaves):
-            _, modality, spec = self.leaves[len(self.written) - 1]
-            prefix = np.array(self.written[-1], np.int64)
-            span = self.serializer.modalities[modality].allowed(prefix, spec)
-            if span is not None:
-                offset = self.serializer.offset[modality]
-                return span[0] + offset, span[1] + offset
-            if len(self.written) == len(self.leaves):
-                return None
-            self.written.append([])
-        return None
-
-    def push(self, token: int) -> None:
-        """Take the next id, one of those that `allowed` returned."""
-        _, modality, spec = self.leaves[len(self.written) - 1]
-        owner = self.serializer.modalities[modality]
-        local = token - self.serializer.offset[modality]
-        rows = owner.rows_of(np.array([[local]]), spec, len(self.written[-1]))
-        self.written[-1].append(local)
-        payload = {}
-        if rows:
-            payload[modality] = {k: v.reshape(1, *v.shape[2:]) for k, v in rows.items()}
-            payload[modality]["at"] = np.zeros(1, np.int64)
-        number = self.serializer.number[modality]
-        self.shown.append(_token(token, number, payload))
-
-    def value(self) -> dict[str, Any]:
-        """Return the action's leaves by path."""
-        return {
-            path: self.serializer.modalities[modality].decode(np.array(ids), spec)
-            for (path, modality, spec), ids in zip(self.leaves, self.written, strict=True)
-        }
-
-    def count(self) -> int:
-        """Return how many ids the whole action takes.
-
-        Raises:
-            ValueError: where that depends on the ids (text).
-        """
-        counts = [self.serializer.modalities[m].count(spec) for _, m, spec in self.leaves]
-        if any(c is None for c in counts):
-            raise ValueError("an action that contains text has no fixed number of tokens")
-        return sum(c for c in counts if c is not None)
-
-
-def _token(token: int, number: int, payload: dict[str, Any] | None = None) -> TokenSequence:
-    return TokenSequence(
-        np.array([token], np.int32),
-        np.array([number], np.uint8),
-        np.zeros(1, np.int16),
-        np.ones(1, np.float32),
-        payload or {},
-    )
+    task: TaskCodec
+    head: TokenSequence
+    """What an empty memory reads first: the instruction and the prompt."""
+    temperature: float
+    generator: np.random.Generator
+    together: int | None
+    """How many ids of an action come from one forward; None where each waits for the last."""
+    steps: int = 0
+    """Decisions in memory."""
+    pending: list[TokenSequence] = field(default_factory=list)
+    """What is still to be read of the last action."""
 
 
 class Policy:
@@ -94,7 +50,7 @@ class Policy:
         self,
         model: GatoModel,
         serializer: Serializer,
-        tasks: Sequence[str],
+        tasks: str | Sequence[str],
         *,
         temperature: float | None = None,
         seeds: Sequence[int] | None = None,
@@ -105,175 +61,218 @@ class Policy:
         Args:
             model: in evaluation mode.
             serializer: the checkpoint's.
-            tasks: the task of each row.
+            tasks: the task of each row; one task makes a policy of one row, which takes one
+                observation and returns one action.
             temperature: of the actions; by default what each task was trained for.
-            seeds: of each row's random generator.
-            prompts: per task, an episode to be shown before the first step.
+            seeds: of each row's random generator; by default its index.
+            prompts: per task, steps of an episode to be shown before the first step.
 
         Raises:
             ValueError: for a task the model does not know.
         """
-        self.model, self.serializer = model, serializer
-        self.tasks = [serializer.task(t) for t in tasks]
-        warmth = [t.history.temperature if temperature is None else temperature for t in self.tasks]
-        self.sampling = Sampling(warmth, list(seeds or range(len(tasks))))
-        self.prompts = {
-            t: serializer.episode(e).window(0, len(e)) for t, e in (prompts or {}).items()
-        }
-        self.cache = model.new_cache(len(tasks), chunk=128)
-        self.heads: list[TokenSequence | None] = [None] * len(tasks)
-        self.pending: list[list[TokenSequence]] = [[] for _ in tasks]
-        self.steps = np.zeros(len(tasks), np.int64)
-        self.reset()
+        if temperature is not None:
+            check_sampling(temperature)
+        self.model, self.serializer, self.temperature = model, serializer, temperature
+        self.single = isinstance(tasks, str)
+        names = [tasks] if isinstance(tasks, str) else list(tasks)
+        if not names:
+            raise ValueError("a policy needs at least one task; got none")
+        self._heads: dict[str, TokenSequence] = {}
+        self._prompts = dict(prompts or {})
+        chosen = list(range(len(names)) if seeds is None else seeds)
+        self.rows = [self._row(t, s) for t, s in zip(names, chosen, strict=True)]
+        self.memory = Memory(model, len(names))
+        self._masked = single(serializer.control["<masked>"], serializer.number[CONTROL])
+
+    @property
+    def tasks(self) -> list[str]:
+        """The task of each row."""
+        return [row.task.task.id for row in self.rows]
+
+    def _row(self, task_id: str, seed: int) -> _Row:
+        task = self.serializer.task(task_id)
+        history = task.history
+        warm = history.temperature if self.temperature is None else self.temperature
+        together = action_count(self.serializer, task) if history.hide_actions else None
+        generator = np.random.default_rng(seed)
+        return _Row(task, self._head(task), warm, generator, together)
+
+    def _head(self, task: TaskCodec) -> TokenSequence:
+        name = task.task.id
+        if name not in self._heads:
+            head = self.serializer.head(name)
+            if name in self._prompts:
+                shown = self.serializer.episode(self._prompts[name])
+                steps = shown.window(0, len(shown))
+                if task.history.hide_actions:
+                    steps = steps.hide(steps.target > 0)
+                head = concatenate([head, steps])
+                if len(head) > self.model.config.memory // 2:
+                    raise ValueError(
+                        f"{name!r}: a prompt of {len(steps)} tokens is more than half of the "
+                        f"{self.model.config.memory} that the model remembers; give fewer steps"
+                    )
+            self._heads[name] = head
+        return self._heads[name]
 
     def reset(
         self,
         mask: Sequence[bool] | np.ndarray | None = None,
-        seeds: Sequence[int] | None = None,
+        *,
+        seeds: Sequence[int] | Mapping[int, int] | None = None,
+        tasks: Sequence[str] | Mapping[int, str] | None = None,
     ) -> None:
-        """Forget the episodes of the rows where `mask` (B,) is true; of all rows without one."""
-        chosen = np.ones(len(self.tasks), bool) if mask is None else np.asarray(mask, bool)
-        self._restart(chosen)
-        if seeds is not None:
-            for row in np.flatnonzero(chosen):
-                self.sampling.generators[row] = np.random.default_rng(seeds[row])
+        """Forget the episodes of the rows where `mask` (B,) is true; of all rows without one.
 
-    def _restart(self, rows: np.ndarray) -> None:
-        if not rows.any():
-            return
-        self.cache.reset(torch.from_numpy(rows))
-        for row in np.flatnonzero(rows):
-            task = self.tasks[row]
-            self.heads[row] = self.serializer.head(task.task.id)
-            if task.task.id in self.prompts:
-                parts = [self.heads[row], self.prompts[task.task.id]]
-                self.heads[row] = concatenate([p for p in parts if p is not None])
-            self.pending[row] = []
-            self.steps[row] = 0
+        Args:
+            mask: bool (B,).
+            seeds: by row; those given of reset rows start their random generators anew.
+            tasks: by row; the tasks that reset rows play from now on.
+        """
+        chosen = np.ones(len(self.rows), bool) if mask is None else np.asarray(mask, bool)
+        if chosen.shape != (len(self.rows),):
+            raise ValueError(f"mask must have one entry per row, {len(self.rows)}; got {mask!r}")
+        for row in np.flatnonzero(chosen).tolist():
+            if tasks is not None:
+                generator = self.rows[row].generator
+                self.rows[row] = self._row(tasks[row], 0)
+                self.rows[row].generator = generator
+            if seeds is not None:
+                self.rows[row].generator = np.random.default_rng(seeds[row])
+        self._forget(chosen)
+
+    def _forget(self, rows: np.ndarray) -> None:
+        if rows.any():
+            self.memory.reset(rows)
+            for row in np.flatnonzero(rows):
+                self.rows[row].pending, self.rows[row].steps = [], 0
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order; a batch of finished episodes costs time."""
+        self.rows = [self.rows[i] for i in rows]
+        self.memory.keep(np.asarray(rows, np.int64))
 
     @torch.no_grad()
-    def select_action(
-        self, observations: Sequence[Any], active: Sequence[bool] | np.ndarray | None = None
-    ) -> list[Any]:
+    def select_action(self, observations: Any, active: Any = None) -> Any:
         """Return one action per row, an element of its task's action space.
 
         Args:
-            observations: one per row, elements of the rows' observation spaces.
-            active: rows that want an action; the others' memory stays and they get None.
+            observations: one per row, elements of the rows' observation spaces; one observation
+                where the policy was made for one task.
+            active: bool (B,), rows that want an action; the others' memory stays as it is and
+                they get None.
+
+        Raises:
+            ValueError: for an observation outside its space, naming task and key.
         """
-        rows = range(len(self.tasks)) if active is None else np.flatnonzero(active)
-        rows = [int(r) for r in rows]
+        if self.single:
+            return self._act([observations], [0])[0]
+        if len(observations) != len(self.rows):
+            raise ValueError(f"expected {len(self.rows)} observations; got {len(observations)}")
+        rows = range(len(self.rows)) if active is None else np.flatnonzero(active).tolist()
+        return self._act(observations, list(rows))
+
+    def _act(self, observations: Sequence[Any], rows: list[int]) -> list[Any]:
+        actions: list[Any] = [None] * len(self.rows)
         if not rows:
-            return [None] * len(self.tasks)
-        self._restart_full(rows)
-        grammars = {r: ActionGrammar(self.serializer, self.tasks[r]) for r in rows}
-        hidden_counts = {
-            r: grammars[r].count() if self.tasks[r].history.hide_actions else 1 for r in rows
-        }
-        chunks = [_EMPTY] * len(self.tasks)
+            return actions
+        full = np.zeros(len(self.rows), bool)
         for r in rows:
-            chunks[r] = self._chunk(r, observations[r], hidden_counts[r])
-        states, lengths = self._decode(chunks)
-        last = (lengths - 1).clamp(min=0)
-        self._write(rows, grammars, states, last, hidden_counts)
-        actions: list[Any] = [None] * len(self.tasks)
+            window = self.rows[r].task.history.window
+            full[r] = bool(window) and self.rows[r].steps >= window
+        self._forget(full)
+        chunk, at = self._chunk(observations, rows)
+        grammars = {r: ActionGrammar(self.serializer, self.rows[r].task) for r in rows}
+        self._write(grammars, self.memory.read(chunk), at)
         for r in rows:
-            space = self.tasks[r].task.action_space
-            actions[r] = unflatten_value(space, grammars[r].value(), "action")
-            self.steps[r] += 1
+            actions[r] = grammars[r].value()
+            self.rows[r].steps += 1
         return actions
 
-    def _restart_full(self, rows: list[int]) -> None:
-        full = np.zeros(len(self.tasks), bool)
+    def _chunk(self, observations: Sequence[Any], rows: list[int]) -> tuple[Chunk, np.ndarray]:
+        """Return what the rows read before they act, and where (B,) the first id is decided."""
+        before = {
+            r: [*([] if self.rows[r].steps else [self.rows[r].head]), *self.rows[r].pending]
+            for r in rows
+        }
+        blocks = self._observed(observations, rows)
+        lengths, fill = np.zeros((2, len(self.rows)), np.int64)
+        for members, block in blocks:
+            lengths[members] = len(block) // len(members)
         for r in rows:
-            window = self.tasks[r].history.window
-            full[r] = bool(window) and self.steps[r] >= window
-        self._restart(full)
+            fill[r] = (self.rows[r].together or 1) - 1
+            lengths[r] += fill[r] + sum(len(p) for p in before[r])
+        chunk = Chunk(lengths, self.serializer.control)
+        for r in rows:
+            for piece in before[r]:
+                chunk.write([r], piece)
+        for members, block in blocks:
+            chunk.write(members, block)
+        chunk.fill(np.array(rows), fill[rows])
+        return chunk, lengths - 1 - fill
 
-    def _chunk(self, row: int, observation: Any, n_action: int) -> TokenSequence:
-        """Return what row `row` has to read before it can act."""
-        task = self.tasks[row]
-        flat = flatten_value(task.task.observation_space, observation, "observation")
-        parts = [] if self.heads[row] is None else [self.heads[row]]
-        parts += self.pending[row]
-        parts.append(self.serializer.observation(task.task.id, flat))
-        parts += [self._masked()] * (n_action - 1)
-        self.heads[row], self.pending[row] = None, []
-        return concatenate([p for p in parts if p is not None])
-
-    def _masked(self) -> TokenSequence:
-        return _token(self.serializer.control["<masked>"], self.serializer.number["control"])
-
-    def _decode(self, chunks: list[TokenSequence]) -> tuple[Tensor, Tensor]:
-        pad, masked = (self.serializer.control[t] for t in ("<pad>", "<masked>"))
-        x, lengths = embed_chunk(self.model, chunks, pad, masked)
-        return self.model.decode(x, self.cache, lengths), lengths
+    def _observed(
+        self, observations: Sequence[Any], rows: list[int]
+    ) -> list[tuple[list[int], TokenSequence]]:
+        """Return the observations' tokens, rows of equal layout written in one go."""
+        groups: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
+        for r in rows:
+            task = self.rows[r].task
+            flat = flatten_value(task.task.observation_space, observations[r], "observation")
+            texts = [flat[p] for p, _, _ in task.observation if isinstance(flat[p], str)]
+            groups.setdefault((task.task.id, *texts), []).append((r, flat))
+        blocks = []
+        for (name, *_), members in groups.items():
+            paths = [p for p, _, _ in self.serializer.task(name).observation]
+            columns = {p: [flat[p] for _, flat in members] for p in paths}
+            blocks.append(([r for r, _ in members], self.serializer.observations(name, columns)))
+        return blocks
 
     def _write(
-        self,
-        rows: list[int],
-        grammars: dict[int, ActionGrammar],
-        states: Tensor,
-        last: Tensor,
-        hidden_counts: dict[int, int],
+        self, grammars: Mapping[int, ActionGrammar], states: Tensor, at: np.ndarray
     ) -> None:
-        """Complete every row's action, one id of each unfinished row at a time."""
-        index = torch.arange(len(self.tasks), device=states.device)
-        offset = torch.tensor(
-            [1 - hidden_counts.get(r, 1) for r in range(len(self.tasks))], device=states.device
-        )
-        at = last + offset
-        unfinished = list(rows)
+        """Complete every row's action, one id of each unfinished row at a time.
+
+        Args:
+            grammars: by row.
+            states: (B, Q, D) of the chunk just read.
+            at: (B,) position in the chunk whose state decides the first id.
+        """
+        unfinished = list(grammars)
+        current = states[unfinished, at[unfinished]]  # (U, D)
         slot = 0
-        current = states[index, at.clamp(min=0)]  # (B, D)
         while unfinished:
-            low, high = np.zeros((2, len(self.tasks)), np.int64)
-            high += 1
-            for r in unfinished:
-                span = grammars[r].allowed()
-                assert span is not None
-                low[r], high[r] = span
-            ids = sample(self.model.logits(current), low, high, self.sampling)
-            for r in unfinished:
-                grammars[r].push(int(ids[r]))
-            written = unfinished
-            unfinished = [r for r in unfinished if grammars[r].allowed() is not None]
-            for r in written:
-                hides = self.tasks[r].history.hide_actions
-                if r not in unfinished:
-                    self.pending[r] = [self._masked() if hides else grammars[r].shown[-1]]
-            if not unfinished:
-                return
+            members = [self.rows[r] for r in unfinished]
+            spans = [grammars[r].allowed for r in unfinished]
+            ids = choose(
+                self.model,
+                current,
+                [s for s in spans if s is not None],
+                [m.temperature for m in members],
+                [m.generator for m in members],
+            )
+            for r, token in zip(unfinished, ids.tolist(), strict=True):
+                grammars[r].push(token)
+                hides = self.rows[r].task.history.hide_actions
+                self.rows[r].pending = [self._masked if hides else grammars[r].last()]
+            unfinished = [r for r in unfinished if grammars[r].allowed is not None]
             slot += 1
-            current = self._next(unfinished, grammars, states, at, slot)
+            if unfinished:
+                current = self._next(unfinished, states, at, slot)
 
-    def _next(
-        self,
-        unfinished: list[int],
-        grammars: dict[int, ActionGrammar],
-        states: Tensor,
-        at: Tensor,
-        slot: int,
-    ) -> Tensor:
-        """Return the states (B, D) that predict id number `slot` of each unfinished row."""
-        index = torch.arange(len(self.tasks), device=states.device)
-        ahead = states[index, (at + slot).clamp(max=states.shape[1] - 1)]
-        shown = [r for r in unfinished if not self.tasks[r].history.hide_actions]
-        if not shown:
-            return ahead
-        chunks = [_EMPTY] * len(self.tasks)
-        for r in shown:
-            chunks[r] = grammars[r].shown[-1]
-        decoded, _ = self._decode(chunks)
-        mask = torch.zeros(len(self.tasks), dtype=torch.bool, device=states.device)
-        mask[shown] = True
-        return torch.where(mask[:, None], decoded[:, 0], ahead)
-
-
-_EMPTY = replace(
-    _token(0, 0),
-    ids=np.zeros(0, np.int32),
-    modality=np.zeros(0, np.uint8),
-    local=np.zeros(0, np.int16),
-    target=np.zeros(0, np.float32),
-)
+    def _next(self, unfinished: list[int], states: Tensor, at: np.ndarray, slot: int) -> Tensor:
+        """Return the states (U, D) that decide id number `slot` of each unfinished row."""
+        waiting = [r for r in unfinished if self.rows[r].together is None]
+        if not waiting:
+            return states[unfinished, at[unfinished] + slot]
+        lengths = np.zeros(len(self.rows), np.int64)
+        lengths[waiting] = 1
+        chunk = Chunk(lengths, self.serializer.control)
+        for r in waiting:
+            chunk.write([r], self.rows[r].pending[0])
+        read = self.memory.read(chunk)[:, 0]  # (B, D)
+        picked = [
+            read[r] if self.rows[r].together is None else states[r, at[r] + slot]
+            for r in unfinished
+        ]
+        return torch.stack(picked)
