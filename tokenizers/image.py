@@ -59,6 +59,13 @@ class Image(Modality):
         }
         return Segment(np.full((count, n), -1, np.int32), payload)
 
+    def describe(
+        self, token: int, row: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the patch's place and its mean colour."""
+        place, mean = row["grid"][:2].tolist(), row["patch"].mean((0, 1))
+        return {"row": place[0], "column": place[1], "rgb": np.round(mean).astype(int).tolist()}
+
     def example(self, rng: np.random.Generator) -> tuple[Any, Spec]:
         return rng.integers(0, 256, (2, 32, 48, 3), np.uint8), {"shape": [32, 48, 3]}
 

@@ -69,6 +69,18 @@ class Modality:
         """Return the payload rows (n, ...) of emitted local ids, the first being token `first`."""
         return {}
 
+    def describe(
+        self, token: int, row: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> Any:
+        """Return what a person reads for one token: a number, a string, a list or a dict of them.
+
+        Args:
+            token: its local id, -1 where it has none.
+            row: its payload by field, empty where it has none.
+            options: those that `net` is given.
+        """
+        return next((_readable(v) for v in row.values()), token)
+
     def example(self, rng: np.random.Generator) -> tuple[Any, Spec]:
         """Return (values with L = 2, spec); feeds the conformance tests."""
         raise NotImplementedError
@@ -87,6 +99,13 @@ class Modality:
 
     def load_state(self, state: Mapping[str, bytes]) -> None:
         """Restore what `state` returned."""
+
+
+def _readable(array: np.ndarray) -> Any:
+    """Return an array as numbers that JSON holds, rounded to what a person reads."""
+    if array.dtype.kind != "f":
+        return array.tolist()
+    return (np.round(np.asarray(array, np.float64), 4) + 0.0).tolist()  # no minus zero
 
 
 _REGISTRY: dict[str, type[Modality]] = {}

@@ -48,6 +48,12 @@ class Symbols(Modality):
         }
         return Segment(np.full((len(raw), n), -1, np.int32), rows)
 
+    def describe(
+        self, token: int, row: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> list[int]:
+        """Return the group's integers."""
+        return [int(i) % int(options.get("size", 16)) for i in row["index"]]
+
     def example(self, rng: np.random.Generator) -> tuple[Any, Spec]:
         return rng.integers(0, 6, (2, 4, 3)), {"shape": [4, 3], "group": 3, "size": 16}
 

@@ -122,5 +122,11 @@ class Text(Modality):
     def allowed(self, prefix: np.ndarray, spec: Spec) -> tuple[int, int] | None:
         return None if len(prefix) >= spec["max_tokens"] else (0, self.vocabulary)
 
+    def describe(
+        self, token: int, row: Mapping[str, np.ndarray], options: Mapping[str, Any]
+    ) -> str:
+        """Return the piece as SentencePiece writes it; its sign for a space is U+2581."""
+        return str(self.processor.id_to_piece(token))
+
     def example(self, rng: np.random.Generator) -> tuple[Any, Spec]:
         return ["a red ball"] * 2, {"max_tokens": 32}

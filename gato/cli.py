@@ -1,0 +1,248 @@
+"""The command line. Each command is a few lines here; what it does lies in the module it calls.
+
+Exit codes: 0 done, 2 usage or bad input, 1 failure. Errors go to stderr as one sentence; with
+``--debug`` the traceback stands before it. Heavy modules are imported inside the commands, so that
+``--help`` and ``gato tasks`` answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+# Before torch starts its threads: those that wait for work sleep, they do not take a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+ABOUT = "One model, one stream of tokens: games, robots, grid worlds, images and conversation."
+DONE, FAILURE, BAD_INPUT = 0, 1, 2
+
+Command = Callable[[argparse.Namespace], Any]
+
+
+class UsageError(ValueError):
+    """The command line itself is wrong."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are exceptions, so that all errors leave by one door."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError`, naming the help that would have told."""
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [a for a in given if a != "--debug"]
+    try:
+        return _run(given)
+    except BrokenPipeError:  # the reader of our output has seen enough: `gato show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return _report("interrupted", FAILURE, debug)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        return _report(_of_system(error), BAD_INPUT, debug)
+    except OSError as error:
+        return _report(_of_system(error), FAILURE, debug)
+    except (ValueError, TypeError) as error:
+        return _report(str(error), BAD_INPUT, debug)
+    except RuntimeError as error:
+        return _report(str(error), FAILURE, debug)
+    except Exception as error:  # a fault of ours: still one sentence
+        return _report(f"{type(error).__name__}: {error} (run with --debug)", FAILURE, debug)
+
+
+def _run(given: list[str]) -> int:
+    commands = _parser()
+    named = next((a for a in given if not a.startswith("-")), None)
+    if named is not None and named not in COMMANDS:
+        close = difflib.get_close_matches(named, COMMANDS, n=2, cutoff=0.5) or COMMANDS
+        raise UsageError(f"expected a command; got {named!r} (closest: {', '.join(close)}).")
+    chosen, rest = commands.parse_known_args(given)
+    if chosen.command is None:
+        commands.print_help()
+        return DONE
+    if rest and chosen.command != "train":
+        raise UsageError(f"gato {chosen.command} has no argument {rest[0]!r} (see --help).")
+    chosen.overrides = rest
+    code = chosen.run(chosen)
+    sys.stdout.flush()
+    return DONE if code is None else int(code)
+
+
+def _of_system(error: OSError) -> str:
+    """Return the error without its number: what went wrong, and with which file."""
+    if error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
+
+
+def _report(message: str, code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"gato: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="gato", description=ABOUT)
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, (about, arguments) in COMMANDS.items():
+        one = subparsers.add_parser(name, help=about, description=about)
+        one.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        arguments(one)
+        one.set_defaults(run=_late(name))
+    return parser
+
+
+def _late(name: str) -> Command:
+    """Return the command as a function that imports `gato.commands` when it is called."""
+
+    def run(chosen: argparse.Namespace) -> Any:
+        from gato import commands
+
+        return getattr(commands, "evaluate" if name == "eval" else name)(chosen)
+
+    return run
+
+
+def _seed(parser: Parser) -> None:
+    parser.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
+
+
+def _json(parser: Parser) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _checkpoint(parser: Parser) -> None:
+    parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint or of a run")
+
+
+def _sampling(parser: Parser) -> None:
+    parser.add_argument("--max-tokens", type=int, default=128, help="of one answer")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
+    parser.add_argument("--top-p", type=float, default=1.0, help="mass of the ids sampled from")
+    _seed(parser)
+
+
+def _quickstart(p: Parser) -> None:
+    p.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of it all")
+    p.add_argument("--minutes", type=float, default=20.0, help="for everything together")
+    _seed(p)
+    p.add_argument("--json", action="store_true", help="print results.json at the end")
+
+
+def _tasks(p: Parser) -> None:
+    p.add_argument("--suite", help="only this suite's")
+    _json(p)
+
+
+def _collect(p: Parser) -> None:
+    p.add_argument("tasks", nargs="+", metavar="TASK", help="an id, or a pattern such as babyai/*")
+    p.add_argument("--episodes", type=int, required=True, help="kept episodes per task")
+    p.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the stores")
+    p.add_argument("--expert", default="auto", help="auto, or the kind it must be: scripted, ...")
+    p.add_argument("--noise", type=float, default=0.0, help="of the actions; targets stay clean")
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    p.add_argument("--min-fraction", type=float, default=0.8, help="of the expert's score, to keep")
+    _seed(p)
+
+
+def _show(p: Parser) -> None:
+    p.add_argument("what", metavar="TASK|STORE", help="a task id or a folder")
+    p.add_argument("--steps", type=int, default=2, help="of an episode")
+    p.add_argument("--index", type=int, default=0, help="of the episode or record in a store")
+    p.add_argument("--codec", help="scalar (Gato's, the default) or vector observations")
+    p.add_argument("--checkpoint", type=Path, help="show what this model reads")
+    _seed(p)
+    _json(p)
+
+
+def _train(p: Parser) -> None:
+    p.epilog = "Any field of the run may follow: --optim.lr 3e-4 --model.layers 6 --rows 32"
+    p.add_argument("preset", metavar="PRESET", help="quickstart, gato_79m, gato_364m or gato_1b")
+    p.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME=PATH[:WEIGHT]", help="corpora to train on"
+    )
+    p.add_argument("--out", type=Path, help="the run's folder (runs/PRESET)")
+    p.add_argument("--steps", type=int, help="optimizer steps")
+    p.add_argument("--seed", type=int, help="of weights, batches and noise")
+    p.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
+    )
+    p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
+    _json(p)
+
+
+def _eval(p: Parser) -> None:
+    _checkpoint(p)
+    p.add_argument("--tasks", nargs="+", metavar="PATTERN", help="all that the model knows, else")
+    p.add_argument("--episodes", type=int, default=20, help="per task")
+    p.add_argument("--temperature", type=float, help="of actions; by default as trained")
+    _seed(p)
+    p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, or print it")
+
+
+def _chat(p: Parser) -> None:
+    _checkpoint(p)
+    p.add_argument("--prompt", help="one message; without it, a conversation")
+    p.add_argument("--image", type=Path, metavar="FILE", help="shown before the first message")
+    _sampling(p)
+    _json(p)
+
+
+def _caption(p: Parser) -> None:
+    _checkpoint(p)
+    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    _json(p)
+
+
+def _classify(p: Parser) -> None:
+    _checkpoint(p)
+    p.add_argument("image", type=Path, metavar="IMAGE")
+    p.add_argument("--labels", required=True, help="separated by commas")
+    _json(p)
+
+
+def _bench(p: Parser) -> None:
+    p.add_argument("names", nargs="*", metavar="NAME", help="serializer, train, rollout; or all")
+    _json(p)
+
+
+def _data(p: Parser) -> None:
+    p.add_argument("action", choices=("info", "validate"))
+    p.add_argument(
+        "stores", nargs="+", type=Path, metavar="STORE", help="a store or a folder of them"
+    )
+    _json(p)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
+    "quickstart": ("make data, train, evaluate, caption and chat on two cores", _quickstart),
+    "tasks": ("list the tasks", _tasks),
+    "collect": ("let experts play and store their episodes", _collect),
+    "data": ("describe stores, or check every byte of them", _data),
+    "show": ("print a task's or a store's stream, one token a line", _show),
+    "train": ("train a preset on stores", _train),
+    "eval": ("play tasks with a checkpoint", _eval),
+    "chat": ("talk with a checkpoint", _chat),
+    "caption": ("describe images", _caption),
+    "classify": ("choose among labels for an image", _classify),
+    "bench": ("measure speed", _bench),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The stream as a table that a person can read: any task's or store's tokens, one per line.
+
+Without a checkpoint the text model is a small one, trained on the text at hand, so that the ids
+of text and of everything behind it in the vocabulary are not those of any trained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from gato.envs import registry
+from gato.envs.collect import play
+from gato.envs.episode import Episode, TaskSpec
+from gato.envs.records import RecordStore
+from gato.envs.score import RandomExpert
+from gato.envs.store import EpisodeStore
+from gato.tokenizers.serializer import CONTROL, Serializer
+from gato.tokenizers.spaces import CodecOptions
+from gato.tokenizers.stream import TokenSequence, concatenate
+from gato.tokenizers.text import MODEL_FILE, train_text_model
+
+CODECS = {
+    "scalar": CodecOptions(observations="scalar", scales="mu_law"),
+    "vector": CodecOptions(observations="vector"),
+}
+"""Gato's one token per number, and our groups of numbers in one token."""
+
+TEXT_PIECES = 320
+"""The 256 bytes and a few pieces: a text model for showing, not for training."""
+
+
+def show(
+    what: str,
+    *,
+    steps: int = 2,
+    seed: int = 0,
+    index: int = 0,
+    codec: str | None = None,
+    checkpoint: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Return the tokens of a task's or store's example: one dict of plain values each.
+
+    Args:
+        what: a task id, which its expert then plays, or a folder that holds a store.
+        steps: of an episode; its head stands before them.
+        seed: of the episode played.
+        index: of the episode or record in a store.
+        codec: ``scalar`` (the default) or ``vector``.
+        checkpoint: write the tokens as this model reads them, instead of by `codec`.
+
+    Raises:
+        ValueError: for what is neither a known task nor a store.
+    """
+    if steps < 1:
+        raise ValueError(f"expected at least 1 step; got {steps}.")
+    if checkpoint is not None and codec is not None:
+        raise ValueError("expected a codec or a checkpoint, which has its own; got both.")
+    folder = Path(what)
+    if (folder / "records.jsonl").is_file():
+        record = _at(RecordStore(folder), index, folder)
+        serializer = _serializer(list(_record_texts(record)), codec, checkpoint)
+        return describe(serializer, _record(serializer, record))
+    if (folder / "manifest.json").is_file():
+        store = EpisodeStore(folder)
+        spec, episode = store.spec, _at(store, index, folder)
+    elif folder.is_dir():
+        raise ValueError(f"expected a store or a task id; {what} is a folder without a manifest.")
+    else:
+        spec = registry.spec(what)
+        episode = _played(spec, steps, seed)
+    serializer = _serializer(list(_episode_texts(spec, episode)), codec, checkpoint)
+    if checkpoint is None:
+        serializer.add_task(spec)
+    written = serializer.episode(episode)
+    return describe(
+        serializer, concatenate([written.head, written.window(0, min(steps, len(written)))])
+    )
+
+
+def describe(serializer: Serializer, sequence: TokenSequence) -> list[dict[str, Any]]:
+    """Return one dict per token: position, modality, id, value, target and local."""
+    rows: list[dict[str, np.ndarray]] = [{} for _ in range(len(sequence))]
+    for payload in sequence.payload.values():
+        fields = {k: v for k, v in payload.items() if k != "at"}
+        for i, at in enumerate(payload["at"]):
+            rows[int(at)] = {k: v[i] for k, v in fields.items()}
+    names = {token: name for name, token in serializer.control.items()}
+    options = serializer.net_options()
+    tokens = []
+    for p in range(len(sequence)):
+        modality, token = serializer.names[int(sequence.modality[p])], int(sequence.ids[p])
+        if modality == CONTROL:
+            value = names[token]
+        else:
+            local = -1 if token < 0 else token - serializer.offset[modality]
+            value = serializer.modalities[modality].describe(
+                local, rows[p], options.get(modality, {})
+            )
+        tokens.append(
+            {
+                "position": p,
+                "modality": modality,
+                "id": None if token < 0 else token,
+                "value": value,
+                "target": bool(sequence.target[p]),
+                "local": int(sequence.local[p]),
+            }
+        )
+    return tokens
+
+
+def table(tokens: list[dict[str, Any]], console: Console) -> None:
+    """Print tokens as a table; those the model learns to predict stand out."""
+    shown = Table(box=None, header_style="dim", pad_edge=False)
+    for heading in ("position", "modality", "id", "value", "target", "local"):
+        shown.add_column(heading, justify="left" if heading in ("modality", "value") else "right")
+    for token in tokens:
+        cells = ["" if v is None else _cell(v) for v in token.values()]
+        shown.add_row(*map(escape, cells), style="bold green" if token["target"] else None)
+    console.print(shown)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, dict):
+        return "  ".join(f"{k} {_cell(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return " ".join(_cell(v) for v in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _at(store: EpisodeStore | RecordStore, index: int, folder: Path) -> Any:
+    if not 0 <= index < len(store):
+        raise ValueError(f"expected an index in [0, {len(store)}) for {folder}; got {index}.")
+    return store.episode(index) if isinstance(store, EpisodeStore) else store[index]
+
+
+def _played(spec: TaskSpec, steps: int, seed: int) -> Episode:
+    """Return the first steps of the expert's episode, or of a random one where there is none."""
+    env = gym.wrappers.TimeLimit(registry.make(spec.id), steps)
+    try:
+        expert = RandomExpert(spec) if spec.expert == "none" else registry.make_expert(spec.id)
+        return play(env, expert, spec, seed, noise=0.0)
+    finally:
+        env.close()
+
+
+def _serializer(texts: list[str], codec: str | None, checkpoint: str | Path | None) -> Serializer:
+    if checkpoint is not None:
+        from gato.checkpoint import load_checkpoint
+
+        return load_checkpoint(checkpoint).serializer
+    if codec is not None and codec not in CODECS:
+        raise ValueError(f"expected a codec of {', '.join(CODECS)}; got {codec!r}.")
+    model = train_text_model(texts, TEXT_PIECES)
+    return Serializer(CODECS[codec or "scalar"], {"text": {MODEL_FILE: model}})
+
+
+def _episode_texts(spec: TaskSpec, episode: Episode) -> Iterator[str]:
+    yield spec.instruction or spec.id
+    for column in episode.observations.values():
+        if not isinstance(column, np.ndarray):
+            yield from dict.fromkeys(column)
+
+
+def _record_texts(record: dict[str, Any]) -> Iterator[str]:
+    if "text" in record:
+        yield record["text"]
+    for message in record.get("messages", ()):
+        yield from (part["text"] for part in message["content"] if part["type"] == "text")
+
+
+def _record(serializer: Serializer, record: dict[str, Any]) -> TokenSequence:
+    match record["kind"]:
+        case "document":
+            return serializer.document(record["text"])
+        case "caption":
+            return serializer.caption(record["image"], record["text"])
+    return serializer.conversation(record["messages"])
