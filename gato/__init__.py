@@ -1,24 +1,26 @@
-"""One model, one stream of tokens: games, robots, grid worlds, images and conversation."""
+"""One model, one set of weights, one stream of tokens: plays, moves, captions and talks.
+
+agent = gato.load(DIR)
+policy = agent.policy("metaworld/reach-v3")
+action = policy.select_action(observation)
+agent.chat(messages), agent.caption(image), agent.classify(image, labels)
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gato.rollouts.agent import Agent as Agent
+    from gato.rollouts.agent import load as load
 
-    from gato.rollouts.agent import Agent
-
-__all__ = ["load"]
+__all__ = ["Agent", "load"]
 
 
-def load(path: str | Path, device: str | None = None) -> Agent:
-    """Return the agent of a checkpoint: it plays, talks, captions and classifies.
+def __getattr__(name: str) -> Any:
+    """Import torch and the rest only where they are asked for."""
+    if name in __all__:
+        from gato.rollouts import agent
 
-    Args:
-        path: the folder of a checkpoint or of a run.
-        device: by default the GPU where there is one.
-    """
-    from gato.rollouts.agent import Agent  # torch takes seconds to import; `import gato` does not
-
-    return Agent.load(path, device)
+        return getattr(agent, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,193 @@
+"""One checkpoint as an agent: it acts, chats, captions and classifies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gato.checkpoint import Checkpoint, load_checkpoint
+from gato.envs.episode import Episode
+from gato.rollouts import generate
+from gato.rollouts.policy import Policy
+from gato.tokenizers.stream import TokenSequence, concatenate
+
+Message = Mapping[str, Any]
+"""``role`` (system, user or assistant) and ``content``: a string or parts in their order,
+``{"type": "text", "text": str}`` and ``{"type": "image", "image": uint8 array}``."""
+
+
+def load(path: str | Path, device: torch.device | str | None = None) -> Agent:
+    """Return the agent of a checkpoint or of a run's newest checkpoint.
+
+    Args:
+        path: a folder that training wrote.
+        device: by default the GPU where there is one.
+
+    Raises:
+        ValueError: for a missing, truncated or foreign checkpoint, saying what is wrong.
+    """
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return Agent(load_checkpoint(path, chosen))
+
+
+class Agent:
+    """A loaded model with everything it needs to act and to talk."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.model = checkpoint.model.eval()
+        self.serializer = checkpoint.serializer
+
+    def __repr__(self) -> str:
+        return f"Agent({str(self.checkpoint.path)!r}, {len(self.serializer.tasks)} tasks)"
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks it was trained on."""
+        return sorted(self.serializer.tasks)
+
+    def policy(
+        self,
+        tasks: str | Sequence[str],
+        temperature: float | None = None,
+        seeds: Sequence[int] | None = None,
+        prompts: Mapping[str, Episode] | None = None,
+    ) -> Policy:
+        """Return a policy of one row per task; of one row for a single task.
+
+        Args:
+            tasks: one task id, or one per row.
+            temperature: of the actions; by default what each task was trained for.
+            seeds: of each row's random generator.
+            prompts: per task, steps of an episode to be shown before the first step.
+        """
+        return Policy(
+            self.model,
+            self.serializer,
+            tasks,
+            temperature=temperature,
+            seeds=seeds,
+            prompts=prompts,
+        )
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> str:
+        """Return the assistant's answer to a conversation; see `Message`."""
+        settings = {"temperature": temperature, "top_p": top_p, "seed": seed}
+        prefix = self.turn(messages)
+        return "".join(
+            generate.stream(
+                self.model, self.serializer, prefix, max_tokens=max_tokens, **settings
+            )
+        )
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        max_tokens: int = 128,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Yield the assistant's answer as it is written, in whole characters."""
+        return generate.stream(
+            self.model,
+            self.serializer,
+            self.turn(messages),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+
+    def caption(self, image: np.ndarray, max_tokens: int = 64) -> str:
+        """Return a caption of an image, uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+        return self.captions([image], max_tokens)[0]
+
+    def captions(self, images: Sequence[np.ndarray], max_tokens: int = 64) -> list[str]:
+        """Return a caption of each image."""
+        prefixes = [self._fitting(self.serializer.caption(checked(i), None)) for i in images]
+        return generate.generate(self.model, self.serializer, prefixes, max_tokens=max_tokens)
+
+    def answers(
+        self, conversations: Sequence[Sequence[Message]], max_tokens: int = 64
+    ) -> list[str]:
+        """Return the likeliest answer to each conversation, many at once."""
+        prefixes = [self.turn(messages) for messages in conversations]
+        return generate.generate(self.model, self.serializer, prefixes, max_tokens=max_tokens)
+
+    def classify(self, image: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+        """Return the probability of each label as the image's caption.
+
+        Labels compete by their mean log-likelihood per token, so that long ones have a chance.
+        """
+        if not labels or len(set(labels)) != len(labels):
+            raise ValueError(f"expected one or more different labels; got {list(labels)}")
+        context = self._fitting(self.serializer.caption(checked(image), None))
+        scored = generate.score(self.model, self.serializer, context, labels)
+        mean = np.array([total / count for total, count in scored])
+        weights = np.exp(mean - mean.max())
+        return dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
+
+    def turn(self, messages: Sequence[Message]) -> TokenSequence:
+        """Return what the model reads before the assistant's next turn."""
+        if not messages:
+            raise ValueError("expected at least one message; got none")
+        for message in messages:
+            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+                raise ValueError(f"a message has a role and content; got {message!r:.100}")
+        parts = [self.serializer.conversation([_checked(m) for m in messages])]
+        return self._fitting(concatenate([*parts, self.serializer.control_piece("<assistant>")]))
+
+    def _fitting(self, sequence: TokenSequence) -> TokenSequence:
+        most = self.model.config.memory
+        if len(sequence) > most:
+            raise ValueError(
+                f"the model remembers {most} tokens and this takes {len(sequence)}; use a shorter "
+                f"conversation or smaller images (16 x 16 pixels are one token)"
+            )
+        return sequence
+
+
+def _checked(message: Message) -> Message:
+    if isinstance(message["content"], str):
+        return message
+    parts = []
+    for part in message["content"]:
+        match part:
+            case {"type": "text", "text": str()}:
+                parts.append(part)
+            case {"type": "image", "image": image}:
+                parts.append({"type": "image", "image": checked(image)})
+            case _:
+                raise ValueError(f"a part of a message is a text or an image; got {part!r:.100}")
+    return {"role": message["role"], "content": parts}
+
+
+def checked(image: Any) -> np.ndarray:
+    """Return an image as the model reads it, uint8 (H, W, 3).
+
+    Raises:
+        ValueError: for anything that is not uint8 (H, W), (H, W, 1) or (H, W, 3).
+    """
+    array = np.asarray(image)
+    shape = array.shape
+    good = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))
+    if array.dtype != np.uint8 or not good or 0 in shape:
+        raise ValueError(
+            f"an image must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3); got {array.dtype} of "
+            f"shape {shape}"
+        )
+    if array.ndim == 2:
+        array = array[..., None]
+    return np.broadcast_to(array, (*array.shape[:2], 3)) if array.shape[2] == 1 else array

@@ -1,0 +1,218 @@
+"""Plays episodes: many simulators step in worker processes while the model decodes one batch.
+
+Episodes are dealt to groups, tasks of one suite together so that their chunks have like lengths.
+A group's rows are decoded in one batch once all its environments have answered; meanwhile those of
+the other groups step. A row whose episode ends takes the next one, of its own task while there is
+one; as rows fall idle the batch shrinks.
+
+What a row does depends on its task, its seed and the weights. Who shares its batch is fixed by the
+jobs and `max_batch`, never by timing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gato.rollouts.hosts import Command, Hosts, Reply
+from gato.rollouts.policy import Policy
+
+MakePolicy = Callable[[list[str], list[int]], Policy]
+"""Called with the tasks and seeds of a group's rows."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One episode to be played."""
+
+    task: str
+    seed: int
+    """Given to the environment's reset."""
+
+
+@dataclass
+class Played:
+    """What became of a job."""
+
+    job: Job
+    score: float = 0.0
+    """The sum of rewards."""
+    length: int = 0
+    success: bool | None = None
+    error: str | None = None
+    """The traceback where the environment raised."""
+
+
+class _Row:
+    """A place in a group's batch and the episode it is playing."""
+
+    def __init__(self, slot: Any, host: int, played: Played) -> None:
+        self.slot, self.host, self.played = slot, host, played
+        self.observation: Any = None
+
+
+class _Group:
+    """Rows decoded together."""
+
+    def __init__(self, number: int, jobs: Sequence[Job], width: int, hosts: int) -> None:
+        self.number = number
+        self.queues: dict[str, deque[Job]] = {}
+        for job in jobs:
+            self.queues.setdefault(job.task, deque()).append(job)
+        names = list(self.queues)
+        self.rows: list[_Row] = []
+        for i in range(min(width, len(jobs))):
+            job = self._next(names[i % len(names)])
+            assert job is not None
+            # Convention: rows go to hosts in turn, an uneven rest to another host per group.
+            self.rows.append(_Row((number, i), (number + i) % hosts, Played(job)))
+        self.awaited = 0
+        self.policy: Policy | None = None
+
+    def _next(self, task: str) -> Job | None:
+        """Return the next episode of a task; of the fullest queue where it has none left."""
+        queue = self.queues[task] or max(self.queues.values(), key=len)
+        return queue.popleft() if queue else None
+
+    def start(self, make_policy: MakePolicy, hosts: Hosts, seed_of: Callable[[Job], int]) -> None:
+        """Make the policy and reset every environment."""
+        jobs = [row.played.job for row in self.rows]
+        self.policy = make_policy([j.task for j in jobs], [seed_of(j) for j in jobs])
+        self._send(hosts, [(row, _reset(row)) for row in self.rows])
+
+    def _send(self, hosts: Hosts, commands: list[tuple[_Row, Command]]) -> None:
+        by_host: dict[int, list[Command]] = {}
+        for row, command in commands:
+            by_host.setdefault(row.host, []).append(command)
+        self.awaited = len(by_host)
+        for host, some in by_host.items():
+            hosts.send(host, self.number, some)
+
+    def take(self, replies: Sequence[Reply]) -> bool:
+        """Take one host's answers; return whether all have answered."""
+        by_slot = {row.slot: row for row in self.rows}
+        for reply in replies:
+            row, played = by_slot[reply.slot], by_slot[reply.slot].played
+            stepped = row.observation is not None
+            row.observation = None if reply.ended else reply.observation
+            played.length += stepped
+            played.score += reply.reward
+            played.error = reply.error
+            if stepped or reply.ended:
+                played.success = reply.success
+        self.awaited -= 1
+        return self.awaited == 0
+
+    def advance(self, hosts: Hosts, seed_of: Callable[[Job], int]) -> list[Played]:
+        """Act for every row, start the next episodes; return those that ended."""
+        assert self.policy is not None
+        ended = [i for i, row in enumerate(self.rows) if row.observation is None]
+        finished = [self.rows[i].played for i in ended]
+        commands: list[tuple[_Row, Command]] = []
+        idle = set()
+        for i in ended:
+            row = self.rows[i]
+            job = self._next(row.played.job.task)
+            if job is None:
+                idle.add(i)
+            else:
+                row.played = Played(job)
+                commands.append((row, _reset(row)))
+        self._reset_policy([i for i in ended if i not in idle], seed_of)
+        active = np.array([row.observation is not None for row in self.rows])
+        actions = self.policy.select_action([row.observation for row in self.rows], active)
+        for i in np.flatnonzero(active).tolist():
+            commands.append((self.rows[i], ("step", self.rows[i].slot, actions[i])))
+        if idle:
+            kept = [i for i in range(len(self.rows)) if i not in idle]
+            self.rows = [self.rows[i] for i in kept]
+            if kept:
+                self.policy.keep(kept)
+        self._send(hosts, commands)
+        return finished
+
+    def _reset_policy(self, rows: list[int], seed_of: Callable[[Job], int]) -> None:
+        if rows:
+            assert self.policy is not None
+            mask = np.zeros(len(self.rows), bool)
+            mask[rows] = True
+            jobs = {i: self.rows[i].played.job for i in rows}
+            self.policy.reset(
+                mask,
+                seeds={i: seed_of(j) for i, j in jobs.items()},
+                tasks={i: j.task for i, j in jobs.items()},
+            )
+
+
+def _reset(row: _Row) -> Command:
+    return ("reset", row.slot, row.played.job.task, row.played.job.seed)
+
+
+def run(
+    make_policy: MakePolicy,
+    jobs: Sequence[Job],
+    *,
+    workers: int = 2,
+    max_batch: int = 20,
+    seed: int = 0,
+    on_played: Callable[[Played], None] | None = None,
+) -> list[Played]:
+    """Play every job and return what became of each, in the order of the jobs.
+
+    Args:
+        make_policy: returns the policy of a group of rows.
+        jobs: episodes to play; their order decides who shares a batch.
+        workers: processes that step simulators; 1 steps them in this one.
+        max_batch: most rows decoded at once.
+        seed: of the policies' own draws, together with each job's seed.
+        on_played: called as episodes end.
+
+    Raises:
+        ValueError: where an environment cannot be started at all (a missing simulator).
+        RuntimeError: where a worker process ended.
+    """
+    if workers < 1 or max_batch < 1:
+        raise ValueError(f"workers and max_batch must be at least 1; got {workers}, {max_batch}")
+
+    def seed_of(job: Job) -> int:
+        return int(np.random.SeedSequence([seed, job.seed]).generate_state(1)[0])
+
+    groups = {g.number: g for g in _deal(jobs, workers, max_batch)}
+    results: dict[Job, Played] = {}
+    hosts = Hosts(workers)
+    try:
+        for group in groups.values():
+            group.start(make_policy, hosts, seed_of)
+        while groups:
+            for number, replies in hosts.receive():
+                group = groups[number]
+                if not group.take(replies):
+                    continue
+                for played in group.advance(hosts, seed_of):
+                    results[played.job] = played
+                    if on_played:
+                        on_played(played)
+                if not group.rows:
+                    del groups[number]
+    finally:
+        hosts.close()
+    return [results[job] for job in jobs]
+
+
+def _deal(jobs: Sequence[Job], workers: int, max_batch: int) -> list[_Group]:
+    """Return groups: per suite two halves, so that one steps while the other is decoded."""
+    suites: dict[str, list[Job]] = {}
+    for job in jobs:
+        suites.setdefault(job.task.split("/")[0], []).append(job)
+    groups = []
+    for members in suites.values():
+        halves = 2 if workers > 1 and len(members) >= 8 else 1
+        for half in range(halves):
+            # every task's episodes are dealt out in turn
+            dealt = [j for i, j in enumerate(members) if i % halves == half]
+            groups.append(_Group(len(groups), dealt, -(-max_batch // halves), workers))
+    return groups
