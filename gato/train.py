@@ -187,6 +187,7 @@ class Trainer:
         )
         self.step = 0
         self.stop = False
+        self.saved: Path | None = None
         n = len(self.mixture.names)
         self.sums = torch.zeros(2, n, dtype=torch.float64, device=device)
         self.dtype = _precision(config.precision, device)
@@ -207,7 +208,7 @@ class Trainer:
         state = load_tensors(saved.path / "training" / "optimizer.safetensors")
         trainer.optimizers.load_tensors(state, trainer.names)
         counters = json.loads((saved.path / "training" / "counters.json").read_text())
-        trainer.step = saved.step
+        trainer.step, trainer.saved = saved.step, saved.path
         trainer.sums = torch.tensor(counters["sums"], dtype=torch.float64, device=device)
         return trainer
 
@@ -217,7 +218,6 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         _keep_lines(metrics, self.step)
         clock, waited, begun, first = time.perf_counter(), 0.0, time.perf_counter(), self.step
-        saved: Path | None = None
         with _signals(self), open(metrics, "a") as log:
             while self.step < config.steps and not self.stop:
                 asked = time.perf_counter()
@@ -236,11 +236,9 @@ class Trainer:
                         rate = line["tokens_per_second"]
                         on_progress(Progress(self.step, config.steps, line["losses"], rate, left))
                 if self.step % config.save_every == 0 and self.step < config.steps:
-                    saved = self.save()
-        return self.save() if saved is None or not self._is_saved(saved) else saved
-
-    def _is_saved(self, path: Path) -> bool:
-        return path.name == f"step-{self.step:08d}"
+                    self.save()
+        done = self.saved is not None and self.saved.name == f"step-{self.step:08d}"
+        return self.saved if self.saved is not None and done else self.save()
 
     def train_step(self, batch: TokenBatch) -> None:
         """Take one optimizer step on a batch from the mixture."""
@@ -284,7 +282,7 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint of the present step and return its folder."""
-        return save_checkpoint(
+        self.saved = save_checkpoint(
             self.folder,
             self.step,
             self.config,
@@ -293,6 +291,7 @@ class Trainer:
             self.optimizers.tensors(self.names),
             {"sums": self.sums.tolist()},
         )
+        return self.saved
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:

@@ -27,6 +27,11 @@ def sentences() -> list[str]:
     return [" ".join(_WORDS[(i * j + j) % n] for j in range(1, 8)) + f" {i}." for i in range(200)]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a change that is meant to change golden figures write them anew."""
+    parser.addoption("--write-golden", action="store_true", help="write tests/golden anew")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect what needs a GPU where there is none."""
     if torch.cuda.is_available():
