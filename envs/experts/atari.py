@@ -13,22 +13,26 @@ import numpy as np
 
 
 class BoxingExpert:
-    """Stands half a body above or below the opponent, at arm's length, and punches.
+    """Comes in level with the opponent, then slips off his line and punches from there.
 
     ```
-    beside, `NEAR` or less away        above or below by `LOW` to `HIGH`: punch
-    further away, or out of that band  walk: first off the opponent's line, then towards him
+    further than `REACH` to the side   walk towards him, level with him: no fist meets a head there
+    within `REACH`                     move until `LOW` to `HIGH` above or below, where a fist does;
+                                       punch from `PUNCH` on, also while moving
     ```
-    A boxer is hit on the head, which lies between his fists; so whoever stands level with the
-    opponent walks into his fists, and whoever is off by a fist lands his own.
+    A boxer is hit on the head, which lies between his fists. Most points are lost by whoever
+    comes close while off by a fist's height, and most are won by whoever slips there at arm's
+    length.
     """
 
-    LOW, HIGH = 10, 23
-    """Vertical distance at which a fist meets the head, in emulator pixels."""
-    NEAR, REACH, FAR = 20, 24, 45
-    """Horizontal distances: stop walking; a fist just lands; too far away to be hit."""
-    CLEAR = 6
-    """Vertical distance that is enough to approach within `FAR`."""
+    REACH = 24
+    """Horizontal distance, in emulator pixels, at which a punch begins to land."""
+    LEVEL = 8
+    """Vertical distance within which he counts as level while walking in."""
+    LOW, HIGH = 15, 22
+    """Vertical distance at which a fist meets the head."""
+    PUNCH = 8
+    """Vertical distance from which punching begins."""
 
     def reset(self, env: gym.Env, seed: int) -> None:
         """Look up the game's actions; the rule uses no chance."""
@@ -38,16 +42,14 @@ class BoxingExpert:
         """Return the rule's action for the boxers' present positions."""
         player_x, player_y, opponent_x, opponent_y = _boxers(env)
         right, down = opponent_x - player_x, opponent_y - player_y
-        aside, off = abs(right), abs(down)
-        vertical = horizontal = ""
-        if off > self.HIGH:
-            vertical = "DOWN" if down >= 0 else "UP"
-        elif off < self.LOW:
-            vertical = "UP" if down >= 0 else "DOWN"
-        if aside > self.NEAR and (off >= self.CLEAR or aside > self.FAR):
-            horizontal = "RIGHT" if right >= 0 else "LEFT"
-        punch = "FIRE" if aside <= self.REACH and not vertical else ""
-        return np.int64(self._index[f"{vertical}{horizontal}{punch}" or "NOOP"])
+        off = abs(down)
+        towards, away = ("DOWN", "UP") if down >= 0 else ("UP", "DOWN")
+        if abs(right) > self.REACH:
+            vertical = towards if off > self.LEVEL else ""
+            return np.int64(self._index[vertical + ("RIGHT" if right >= 0 else "LEFT")])
+        vertical = away if off < self.LOW else towards if off > self.HIGH else ""
+        punch = "FIRE" if off >= self.PUNCH else ""
+        return np.int64(self._index[vertical + punch or "NOOP"])
 
     def state(self, env: gym.Env) -> dict[str, float]:
         """Return the centres of both boxers as fractions of the frame's width and height."""
