@@ -191,6 +191,8 @@ def _eval(p: Parser) -> None:
     p.add_argument("--tasks", nargs="+", metavar="PATTERN", help="all that the model knows, else")
     p.add_argument("--episodes", type=int, default=20, help="per task")
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
+    p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="simulators' processes")
     _seed(p)
     p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, or print it")
 

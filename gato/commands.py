@@ -4,60 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gato.envs import registry
 from gato.envs.episode import TaskSpec, flatten_space
+from gato.printing import console, print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from gato.config import TrainConfig
 
 Arguments = argparse.Namespace
-
-
-def print_json(value: Any) -> None:
-    """Print one JSON value, indented."""
-    print(json.dumps(value, indent=1))
-
-
-def print_table(rows: list[dict[str, Any]], title: str | None = None) -> None:
-    """Print dicts with the same keys as a table with those headings."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False)
-    for heading in rows[0]:
-        number = isinstance(rows[0][heading], int | float)
-        table.add_column(heading, justify="right" if number else "left")
-    for row in rows:
-        table.add_row(*(escape(_cell(value)) for value in row.values()))
-    console().print(table)
-
-
-def console() -> Console:
-    """Return the console of tables; where the output is no terminal, no line is cut."""
-    from rich.console import Console
-
-    return Console() if sys.stdout.isatty() else Console(width=1000)
-
-
-def _cell(value: Any) -> str:
-    match value:
-        case None:
-            return "-"
-        case bool():
-            return "yes" if value else "no"
-        case float():
-            return f"{value:.3g}"
-        case int():
-            return f"{value:,}"
-        case list():
-            return ", ".join(map(_cell, value))
-    return str(value)
 
 
 # ---- tasks and data --------------------------------------------------------------------------
@@ -128,7 +87,7 @@ def collect(chosen: Arguments) -> None:
             f"expected tasks with a {chosen.expert!r} expert; these have {', '.join(sorted(kinds))}"
             f". Use --expert auto."
         )
-    with _progress() as bar:
+    with progress_bar() as bar:
         bars: dict[str, Any] = {}
 
         def progress(task: str, kept: int, wanted: int) -> None:
@@ -264,7 +223,8 @@ def _by_tyro(config: TrainConfig, overrides: list[str]) -> TrainConfig:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             changed: TrainConfig = tyro.cli(type(config), default=config, args=overrides)
     except SystemExit as error:
-        lines = (line.strip("╭╮╰╯│─|+- ") for line in said.getvalue().splitlines())
+        frame = re.compile(r"[╭╮╰╯│|]|[─-]{4,}")
+        lines = [frame.sub("", line).strip() for line in said.getvalue().splitlines()]
         told = " ".join(line for line in lines if line and not line.startswith("For full help"))
         raise ValueError(f"expected fields of the run as overrides; {told}") from error
     return changed
@@ -289,7 +249,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.train import train as run
 
     print(json.dumps(to_json(config), indent=1), file=sys.stderr)
-    with _progress() as bar:
+    with progress_bar() as bar:
         line = bar.add_task("training", total=config.steps)
 
         def progress(p: Progress) -> None:
@@ -304,25 +264,6 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
         print(saved)
 
 
-def _progress() -> Any:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))
-
-
 # ---- using a model ---------------------------------------------------------------------------
 
 
@@ -332,9 +273,19 @@ def evaluate(chosen: Arguments) -> None:
     from gato.rollouts.evaluate import evaluate as run
 
     agent = load(chosen.checkpoint)
-    known = sorted(agent.serializer.tasks)
-    ids = matching(chosen.tasks, known) if chosen.tasks else known
-    result = run(agent, ids, chosen.episodes, seed=chosen.seed, temperature=chosen.temperature)
+    ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
+    with progress_bar() as bar:
+        bars = {task: bar.add_task(task, total=chosen.episodes) for task in ids}
+        result = run(
+            agent,
+            ids,
+            chosen.episodes,
+            seed=chosen.seed,
+            workers=chosen.workers,
+            temperature=chosen.temperature,
+            prompt_store=chosen.prompts,
+            progress=lambda task, played, wanted: bar.update(bars[task], completed=played),
+        )
     if chosen.json == "-":
         print_json(result)
         return
