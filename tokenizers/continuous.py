@@ -31,6 +31,8 @@ class Continuous(Modality):
     """Real numbers, row-major. Spec: ``shape``, ``codec``, ``bounded`` and ``low``, ``high``."""
 
     name = "continuous"
+    fits = True
+    ordinal = True
 
     def __init__(self) -> None:
         self.vocabulary = BINS

@@ -45,6 +45,11 @@ class Modality:
     vocabulary: int = 0
     """How many ids it owns in the shared vocabulary."""
 
+    fits: ClassVar[bool] = False
+    """Whether `fit` learns from data."""
+    ordinal: ClassVar[bool] = False
+    """Whether ids are in the order of values, so that targets may be spread over neighbours."""
+
     def count(self, spec: Spec) -> int | None:
         """Return n, the tokens per value; None where it depends on the value (text)."""
         raise NotImplementedError

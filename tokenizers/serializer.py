@@ -159,6 +159,11 @@ class Serializer:
             "symbols": {"group": group, "size": o.symbol_size},
         }
 
+    def ordinal_span(self) -> tuple[int, int] | None:
+        """Return [start, stop) of the ids that stand in the order of their values, if any."""
+        names = [n for n, m in self.modalities.items() if m.ordinal and n in self.offset]
+        return self.layout.span(names[0]) if names else None
+
     def task(self, task_id: str) -> TaskCodec:
         """Return a known task.
 

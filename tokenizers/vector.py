@@ -24,6 +24,7 @@ class Vector(Modality):
     """Real numbers read in groups. Spec: ``shape``, ``group`` (scalars a token), ``codec``."""
 
     name = "vector"
+    fits = True
     predicts = None
 
     def count(self, spec: Spec) -> int:
