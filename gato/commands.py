@@ -248,6 +248,8 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.train import Progress
     from gato.train import train as run
 
+    for corpus in config.corpora:
+        _stores(Path(corpus.path))  # a wrong path is told before anything is printed
     print(json.dumps(to_json(config), indent=1), file=sys.stderr)
     with progress_bar() as bar:
         line = bar.add_task("training", total=config.steps)
@@ -256,6 +258,8 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
             losses = "  ".join(f"{k} {v:.3f}" for k, v in p.losses.items())
             about = f"{losses}  {p.tokens_per_second:,.0f} tokens/s"
             bar.update(line, completed=p.step, description=about)
+            if not sys.stderr.isatty():
+                print(f"step {p.step}/{p.steps}  {about}", file=sys.stderr)
 
         saved = run(config, out, resume=chosen.resume, on_progress=progress)
     if chosen.json:

@@ -81,7 +81,13 @@ class Text(Modality):
 
     def load_state(self, state: Mapping[str, bytes]) -> None:
         self._model = state[MODEL_FILE]
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"expected a SentencePiece model of {len(self._model)} bytes; it is damaged, or "
+                f"another kind of file: take it from the checkpoint it was saved in"
+            ) from error
         self.vocabulary = self._processor.get_piece_size()
         pieces = (self._processor.id_to_piece(i) for i in range(self.vocabulary))
         self._byte_ids = {p: i for i, p in enumerate(pieces) if self._processor.is_byte(i)}
