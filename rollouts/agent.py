@@ -30,8 +30,7 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Agent:
     Raises:
         ValueError: for a missing, truncated or foreign checkpoint, saying what is wrong.
     """
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return Agent(load_checkpoint(path, chosen))
+    return Agent.load(path, device)
 
 
 class Agent:
@@ -41,6 +40,12 @@ class Agent:
         self.checkpoint = checkpoint
         self.model = checkpoint.model.eval()
         self.serializer = checkpoint.serializer
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> Agent:
+        """Return the agent of a checkpoint; see the function `load`."""
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(load_checkpoint(path, chosen))
 
     def __repr__(self) -> str:
         return f"Agent({str(self.checkpoint.path)!r}, {len(self.serializer.tasks)} tasks)"
@@ -83,13 +88,7 @@ class Agent:
         seed: int = 0,
     ) -> str:
         """Return the assistant's answer to a conversation; see `Message`."""
-        settings = {"temperature": temperature, "top_p": top_p, "seed": seed}
-        prefix = self.turn(messages)
-        return "".join(
-            generate.stream(
-                self.model, self.serializer, prefix, max_tokens=max_tokens, **settings
-            )
-        )
+        return "".join(self.chat_stream(messages, max_tokens, temperature, top_p, seed))
 
     def chat_stream(
         self,

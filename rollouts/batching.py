@@ -43,7 +43,9 @@ class Chunk:
             return
         start = self.filled[where]
         columns = start[:, None] + np.arange(n)  # (L, n)
-        shown = block.ids if block.hidden is None else np.where(block.hidden, self.masked, block.ids)
+        shown = (
+            block.ids if block.hidden is None else np.where(block.hidden, self.masked, block.ids)
+        )
         self.inputs[where[:, None], columns] = shown.reshape(-1, n)
         self.local[where[:, None], columns] = block.local.reshape(-1, n)
         for name, fields in block.payload.items():
@@ -164,9 +166,7 @@ def span_logits(model: GatoModel, states: Tensor, spans: Spans) -> Tensor:
     return torch.cat(parts, -1).float() if len(parts) > 1 else parts[0].float()
 
 
-def _draw(
-    logits: Tensor, temperature: float, generator: np.random.Generator, top_p: float
-) -> int:
+def _draw(logits: Tensor, temperature: float, generator: np.random.Generator, top_p: float) -> int:
     scaled = logits.double().cpu().numpy() / temperature
     probability = np.exp(scaled - scaled.max())
     probability /= probability.sum()

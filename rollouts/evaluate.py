@@ -23,7 +23,10 @@ from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START, Episode, TaskSpec
 from gato.envs.store import EpisodeStore
 from gato.rollouts.agent import Agent, load
+from gato.rollouts.language import evaluate_language
 from gato.rollouts.runner import Job, Played, run
+
+__all__ = ["evaluate", "evaluate_language", "interquartile_mean", "summarise", "summary"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a task id, its episodes played so far, and those wanted."""
@@ -91,8 +94,7 @@ def evaluate(
     finally:
         torch.set_num_threads(before)
     tasks = {
-        task: summarise(specs[task], [p for p in played if p.job.task == task])
-        for task in task_ids
+        task: summarise(specs[task], [p for p in played if p.job.task == task]) for task in task_ids
     }
     settings = {
         "episodes": episodes,
@@ -126,9 +128,7 @@ def _check(task_ids: Sequence[str], episodes: int, seed: int, prompt_steps: int)
         )
 
 
-def _prompts(
-    root: str | Path, task_ids: Sequence[str], steps: int
-) -> dict[str, Episode]:
+def _prompts(root: str | Path, task_ids: Sequence[str], steps: int) -> dict[str, Episode]:
     """Return the end of each task's first successful demonstration, its first where none is."""
     folders = [p.parent for p in sorted(Path(root).glob("**/manifest.json"))]
     stores = {store.spec.id: store for store in map(EpisodeStore, folders) if len(store)}
@@ -147,7 +147,9 @@ def _prompts(
 
 def summarise(spec: TaskSpec, played: Sequence[Played]) -> dict[str, Any]:
     """Return the result of one task from its episodes."""
-    defined = spec.measure == "success" or any(p.success is not None and not p.error for p in played)
+    defined = spec.measure == "success" or any(
+        p.success is not None and not p.error for p in played
+    )
     successes = [bool(p.success) for p in played] if defined else None
     returns = [p.score for p in played]
     scores = _scores(spec, returns, successes)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from gato.model import GatoModel
-from gato.rollouts.batching import Chunk, Memory, Spans, check_sampling, choose
+from gato.rollouts.batching import Chunk, Memory, Spans, check_sampling, choose, span_logits
 from gato.tokenizers.serializer import Serializer
-from gato.tokenizers.stream import TokenSequence, concatenate, pack
+from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
 
 BATCH_TOKENS = 16_384
 """Tokens of prefixes read together."""
@@ -140,9 +140,7 @@ def stream(
     seed: int = 0,
 ) -> Iterator[str]:
     """Yield the text that follows `prefix` as it is written, in whole characters."""
-    writer = Writer(
-        model, serializer, [prefix], temperature=temperature, top_p=top_p, seed=seed
-    )
+    writer = Writer(model, serializer, [prefix], temperature=temperature, top_p=top_p, seed=seed)
     said = ""
     for _ in range(max_tokens):
         if not writer.step():
@@ -182,17 +180,49 @@ def log_likelihoods(
     device = model.table.weight.device
     results = [(0.0, 0)] * len(sequences)
     for members in _batches([len(s) for s in sequences]):
-        length = -(-max(len(sequences[i]) for i in members) // 16) * 16
-        rows = [[sequences[i]] for i in members]
-        numbers = [[k] for k in range(len(members))]
-        batch = pack(rows, length, serializer.control, numbers).to(device)
-        nll = model.loss(batch, soft_bins=0.0).double().cpu().numpy()
-        of = batch.target_corpus.cpu().numpy()
+        batch, of = _packed(serializer, [sequences[i] for i in members])
+        nll = model.loss(batch.to(device), soft_bins=0.0).double().cpu().numpy()
         sums = np.bincount(of, nll, minlength=len(members))
         counts = np.bincount(of, minlength=len(members))
         for k, i in enumerate(members):
             results[i] = (-float(sums[k]), int(counts[k]))
     return results
+
+
+@torch.no_grad()
+def foreseen(
+    model: GatoModel, serializer: Serializer, sequences: Sequence[TokenSequence]
+) -> list[list[bool]]:
+    """Return, for each text of each sequence that ends with ``<eos>``, whether it is the likeliest.
+
+    All texts of a sequence are judged in one forward: where each id is the likeliest of those
+    allowed after the true ones before it, generating greedily would have written it.
+    """
+    device = model.table.weight.device
+    end = serializer.control["<eos>"]
+    spans: Spans = (serializer.layout.span("text"), (end, end + 1))
+    ids = np.concatenate([np.arange(start, stop) for start, stop in spans])
+    results: list[list[bool]] = [[] for _ in sequences]
+    for members in _batches([len(s) for s in sequences]):
+        batch, of = _packed(serializer, [sequences[i] for i in members])
+        states = model(batch.to(device))[torch.from_numpy(batch.target_at - 1).to(device)]
+        best = ids[span_logits(model, states, spans).argmax(-1).cpu().numpy()]
+        right = best == batch.target_ids
+        begin = 0
+        for stop in np.flatnonzero(batch.target_ids == end) + 1:
+            results[members[of[begin]]].append(bool(right[begin:stop].all()))
+            begin = int(stop)
+    return results
+
+
+def _packed(
+    serializer: Serializer, sequences: Sequence[TokenSequence]
+) -> tuple[TokenBatch, np.ndarray]:
+    """Return a batch of one sequence per row, and for each target the sequence it is of."""
+    length = -(-max(len(s) for s in sequences) // 16) * 16
+    numbers = [[k] for k in range(len(sequences))]
+    batch = pack([[s] for s in sequences], length, serializer.control, numbers)
+    return batch, batch.target_corpus
 
 
 def score(

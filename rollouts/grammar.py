@@ -97,7 +97,7 @@ def inside(space: gym.Space, value: Any) -> Any:
     """Return a decoded leaf as an element of its space: its type, bounds and characters."""
     match space:
         case spaces.Box():
-            return np.clip(value, space.low, space.high).astype(space.dtype)
+            return np.asarray(np.clip(value, space.low, space.high), space.dtype)
         case spaces.MultiDiscrete() | spaces.MultiBinary():
             return np.asarray(value, space.dtype).reshape(space.shape)
         case spaces.Discrete():

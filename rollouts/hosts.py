@@ -59,7 +59,9 @@ class Host:
 
     def _one(self, what: str, slot: Slot, *arguments: Any) -> Reply:
         try:
-            return self._reset(slot, *arguments) if what == "reset" else self._step(slot, *arguments)
+            return (
+                self._reset(slot, *arguments) if what == "reset" else self._step(slot, *arguments)
+            )
         except UnavailableError:
             raise
         except Exception:  # whatever a simulator raises ends its episode, not the evaluation

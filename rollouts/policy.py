@@ -228,9 +228,7 @@ class Policy:
             blocks.append(([r for r, _ in members], self.serializer.observations(name, columns)))
         return blocks
 
-    def _write(
-        self, grammars: Mapping[int, ActionGrammar], states: Tensor, at: np.ndarray
-    ) -> None:
+    def _write(self, grammars: Mapping[int, ActionGrammar], states: Tensor, at: np.ndarray) -> None:
         """Complete every row's action, one id of each unfinished row at a time.
 
         Args:

@@ -99,7 +99,7 @@ class _Group:
             row, played = by_slot[reply.slot], by_slot[reply.slot].played
             stepped = row.observation is not None
             row.observation = None if reply.ended else reply.observation
-            played.length += stepped
+            played.length += stepped and reply.error is None
             played.score += reply.reward
             played.error = reply.error
             if stepped or reply.ended:

@@ -32,9 +32,7 @@ sys.modules["rollout_world"] = world
 _SPEC.loader.exec_module(world)
 
 TASKS = list(world.SPECS)
-HISTORIES = [
-    History(window=w, hide_actions=h) for w in (1, 3, 0) for h in (False, True)
-]
+HISTORIES = [History(window=w, hide_actions=h) for w in (1, 3, 0) for h in (False, True)]
 
 
 def window_of(episode: Episode, start: int, stop: int) -> Episode:
@@ -188,8 +186,10 @@ def test_a_row_does_not_notice_its_neighbours(history: History, temperature: flo
     active = rng.random((steps, len(tasks))) < 0.8
     resets = rng.random((steps, len(tasks))) < 0.2
     together = Policy(model, serializer, tasks, temperature=temperature)
-    alone = [Policy(model, serializer, [t], temperature=temperature, seeds=[i])
-             for i, t in enumerate(tasks)]
+    alone = [
+        Policy(model, serializer, [t], temperature=temperature, seeds=[i])
+        for i, t in enumerate(tasks)
+    ]
     for step in range(steps):
         together.reset(resets[step])
         actions = together.select_action(seen[step], active[step])

@@ -1,0 +1,146 @@
+"""Episodes are played once each, alike whatever the batch, the workers and the timing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from gato.rollouts import hosts
+from gato.rollouts.agent import Agent
+from gato.rollouts.runner import Job, run
+
+TASKS = ("made/count-v0", "made/reach-v0")
+JOBS = [Job(task, seed) for task in TASKS for seed in range(11)]
+
+
+def play(agent: Agent, jobs=JOBS, temperature=None, **settings) -> list:
+    return run(
+        lambda tasks, seeds: agent.policy(tasks, temperature, seeds),
+        jobs,
+        **{"workers": 1, **settings},
+    )
+
+
+@pytest.mark.parametrize("max_batch", [1, 3, 8, 40])
+def test_every_episode_is_played_to_its_end(suite, agent: Agent, max_batch: int) -> None:
+    seen = []
+    played = play(agent, max_batch=max_batch, on_played=seen.append)
+    assert [p.job for p in played] == JOBS
+    assert len(seen) == len(JOBS)
+    for p in played:
+        length = 3 + p.job.seed % 6
+        length = min(length, 6) if p.job.task == "made/reach-v0" else length
+        assert p.length == length
+        assert p.score == length
+        assert p.error is None
+    reached = [p.success for p in played if p.job.task == "made/reach-v0"]
+    assert reached == [seed % 2 == 1 for seed in range(11)]
+    assert all(p.success is None for p in played if p.job.task == "made/count-v0")
+
+
+def test_actions_do_not_depend_on_the_batch(suite: ModuleType, agent: Agent) -> None:
+    def actions_of(max_batch: int) -> dict[tuple, list]:
+        taken: dict[tuple, list] = {}
+        plain = suite.make
+
+        def make(spec):
+            env = plain(spec)
+            step = env.step
+
+            def record(action):
+                taken.setdefault((spec.id, env.seed_), []).append(np.asarray(action).tolist())
+                return step(action)
+
+            env.step = record
+            return env
+
+        suite.make = make
+        try:
+            play(agent, max_batch=max_batch, temperature=1.0)
+        finally:
+            suite.make = plain
+        return taken
+
+    assert actions_of(1) == actions_of(5) == actions_of(64)
+
+
+def test_an_environment_that_throws_fails_its_episode(suite: ModuleType, agent: Agent) -> None:
+    plain = suite.make
+
+    def make(spec):
+        env = plain(spec)
+        step, reset = env.step, env.reset
+
+        def step_or_throw(action):
+            if env.seed_ == 4 and env.left == 3:
+                raise RuntimeError("the arm fell off")
+            if env.seed_ == 5 and spec.id == "made/count-v0":
+                return np.full(2, np.nan, np.float32), 1.0, False, False, {}
+            return step(action)
+
+        def reset_or_throw(*, seed=None, options=None):
+            if seed == 7:
+                raise RuntimeError("no such world")
+            return reset(seed=seed)
+
+        env.step, env.reset = step_or_throw, reset_or_throw
+        return env
+
+    suite.make = make
+    played = {(p.job.task, p.job.seed): p for p in play(agent, max_batch=4)}
+    assert len(played) == len(JOBS)
+    for task in TASKS:
+        assert "the arm fell off" in played[task, 4].error
+        assert played[task, 4].length == 4  # the step that threw is none
+        assert "no such world" in played[task, 7].error
+        assert played[task, 7].success is False
+        assert played[task, 6].error is None
+    assert "NaN" in played["made/count-v0", 5].error
+
+
+def test_a_missing_simulator_is_named(suite: ModuleType, agent: Agent) -> None:
+    def make(spec):
+        raise ImportError("no module named made")
+
+    suite.make = make
+    with pytest.raises(ValueError, match=r"pip install \"gato\[made\]\""):
+        play(agent)
+
+
+def test_environments_are_used_again(suite: ModuleType) -> None:
+    started = []
+    plain = suite.make
+    suite.make = lambda spec: started.append(spec.id) or plain(spec)
+    host = hosts.Host()
+    host.run([("reset", slot, TASKS[0], 1) for slot in range(3)])
+    host.run([("reset", 0, TASKS[1], 1), ("reset", 0, TASKS[0], 2), ("reset", 1, TASKS[0], 5)])
+    assert started == [TASKS[0]] * 3 + [TASKS[1]]
+
+
+def test_settings_are_checked(suite, agent: Agent) -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        play(agent, workers=0)
+    with pytest.raises(ValueError, match="at least 1"):
+        play(agent, max_batch=0)
+
+
+def test_workers_play_what_one_process_plays(agent: Agent) -> None:
+    """Worker processes import the registry anew, so this takes worlds that every install has."""
+    from gato.envs import registry
+    from gato.tokenizers.serializer import History
+
+    task = registry.spec("gym/CartPole-v1")
+    agent.serializer.add_task(task, history=History(window=1, hide_actions=True))
+    jobs = [Job(task.id, seed) for seed in range(9)]
+    alone = play(agent, jobs)
+    shared = play(agent, jobs, workers=2, max_batch=4)
+    assert [(p.job, p.score, p.length) for p in alone] == [
+        (p.job, p.score, p.length) for p in shared
+    ]
+    gone = replace(task, id="gym/NoSuch-v0")
+    agent.serializer.add_task(gone)
+    with pytest.raises(ValueError, match="NoSuch-v0"):
+        play(agent, [Job(gone.id, 0)], workers=2)
