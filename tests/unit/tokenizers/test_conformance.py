@@ -110,10 +110,10 @@ def test_emitted_tokens_carry_the_rows_they_would_have_carried(modality, encoded
     _, spec, segment = encoded
     written = modality.encode([modality.decode(segment.ids[0], spec)], spec)
     for i in range(segment.ids.shape[1]):
-        emitted = modality.rows_of(segment.ids[:1, i : i + 1], spec, i)
+        emitted = modality.rows_of(segment.ids[0, i : i + 1], spec, i)
         assert emitted.keys() == written.rows.keys()
         for key, rows in emitted.items():
-            np.testing.assert_allclose(rows[0, 0], written.rows[key][0, i], atol=1e-6)
+            np.testing.assert_allclose(rows[0], written.rows[key][0, i], atol=1e-6)
 
 
 def test_encoding_is_deterministic_pure_and_by_value(modality, encoded):

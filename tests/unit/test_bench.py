@@ -1,0 +1,52 @@
+"""The benches run anywhere and say what was measured against what."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from gato import bench
+from gato.model_config import ModelConfig
+
+TINY = ModelConfig(layers=1, width=32, heads=2, head_dim=16, ffn_width=64, context=256)
+
+
+@pytest.fixture
+def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "quickstart", lambda: TINY)
+
+
+def test_all_benches_print_what_the_contract_names(tiny_model):
+    found = json.loads(json.dumps(bench.run(repeats=1)))
+    assert found["name"] == "serializer train rollout"
+    assert found["versions"].keys() >= {"python", "torch", "numpy"}
+    assert "cores" in found["hardware"]
+    assert len(found["results"]) == 5
+    for result in found["results"]:
+        assert result.keys() >= {"case", "value", "unit", "baseline", "ratio", "against"}
+        assert result["value"] > 0
+        assert result["ratio"] == pytest.approx(result["value"] / result["baseline"])
+
+
+def test_the_serializer_is_above_its_floor():
+    results = bench.run(["serializer"], repeats=3)["results"]
+    assert [r["baseline"] for r in results] == [1e6, 4e5]
+    assert all(r["ratio"] > 1 for r in results)
+
+
+def test_made_up_episodes_fit_their_spaces():
+    for task in (bench.ARM, bench.GAME):
+        episode = bench.made_up(task, 5)
+        space = task.action_space
+        assert all(space.contains(a) for a in episode.actions["action"])
+        observed = episode.observations["observation"]
+        assert len(observed) == 6
+        assert all(task.observation_space.contains(o) for o in observed)
+        assert replace(episode, seed=1) != episode
+
+
+def test_an_unknown_bench_is_answered_with_the_closest():
+    with pytest.raises(ValueError, match="such as serializer; got 'serialiser'"):
+        bench.run(["serialiser"])
