@@ -179,9 +179,13 @@ def show(chosen: Arguments) -> None:
 
 def quickstart(chosen: Arguments) -> None:
     """Everything in one command."""
+    import contextlib
+
     from gato.quickstart import run
 
-    result = run(chosen.out, chosen.minutes, chosen.seed)
+    # with --json, stdout holds the result and nothing else
+    with contextlib.redirect_stdout(sys.stderr if chosen.json else sys.stdout):
+        result = run(chosen.out, chosen.minutes, chosen.seed)
     if chosen.json:
         print_json(result)
 
@@ -244,13 +248,18 @@ def _parameters(name: str, config: TrainConfig, as_json: bool) -> None:
 
 
 def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
+    import torch
+
+    from gato.attention import describe_backend
     from gato.config import to_json
-    from gato.train import Progress
+    from gato.train import Progress, compute_dtype
     from gato.train import train as run
 
     for corpus in config.corpora:
         _stores(Path(corpus.path))  # a wrong path is told before anything is printed
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(json.dumps(to_json(config), indent=1), file=sys.stderr)
+    print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
     with progress_bar() as bar:
         line = bar.add_task("training", total=config.steps)
 
@@ -261,7 +270,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
             if not sys.stderr.isatty():
                 print(f"step {p.step}/{p.steps}  {about}", file=sys.stderr)
 
-        saved = run(config, out, resume=chosen.resume, on_progress=progress)
+        saved = run(config, out, resume=chosen.resume, device=device, on_progress=progress)
     if chosen.json:
         print_json({"checkpoint": str(saved), "steps": config.steps})
     else:

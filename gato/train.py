@@ -102,7 +102,7 @@ class Trainer:
         self.saved: Path | None = None
         n = len(self.mixture.names)
         self.sums = torch.zeros(2, n, dtype=torch.float64, device=device)
-        self.dtype = _precision(config.precision, device)
+        self.dtype = compute_dtype(config.precision, device)
         self.ordinal = serializer.ordinal_span()
 
     @classmethod
@@ -205,7 +205,8 @@ class Trainer:
         return self.saved
 
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a precision of the configuration stands for on a device."""
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
