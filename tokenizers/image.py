@@ -133,7 +133,12 @@ class PatchNet(nn.Module):
 
 
 class ConvNet(nn.Module):
-    """Four strided convolutions over the whole image, one cell of the last map per token."""
+    """Four strided convolutions over the whole image, one cell of the last map per token.
+
+    Each is normalised over its channels at every pixel: at PyTorch's own initial scale the part of
+    the output that depends on the image is a tenth of its constant part, and small things on a
+    plain ground stay unseen for hundreds of steps.
+    """
 
     channels = (24, 48, 96)
 
@@ -147,7 +152,13 @@ class ConvNet(nn.Module):
                 nn.Conv2d(c2, c3, 3, stride=2, padding=1),
             ]
         )
+        self.norms = nn.ModuleList([nn.LayerNorm(c) for c in self.channels])
         self.out = nn.Conv2d(c3, width, 3, padding=1)
+        for conv in (*self.convs, self.out):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+        with torch.no_grad():
+            self.out.weight.mul_(0.25)
         self.position = GridPosition(width)
 
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
@@ -168,8 +179,8 @@ class ConvNet(nn.Module):
         images = patches.view(-1, rows, columns, PATCH, PATCH, 3).permute(0, 5, 1, 3, 2, 4)
         x = scaled(images.reshape(-1, 3, rows * PATCH, columns * PATCH)) * 4.0
         x = x.contiguous(memory_format=torch.channels_last)
-        for conv in self.convs:
-            x = F.gelu(conv(x))
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = F.gelu(norm(conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         return self.out(x).permute(0, 2, 3, 1).reshape(len(patches), -1)  # (r, D)
 
 
