@@ -145,7 +145,7 @@ class EpisodeCorpus:
         if fits <= start:
             raise ValueError(
                 f"corpus {self.config.name!r}: one step takes {self._step_tokens(written, start)} "
-                f"tokens and {room} are left in a row; train with a longer row"
+                f"tokens and {max(room, 0)} are left in a row; train with a longer row"
             )
         return min(last, fits)
 

@@ -16,6 +16,7 @@ from gato.tokenizers.stream import TokenBatch, TokenSequence, pack
 
 _MEASURED = 128  # sequences drawn once per corpus to know its mean length
 _FILL = 0.99  # tokens drawn per token of the batch; what does not fit is dropped
+_ROUNDS, _TRIED = 6, 300_000  # rounds of balancing what is drawn, tokens drawn in each
 
 
 class Mixture:
@@ -54,20 +55,56 @@ class Mixture:
         self.serializer, self.rows, self.row_length, self.seed = serializer, rows, row_length, seed
         self.names = [c.config.name for c in self.corpora]
         measured = np.array([self._measure(i) for i in range(len(self.corpora))])
-        lengths, targets = measured.T
-        shares = np.array([c.config.weight for c in self.corpora]) / lengths
-        self._cumulative = np.cumsum(shares / shares.sum())
+        lengths, targets = measured[:, 0], measured[:, 1].mean(1)
+        self._cumulative = np.cumsum(self._balance(lengths))
         emphasis = np.array([c.config.loss_weight for c in self.corpora])
-        self._target_weight = (emphasis * lengths / targets).astype(np.float32)
+        self._target_weight = (emphasis * lengths.mean(1) / targets).astype(np.float32)
 
-    def _measure(self, corpus: int) -> tuple[float, float]:
-        """Return the mean tokens and the mean predicted tokens of a corpus' sequences."""
+    def _measure(self, corpus: int) -> np.ndarray:
+        """Return (2, 128): the tokens and the predicted tokens of some of a corpus' sequences."""
         rng = self._rng(corpus, stream=1)
         drawn = [self.corpora[corpus].sample(rng, self.row_length) for _ in range(_MEASURED)]
-        targets = float(np.mean([np.count_nonzero(s.target) for s in drawn]))
-        if targets == 0:
+        targets = [np.count_nonzero(s.target) for s in drawn]
+        if not any(targets):
             raise ValueError(f"corpus {self.names[corpus]!r} has nothing to predict")
-        return float(np.mean([len(s) for s in drawn])), targets
+        return np.array([[len(s) for s in drawn], targets])
+
+    def _balance(self, lengths: np.ndarray) -> np.ndarray:
+        """Return how often to draw each corpus, so that its share of the kept tokens is its weight.
+
+        Longest sequences are placed first, so the short ones are dropped more often; trials on the
+        measured `lengths` (corpora, 128) say how much more often they must be drawn.
+        """
+        wanted = np.array([c.config.weight for c in self.corpora])
+        wanted = wanted / wanted.sum()
+        chance = wanted / lengths.mean(1)
+        chance /= chance.sum()
+        n, most = len(wanted), self.rows * self.row_length
+        trials = max(2, min(_TRIED // most, 200))
+        for _ in range(_ROUNDS if n > 1 else 0):
+            rng, kept = self._rng(0, stream=2), np.zeros(n)
+            for _ in range(trials):
+                which = rng.choice(n, most // int(lengths.min()) + 1, p=chance)
+                drawn = lengths[which, rng.integers(_MEASURED, size=len(which))]
+                count = int(np.searchsorted(np.cumsum(drawn), int(most * _FILL))) + 1
+                placed = self._place(drawn[:count].tolist())
+                for row in placed:
+                    for i in row:
+                        kept[which[i]] += drawn[i]
+            chance *= wanted / np.maximum(kept / kept.sum(), 0.1 * wanted)
+            chance /= chance.sum()
+        return chance
+
+    def _place(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Return which sequences go into each row: longest first, each where it first fits."""
+        rows: list[list[int]] = [[] for _ in range(self.rows)]
+        room = [self.row_length] * self.rows
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            row = next((r for r, left in enumerate(room) if left >= lengths[i]), None)
+            if row is not None:
+                rows[row].append(i)
+                room[row] -= lengths[i]
+        return rows
 
     def _rng(self, index: int, stream: int = 0) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, stream, index]))
@@ -86,21 +123,11 @@ class Mixture:
         return drawn
 
     def batch(self, index: int) -> TokenBatch:
-        """Return batch `index`; longest sequences are placed first, each where it first fits."""
+        """Return batch `index`; what does not fit of its sequences is dropped."""
         drawn = self.sequences(index)
-        order = sorted(range(len(drawn)), key=lambda i: -len(drawn[i][1]))
-        rows: list[list[TokenSequence]] = [[] for _ in range(self.rows)]
-        corpora: list[list[int]] = [[] for _ in range(self.rows)]
-        room = np.full(self.rows, self.row_length)
-        for i in order:
-            which, sequence = drawn[i]
-            fitting = np.flatnonzero(room >= len(sequence))
-            if len(fitting) == 0:
-                continue
-            row = int(fitting[0])
-            rows[row].append(sequence)
-            corpora[row].append(which)
-            room[row] -= len(sequence)
+        placed = self._place([len(s) for _, s in drawn])
+        rows = [[drawn[i][1] for i in row] for row in placed]
+        corpora = [[drawn[i][0] for i in row] for row in placed]
         batch = pack(rows, self.row_length, self.serializer.control, corpora)
         batch.target_weight = batch.target_weight * self._target_weight[batch.target_corpus]
         return batch
