@@ -9,7 +9,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 from gato import cli, presets
 from gato.checkpoint import load_checkpoint
@@ -64,6 +67,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["show", "babyai/GoToLocal-v0", "--steps", "0"], "at least 1 step"),
         (["caption", "/nowhere", "/nowhere.png"], "/nowhere.png"),
         (["classify", "/nowhere", "x.png", "--labels", "one"], "two --labels"),
+        (["bench", "serialiser"], "serializer"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, told, capsys):
@@ -98,6 +102,35 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setattr(registry._suite("metaworld"), "make", absent)
     assert cli.main(["show", "metaworld/reach-v3"]) == cli.BAD_INPUT
     assert 'pip install "gato[metaworld]"' in sentence(capsys)
+
+
+def test_an_action_without_bounds(monkeypatch, capsys):
+    class Unbounded(gym.Env):
+        observation_space = spaces.Discrete(2)
+        action_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            return 0, {}
+
+        def step(self, action):
+            return 0, 0.0, False, False, {}
+
+    gym.register("Unbounded-v0", Unbounded)
+    assert cli.main(["show", "gym/Unbounded-v0"]) == cli.BAD_INPUT
+    assert "finite bounds" in sentence(capsys)
+    del gym.registry["Unbounded-v0"]
+
+
+def test_an_action_out_of_its_box(stores, tmp_path, capsys):
+    shutil.copytree(stores / "arm", tmp_path / "arm")
+    file = next((tmp_path / "arm").rglob("action*.npy"))
+    actions = np.load(file)
+    actions[0, 1] = 3.2
+    np.save(file, actions)
+    assert cli.main(["show", str(tmp_path / "arm")]) == cli.BAD_INPUT
+    told = sentence(capsys)
+    assert "[-1, 1] at dim 1" in told
+    assert "3.2" in told
 
 
 @pytest.mark.parametrize(
