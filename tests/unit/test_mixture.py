@@ -103,7 +103,7 @@ def test_every_corpus_counts_by_its_share_however_rarely_it_predicts(written, ti
 def test_a_mixture_needs_something_to_draw(written, tiny, stores):
     with pytest.raises(ValueError, match="positive weight"):
         mixture(written, replace(tiny, corpora=(replace(tiny.corpora[0], weight=0.0),)))
-    with pytest.raises(ValueError, match="expected a store or a folder of stores at .*nowhere"):
+    with pytest.raises(ValueError, match=r"expected a store or a folder of stores at .*nowhere"):
         corpus(written, stores, "nowhere")
     for wrong in ({"weight": -1.0}, {"prompt": 1.5}, {"hide_actions": -0.1}, {"prompt_steps": 0}):
         with pytest.raises(ValueError, match="corpus 'arm'"):
