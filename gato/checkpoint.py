@@ -156,9 +156,10 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         layout = json.loads((folder / "vocabulary.json").read_text())
     except ValueError as error:
         raise ValueError(f"{folder}: config.json or vocabulary.json is damaged: {error}") from error
-    if described.get("format") != FORMAT:
+    written = described.get("format") if isinstance(described, dict) else None
+    if written != FORMAT:
         raise ValueError(
-            f"{folder}: expected checkpoint format {FORMAT}, got {described.get('format')!r}; "
+            f"{folder}: expected checkpoint format {FORMAT}, got {written!r}; "
             f"it was not written by this version of gato"
         )
     if layout != described["serializer"]["layout"]:
