@@ -50,8 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough: `gato show ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except KeyboardInterrupt:
-        return _report("interrupted", FAILURE, debug)
+    except KeyboardInterrupt as error:
+        return _report(str(error) or "interrupted", FAILURE, debug)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         return _report(_of_system(error), BAD_INPUT, debug)
     except OSError as error:

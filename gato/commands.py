@@ -271,8 +271,11 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
                 print(f"step {p.step}/{p.steps}  {about}", file=sys.stderr)
 
         saved = run(config, out, resume=chosen.resume, device=device, on_progress=progress)
+    step = int(saved.name.removeprefix("step-"))
+    if step < config.steps:
+        print(f"stopped at step {step}; the same command goes on", file=sys.stderr)
     if chosen.json:
-        print_json({"checkpoint": str(saved), "steps": config.steps})
+        print_json({"checkpoint": str(saved), "step": step})
     else:
         print(saved)
 

@@ -280,3 +280,17 @@ def test_a_conversation_outlives_its_errors(checkpoint, monkeypatch, capsys):
     assert "nowhere.png" in told
     assert "/what" in told
     assert next(lines, None) is None
+
+
+def test_a_run_that_was_told_to_stop_says_so(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(presets.PRESETS, "short", lambda: replace(tiny, steps=3))
+
+    def stopped(config, out, **options):
+        return train(replace(config, steps=2), out, device="cpu")
+
+    monkeypatch.setattr("gato.train.train", stopped)
+    data = [f"{c.name}={c.path}:{c.weight}" for c in tiny.corpora]
+    assert cli.main(["train", "short", "--data", *data, "--out", str(tmp_path), "--json"]) == 0
+    said = capsys.readouterr()
+    assert "stopped at step 2" in said.err
+    assert json.loads(said.out)["step"] == 2

@@ -71,6 +71,15 @@ def may_import(name: str, other: str) -> bool:
     return other in STORES or not other.startswith(("gato.envs.", "gato.rollouts."))
 
 
+@pytest.mark.parametrize("folder", [f for f in FOLDERS if f != "gato"])
+def test_the_folders_beside_gato_are_linked_and_no_packages(folder):
+    # a top-level package `tokenizers` would shadow Hugging Face's wherever this folder is the root
+    link = ROOT / "gato" / folder
+    assert link.is_symlink()
+    assert link.readlink() == Path("..") / folder
+    assert not list((ROOT / folder).rglob("__init__.py"))
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_arrows_point_one_way(name):
     tree = ast.parse(MODULES[name].read_text())
