@@ -8,6 +8,7 @@ or unknown, is excluded by name.
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +60,7 @@ def evaluate(
         prompt_store: a store, or a folder of stores, of demonstrations to prompt with.
         prompt_steps: last steps of a demonstration that are shown.
         max_batch: most rows decoded at once.
-        threads: of the model in this process; by default as many as `workers`.
+        threads: of the model in this process; by default one per core that no worker has.
         progress: see `Progress`.
 
     Raises:
@@ -81,7 +82,8 @@ def evaluate(
             progress(played.job.task, counts[played.job.task], episodes)
 
     began, before = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(threads or workers)
+    # Threads that wait for each other while simulators hold the cores may cost ten times more.
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - workers))
     try:
         played = run(
             lambda tasks, seeds: agent.policy(tasks, temperature, seeds, prompts),
