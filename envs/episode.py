@@ -91,7 +91,8 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
         case spaces.Discrete():
             return {"type": "Discrete", "n": int(space.n), "start": int(space.start)}
         case spaces.MultiDiscrete():
-            return {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "dtype": str(space.dtype)}
+            data = {"type": "MultiDiscrete", "nvec": space.nvec.tolist(), "dtype": str(space.dtype)}
+            return {**data, "start": space.start.tolist()} if space.start.any() else data
         case spaces.MultiBinary():
             return {"type": "MultiBinary", "shape": list(space.shape)}
         case spaces.Text():
@@ -116,7 +117,9 @@ def space_from_json(data: Mapping[str, Any]) -> gym.Space:
         case "Discrete":
             return spaces.Discrete(data["n"], start=data["start"])
         case "MultiDiscrete":
-            return spaces.MultiDiscrete(np.array(data["nvec"]), dtype=np.dtype(data["dtype"]).type)
+            nvec, start = np.array(data["nvec"]), data.get("start")
+            start = None if start is None else np.array(start)
+            return spaces.MultiDiscrete(nvec, dtype=np.dtype(data["dtype"]).type, start=start)
         case "MultiBinary":
             shape = data["shape"]
             return spaces.MultiBinary(shape[0] if len(shape) == 1 else shape)

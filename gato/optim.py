@@ -154,4 +154,6 @@ class Optimizers:
                 for p in group["params"]:
                     if names[id(p)] in by_parameter:
                         state = by_parameter[names[id(p)]]
-                        optimizer.state[p] = {k: v.clone() for k, v in state.items()}
+                        optimizer.state[p] = {
+                            k: v.to(p.device, copy=True) for k, v in state.items()
+                        }

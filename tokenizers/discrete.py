@@ -15,7 +15,8 @@ BASE = 1024
 class Discrete(Modality):
     """Integers; a tensor of them is written row-major (Gato section 2.1).
 
-    Spec: ``shape``, ``sizes`` (values per entry, row-major) and ``start`` (lowest value).
+    Spec: ``shape``, ``sizes`` (values per entry, row-major) and ``start``
+    (the lowest value, of all entries or of each).
     """
 
     name = "discrete"
@@ -36,11 +37,12 @@ class Discrete(Modality):
             raise ValueError(
                 f"{key!r} must hold {len(sizes)} integers; got {raw.dtype} of shape {raw.shape[1:]}"
             )
-        flat = flat.astype(np.int64) - spec["start"]
+        start = np.broadcast_to(np.array(spec["start"], np.int64), sizes.shape)
+        flat = flat.astype(np.int64) - start
         wrong = (flat < 0) | (flat >= sizes)
         if wrong.any():
             step, entry = (int(i) for i in np.argwhere(wrong)[0])
-            low, high = spec["start"], spec["start"] + int(sizes[entry]) - 1
+            low, high = int(start[entry]), int(start[entry] + sizes[entry]) - 1
             raise ValueError(
                 f"{key!r} must be in [{low}, {high}]; got {int(flat[step, entry]) + low} at entry "
                 f"{entry}. Check that the data and the task's space agree."
@@ -61,8 +63,8 @@ class Discrete(Modality):
             for _ in range(digits(size)):
                 value = value * BASE + int(ids[at])
                 at += 1
-            values.append(min(value, size - 1) + spec["start"])
-        array = np.array(values, np.int64).reshape(spec["shape"])
+            values.append(min(value, size - 1))
+        array = (np.array(values, np.int64) + spec["start"]).reshape(spec["shape"])
         return array if spec["shape"] else array[()]
 
     def allowed(self, prefix: np.ndarray, spec: Spec) -> tuple[int, int] | None:

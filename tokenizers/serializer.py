@@ -150,13 +150,9 @@ class Serializer:
     def net_options(self) -> dict[str, dict[str, Any]]:
         """Return per modality what its embedder must be sized for, from the codec options."""
         o = self.options
-        group = max(
-            [s["group"] for t in self.tasks.values() for _, m, s in t.observation if m == "symbols"]
-            or [3]
-        )
         return {
             "vector": {"group": o.vector_group},
-            "symbols": {"group": group, "size": o.symbol_size},
+            "symbols": {"group": o.symbol_group, "size": o.symbol_size},
         }
 
     def ordinal_span(self) -> tuple[int, int] | None:

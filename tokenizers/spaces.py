@@ -24,6 +24,8 @@ class CodecOptions:
     """Values per integer of a symbol token; larger spaces fall back to one token per integer."""
     symbol_axes: int = 1
     """Trailing axes of an integer tensor that make up one symbol token."""
+    symbol_group: int = 3
+    """Integers per symbol token; tensors with other groups get one token per integer."""
     scales: str = "quantile"
     """``quantile`` (fitted, stored) or ``mu_law`` (Gato) for observed real numbers."""
     text_tokens: int = 64
@@ -65,7 +67,12 @@ def _box(space: spaces.Box, role: str, options: CodecOptions, key: str) -> tuple
     if _is_image(space):
         return "image", {"shape": shape}
     if options.observations == "vector":
-        return "vector", {"shape": shape, "group": options.vector_group, "codec": "mu_law"}
+        return "vector", {
+            "shape": shape,
+            "group": options.vector_group,
+            "codec": "mu_law",  # until fitted on data, if it is to be
+            "fitted": options.scales == "quantile",
+        }
     return "continuous", {"shape": shape, "codec": options.scales, **_unit(space, options)}
 
 
@@ -94,11 +101,13 @@ def _multi_discrete(
     space: spaces.MultiDiscrete, role: str, options: CodecOptions, key: str
 ) -> tuple[str, Spec]:
     shape, size = list(space.nvec.shape), int(space.nvec.max())
+    start = space.start.reshape(-1).tolist() if space.start.any() else 0
+    group = int(np.prod(shape[-options.symbol_axes :]))
     small = size <= options.symbol_size and len(shape) > options.symbol_axes
-    if role == "observation" and options.observations == "vector" and small:
-        group = int(np.prod(shape[-options.symbol_axes :]))
+    fits = small and group == options.symbol_group and start == 0
+    if role == "observation" and options.observations == "vector" and fits:
         return "symbols", {"shape": shape, "group": group, "size": options.symbol_size}
-    return "discrete", {"shape": shape, "sizes": space.nvec.reshape(-1).tolist(), "start": 0}
+    return "discrete", {"shape": shape, "sizes": space.nvec.reshape(-1).tolist(), "start": start}
 
 
 @codec.register

@@ -51,7 +51,7 @@ class Vector(Modality):
         return rng.normal(size=(2, 5)), {"shape": [5], "group": 13, "codec": "mu_law"}
 
     def fit(self, columns: Iterable[np.ndarray], spec: Spec) -> Spec:
-        return quantile_scales(columns, spec)
+        return quantile_scales(columns, spec) if spec.get("fitted", True) else spec
 
     def net(self, width: int, options: Mapping[str, Any]) -> nn.Module:
         return VectorNet(width, int(options.get("group", 13)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from gymnasium import spaces
@@ -9,6 +11,7 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gato.envs.episode import space_from_json, space_to_json
 from gato.tokenizers.continuous import Continuous
 from gato.tokenizers.discrete import BASE, Discrete, digits
 from gato.tokenizers.image import Image
@@ -120,6 +123,14 @@ def test_scales_fitted_on_any_data_give_finite_inputs(data, other):
         for values in (data, other):
             segment = modality.encode(values, fitted)
             assert all(np.isfinite(rows).all() for rows in segment.rows.values())
+
+
+def test_vectors_keep_mu_law_where_it_is_asked_for():
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    for scales in ("mu_law", "quantile"):
+        options = CodecOptions(observations="vector", scales=scales)
+        _, spec = codec(space, "observation", options, "toy: hand")
+        assert VECTOR.fit([np.eye(2)], spec)["codec"] == scales
 
 
 def test_fitted_scales_put_the_data_between_minus_one_and_one():
@@ -303,6 +314,9 @@ def test_images_are_bytes_of_the_declared_shape(wrong):
         (spaces.MultiDiscrete([[9, 6, 4]] * 7), "observation", "scalar", "discrete"),
         (spaces.MultiDiscrete([[99, 6, 4]] * 7), "observation", "vector", "discrete"),
         (spaces.MultiDiscrete([[9, 6, 4]] * 7), "action", "vector", "discrete"),
+        (spaces.MultiDiscrete([[9, 6]] * 7), "observation", "vector", "discrete"),
+        (spaces.MultiDiscrete([[9, 6, 4]], start=[[0, 0, 1]]), "observation", "vector", "discrete"),
+        (spaces.MultiDiscrete([3, 2000, 2], start=[-1, 5, 0]), "action", "scalar", "discrete"),
         (spaces.Text(8), "action", "vector", "text"),
     ],
 )
@@ -340,3 +354,11 @@ def test_encoding_changes_nothing_it_is_given(values):
     CONTINUOUS.encode(values, spec)
     VECTOR.encode(values, {"shape": [2], "group": 5, "codec": "mu_law"})
     np.testing.assert_array_equal(values, before)
+
+
+def test_a_multi_discrete_space_keeps_its_lowest_values_in_its_file():
+    for space in (
+        spaces.MultiDiscrete([3, 2000, 2], start=[-1, 5, 0]),
+        spaces.MultiDiscrete([[3, 4]]),
+    ):
+        assert space_from_json(json.loads(json.dumps(space_to_json(space)))) == space
