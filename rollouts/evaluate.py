@@ -83,7 +83,8 @@ def evaluate(
 
     began, before = time.perf_counter(), torch.get_num_threads()
     # Threads that wait for each other while simulators hold the cores may cost ten times more.
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - workers))
+    busy = workers if workers > 1 else 0
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - busy))
     try:
         played = run(
             lambda tasks, seeds: agent.policy(tasks, temperature, seeds, prompts),
