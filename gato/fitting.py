@@ -56,9 +56,9 @@ def _corpus_texts(corpus: Corpus) -> Iterator[str]:
                     if not isinstance(column, np.ndarray):
                         yield column[0]
     elif isinstance(corpus, RecordCorpus):
-        for store in corpus.stores:
-            for i in range(len(store)):
-                record = store[i]
+        for records in corpus.stores:
+            for i in range(len(records)):
+                record = records[i]
                 if "text" in record:
                     yield record["text"]
                 for message in record.get("messages", ()):

@@ -34,8 +34,8 @@ def read_image(path: Path) -> np.ndarray:
     patches = width * height / 256
     if patches > MAX_PATCHES:
         scale = (MAX_PATCHES / patches) ** 0.5
-        side = (max(16, int(n * scale) // 16 * 16) for n in (width, height))
-        picture = picture.resize(tuple(side), Image.Resampling.BOX)
+        width, height = (max(16, int(n * scale) // 16 * 16) for n in (width, height))
+        picture = picture.resize((width, height), Image.Resampling.BOX)
     return np.asarray(picture, np.uint8)
 
 
