@@ -257,7 +257,7 @@ def _about_scene(talk: _Talk, split: Split) -> None:
     scene = scenes.sample(split, rng, most=2)
     first = talk.say("look", LOOK, scenes.describe(scene), image=scenes.render(scene))
     if len(scene.things) > 1:
-        asked = scenes.questions(scene, rng)
+        asked = scenes.questions(scene)
         for question in rng.sample(asked, min(len(asked), rng.randint(1, 2))):
             wordings = scenes.QUESTIONS[question.kind]
             talk.say(question.kind, wordings, question.answer, question.slot, pair=first)

@@ -30,18 +30,19 @@ from gato.envs.corpora.common import (
 
 COUNTS = {"train": 12_000, "heldout": 400}
 ROOM = 3
-"""Cells along a side of the room, so that each has a name of its own: top left, top ... Larger
-rooms cost more patches and were learned more slowly in the same time."""
+"""Cells along a side of the room. Larger ones cost more patches and were learned more slowly."""
 TILE = 16
 """Pixels along a side of a cell: at 8 the boxes of MiniGrid are too faint to name."""
 TYPES = ("ball", "key", "box")
 COLOURS = ("red", "green", "blue", "purple", "yellow", "grey")
+ROWS = ("top", "", "bottom")
+COLUMNS = ("left", "", "right")
 DIRECTIONS = ("right", "down", "left", "up")
 """In MiniGrid's order."""
 KINDS = ("colour", "object", "place", "count", "agent place", "agent direction")
 """The kinds of question; ``meta["kinds"]`` of a record names one for each answer."""
 
-NUMBERS_OF_THINGS = {1: 4, 2: 4, 3: 2}
+NUMBERS_OF_THINGS = {1: 4, 2: 4, 3: 1}
 """How often a room has so many objects, relative to one another."""
 CAPTION_SHARE = 0.2
 MOST_TURNS = 5
@@ -134,13 +135,15 @@ def describe(scene: Scene) -> str:
 
 
 def place(x: int, y: int) -> str:
-    """Return the part of the room of a cell: one of nine, named from the centre outwards."""
-    row = "top" if y == 0 else "bottom" if y == ROOM - 1 else ""
-    column = "left" if x == 0 else "right" if x == ROOM - 1 else ""
-    return f"{row} {column}".strip() or "middle"
+    """Return the name of a cell, from the centre of the room outwards.
+
+    >>> place(0, 0), place(1, 2), place(1, 1)
+    ('top left', 'bottom', 'middle')
+    """
+    return f"{ROWS[y]} {COLUMNS[x]}".strip() or "middle"
 
 
-def questions(scene: Scene, rng: Random) -> list[Question]:
+def questions(scene: Scene) -> list[Question]:
     """Return every question that the scene answers without doubt."""
     found = [
         Question("count", "", NUMBERS[len(scene.things)]),
@@ -156,8 +159,7 @@ def questions(scene: Scene, rng: Random) -> list[Question]:
         if colours.count(thing.colour) == 1:
             found.append(Question("object", thing.colour, f"a {thing.type}"))
         if names.count(thing.name) == 1:
-            short = types.count(thing.type) == 1 and rng.random() < 0.5
-            asked = thing.type if short else thing.name
+            asked = thing.type if types.count(thing.type) == 1 else thing.name
             found.append(Question("place", asked, place(thing.x, thing.y)))
     return found
 
@@ -172,7 +174,7 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def _questions_record(scene: Scene, rng: Random) -> dict[str, Any]:
-    asked = [q for q in questions(scene, rng) if q.kind not in EASY or rng.random() < SHARE_OF_EASY]
+    asked = [q for q in questions(scene) if q.kind not in EASY or rng.random() < SHARE_OF_EASY]
     rng.shuffle(asked)
     asked = asked[: rng.randint(1, MOST_TURNS)]
     image: np.ndarray | None = render(scene)

