@@ -151,10 +151,13 @@ class Quickstart:
 
     def train(self) -> None:
         """Train for the time there is; the number of steps is fixed once, at the start."""
+        import torch
+
         from gato.train import Progress, train
 
         if "steps" not in self.plan:
-            self._remember(steps=self._affordable_steps())
+            self._remember(**self._pace())
+        torch.set_num_threads(self.plan["threads"])
         config = recipe(self.data, self.plan["steps"], self.seed)
         text_model = self.out / MODEL_FILE
 
@@ -172,8 +175,11 @@ class Quickstart:
                 f"stopped with everything saved; `gato quickstart --out {self.out}` goes on"
             )
 
-    def _affordable_steps(self) -> int:
-        """Return how many steps fit in the minutes, from the pace of a few."""
+    def _pace(self) -> dict[str, int]:
+        """Return the threads that train fastest here, and the steps that fit in the minutes.
+
+        Waiting for one another makes two threads slower than one on a machine with other work.
+        """
         import torch
 
         from gato.fitting import make_serializer
@@ -183,13 +189,20 @@ class Quickstart:
         serializer = make_serializer(config)
         write_atomically(self.out / MODEL_FILE, serializer.state()["text"][MODEL_FILE])
         trainer = Trainer(config, self.run_folder, torch.device("cpu"), serializer)
-        for _ in range(5):
-            trainer.train_step(trainer.mixture.batch(trainer.step))
-        started = time.perf_counter()
-        for _ in range(25):
-            trainer.train_step(trainer.mixture.batch(trainer.step))
-        pace = (time.perf_counter() - started) / 25
-        return max(100, min(MAX_STEPS, int(self.minutes * 60 * TRAIN_SHARE * 0.95 / pace)))
+        seconds = {}
+        for threads in sorted({1, os.cpu_count() or 1}):
+            torch.set_num_threads(threads)
+            for step in range(20):
+                if step == 4:
+                    started = time.perf_counter()
+                trainer.train_step(trainer.mixture.batch(trainer.step))
+            seconds[threads] = (time.perf_counter() - started) / 16
+        threads = min(seconds, key=seconds.__getitem__)
+        budget = self.minutes * 60 * TRAIN_SHARE * 0.93
+        return {
+            "threads": threads,
+            "steps": max(100, min(MAX_STEPS, int(budget / seconds[threads]))),
+        }
 
     # ---- evaluation --------------------------------------------------------------------------
 
