@@ -34,6 +34,13 @@ STICKY = 0.25
 MAX_IDLE_FRAMES = 30
 MAX_STEPS = 27_000
 """Decisions in 30 minutes at 60 frames a second."""
+PROTOCOL = {
+    "sticky_actions": STICKY,
+    "frame_skip": FRAME_SKIP,
+    "most_idle_frames": MAX_IDLE_FRAMES,
+    "frame": [HEIGHT, WIDTH],
+    "action_set": "minimal",
+}
 
 GAMES = {
     3: "backgammon freeway skiing",

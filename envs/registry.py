@@ -7,6 +7,7 @@ its simulator only inside them, so that listing tasks needs no simulator:
 SUITE = "metaworld"                     first part of its task ids
 EXTRA = "metaworld"                     the extra that installs it: pip install "gato[metaworld]"
 PACKAGES = ("metaworld", "mujoco")      distributions whose versions stand beside its results
+PROTOCOL = {"frame_skip": 4}            optional: what else decides its scores
 specs() -> dict[str, TaskSpec]          every task by id; pure data
 make(spec) -> gymnasium.Env             spaces equal to the spec's; info["success"] where defined
 expert(spec) -> Expert                  only called where spec.expert is not "none"
@@ -106,6 +107,11 @@ def make_expert(task_id: str) -> Expert:
 def packages(suite: str) -> tuple[str, ...]:
     """Return the distributions whose versions belong beside a suite's data and results."""
     return _suite(suite).PACKAGES
+
+
+def protocol(suite: str) -> dict[str, Any]:
+    """Return what, beside versions, decides a suite's scores: sticky actions, frame skip."""
+    return dict(getattr(_suite(suite), "PROTOCOL", {}))
 
 
 def _missing(task: TaskSpec, module: ModuleType, error: ImportError) -> ValueError:

@@ -110,6 +110,7 @@ def evaluate(
         "device": str(agent.model.table.weight.device),
         "histories": {t: vars(agent.serializer.task(t).history) for t in task_ids},
         "max_steps": {t: specs[t].max_steps for t in task_ids},
+        "protocols": {s: registry.protocol(s) for s in sorted({t.suite for t in specs.values()})},
     }
     return {
         "checkpoint": str(agent.checkpoint.path),

@@ -209,6 +209,9 @@ def test_what_is_foreseen_is_what_is_generated(parts, brief) -> None:
     same = concatenate([turn, written, end])
     assert foreseen(model, serializer, [other, same]) == [[False], [True]]
     assert said == text_of(serializer, complete(serializer, ids))
+    given = [turn, *prefixes(serializer), turn]  # texts that end early leave the batch
+    apart = [generate(model, serializer, [p], max_tokens=30)[0] for p in given]
+    assert generate(model, serializer, given, max_tokens=30) == apart
 
 
 def test_the_agent_talks(agent: Agent) -> None:

@@ -153,11 +153,17 @@ def test_a_full_ring_equals_training_under_a_sliding_window(monkeypatch, hide: b
     episodes = [world.make_episode(t, steps, seed=i) for i, t in enumerate(TASKS[:2])]
     policy = Policy(model, serializer, TASKS[:2])
     forced = force(monkeypatch, policy, [target_ids(serializer, e) for e in episodes])
+    begin = [11, 19]  # each row is reset once, on its own
     for step in range(steps):
+        policy.reset([step == b for b in begin])
         policy.select_action([observation_at(e, step) for e in episodes])
+    assert (policy.memory.lengths > 2 * policy.memory.cache.slots).any(), "the ring should wrap"
     for row, episode in enumerate(episodes):
-        sequence = as_trained(serializer, episode, None)
-        compare(forced.seen[row], trained_logits(model, serializer, sequence, 0))
+        wanted = []
+        for start, stop in ((0, begin[row]), (begin[row], steps)):
+            sequence = as_trained(serializer, window_of(episode, start, stop), None)
+            wanted += trained_logits(model, serializer, sequence, 0)
+        compare(forced.seen[row], wanted)
 
 
 def test_scripted_actions_come_back_as_logged(monkeypatch) -> None:
@@ -175,10 +181,13 @@ def test_scripted_actions_come_back_as_logged(monkeypatch) -> None:
     assert talk["then"].tolist() == episodes[3].actions["then"][0].tolist()
 
 
-@pytest.mark.parametrize("history", HISTORIES, ids=str)
+@pytest.mark.parametrize("history", [*HISTORIES, None], ids=str)
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
-def test_a_row_does_not_notice_its_neighbours(history: History, temperature: float) -> None:
-    serializer = world.make_serializer(history)
+def test_a_row_does_not_notice_its_neighbours(history: History | None, temperature: float) -> None:
+    serializer = world.make_serializer(history or History())
+    if history is None:  # every task its own
+        for spec, own in zip(world.SPECS.values(), HISTORIES[1:], strict=False):
+            serializer.add_task(spec, history=own)
     model = world.make_model(serializer)
     rng = np.random.default_rng(0)
     tasks, steps = [*TASKS, *TASKS], 7
@@ -200,6 +209,43 @@ def test_a_row_does_not_notice_its_neighbours(history: History, temperature: flo
                 assert_same(actions[i], policy.select_action([seen[step][i]])[0])
             else:
                 assert actions[i] is None
+
+
+def test_a_shrunk_batch_goes_on_as_before() -> None:
+    serializer = world.make_serializer(History())
+    model = world.make_model(serializer)
+    rng = np.random.default_rng(1)
+    whole, shrunk = (Policy(model, serializer, TASKS, temperature=0.5) for _ in range(2))
+    kept = [3, 0, 2]
+    for step in range(5):
+        seen = [world.observe(t, rng) for t in TASKS]
+        wanted = whole.select_action(seen)
+        if step == 2:
+            shrunk.keep(kept)
+        alike = shrunk.select_action([seen[i] for i in kept] if step >= 2 else seen)
+        for a, b in zip([wanted[i] for i in kept] if step >= 2 else wanted, alike, strict=True):
+            assert_same(a, b)
+
+
+def test_a_row_can_take_another_task() -> None:
+    serializer = world.make_serializer(History(window=3))
+    model = world.make_model(serializer)
+    rng = np.random.default_rng(1)
+    policy = Policy(model, serializer, TASKS[:2], temperature=0.5)
+    policy.select_action([world.observe(t, rng) for t in TASKS[:2]])
+    policy.reset([True, False], tasks={0: TASKS[2]}, seeds={0: 7})
+    assert policy.tasks == [TASKS[2], TASKS[1]]
+    seen = [world.observe(t, rng) for t in policy.tasks]
+    fresh = Policy(model, serializer, [TASKS[2]], temperature=0.5, seeds=[7])
+    assert_same(policy.select_action(seen)[0], fresh.select_action(seen[:1])[0])
+
+
+def test_a_prompt_must_leave_room() -> None:
+    serializer = world.make_serializer(History())
+    model = world.make_model(serializer)
+    long = world.make_episode(TASKS[0], 40)
+    with pytest.raises(ValueError, match="give fewer steps"):
+        Policy(model, serializer, TASKS[0], prompts={TASKS[0]: long})
 
 
 def assert_same(a, b) -> None:

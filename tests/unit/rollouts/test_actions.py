@@ -41,7 +41,11 @@ LEAVES = st.one_of(
         st.integers(1, 5000),
         st.integers(-9, 9),
     ),
-    st.lists(st.integers(1, 2000), min_size=1, max_size=3).map(spaces.MultiDiscrete),
+    st.builds(
+        lambda sizes, start: spaces.MultiDiscrete(sizes, start=[start] * len(sizes)),
+        st.lists(st.integers(1, 2000), min_size=1, max_size=3),
+        st.integers(-9, 9),
+    ),
     st.integers(1, 3).map(spaces.MultiBinary),
     st.integers(1, 9).map(ANY_TEXT),
     st.builds(lambda n, k: spaces.Text(n + k, min_length=n), st.integers(0, 3), st.integers(0, 6)),
