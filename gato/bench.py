@@ -32,13 +32,14 @@ from gato.corpora import CorpusConfig
 from gato.envs.episode import Episode, TaskSpec
 from gato.envs.records import RecordWriter
 from gato.envs.store import EpisodeWriter
+from gato.fitting import make_serializer
 from gato.model import GatoModel
 from gato.model_config import quickstart
 from gato.optim import OptimConfig
 from gato.tokenizers.serializer import History, Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
-from gato.train import Trainer, make_serializer
+from gato.train import Trainer
 
 Result = dict[str, Any]
 

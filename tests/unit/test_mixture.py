@@ -13,10 +13,10 @@ from gato.config import TrainConfig
 from gato.corpora import CorpusConfig, open_corpus
 from gato.envs.episode import Episode
 from gato.envs.store import EpisodeStore, EpisodeWriter
+from gato.fitting import make_serializer
 from gato.mixture import Mixture
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence
-from gato.train import make_serializer
 
 LENGTH = 96
 

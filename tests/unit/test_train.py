@@ -16,7 +16,8 @@ import torch
 
 from gato.checkpoint import load_checkpoint, load_tensors
 from gato.config import TrainConfig, from_json, to_json
-from gato.train import NonFiniteLossError, Progress, Trainer, make_serializer, train
+from gato.fitting import make_serializer
+from gato.train import NonFiniteLossError, Progress, Trainer, train
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 

@@ -12,7 +12,8 @@ import torch
 
 from gato import checkpoint
 from gato.checkpoint import load_checkpoint, load_tensors, resolve, save_checkpoint
-from gato.train import Trainer, make_serializer, train
+from gato.fitting import make_serializer
+from gato.train import Trainer, train
 
 
 @pytest.fixture(scope="module")
