@@ -196,9 +196,27 @@ class RecordCorpus:
         sequence = self._written(which, index)
         if len(sequence) <= limit:
             return sequence
+        if sequence.payload:
+            return self._beginning(sequence, limit)
         # A long text gives a window of itself; <bos> stands before it as before every example.
         start = int(rng.integers(1, len(sequence) - limit + 2))
         return concatenate([sequence.slice(0, 1), sequence.slice(start, start + limit - 1)])
+
+    def _beginning(self, sequence: TokenSequence, limit: int) -> TokenSequence:
+        """Return as much of a sequence as fits without cutting an image in two."""
+        held = np.zeros(len(sequence) + 1, bool)
+        for rows in sequence.payload.values():
+            held[rows["at"]] = True
+        stop = limit
+        while stop > 0 and held[stop - 1] and held[stop]:
+            stop -= 1
+        beginning = sequence.slice(0, stop)
+        if not beginning.target.any():
+            raise ValueError(
+                f"corpus {self.config.name!r}: a record takes {len(sequence)} tokens and predicts "
+                f"nothing in its first {limit}, a row; train with a longer row"
+            )
+        return beginning
 
     def _written(self, which: int, index: int) -> TokenSequence:
         key = (which, index)

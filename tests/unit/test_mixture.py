@@ -12,7 +12,7 @@ import pytest
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig, open_corpus
 from gato.envs.episode import Episode
-from gato.envs.store import EpisodeStore, EpisodeWriter
+from gato.envs.store import EpisodeStore, EpisodeWriter, RecordWriter
 from gato.fitting import make_serializer
 from gato.mixture import Mixture
 from gato.tokenizers.serializer import Serializer
@@ -199,6 +199,23 @@ def test_long_texts_give_windows_of_themselves(written, stores):
         assert (sequence.target[1:] == 1).all()
         part = bytes(sequence.ids[1:])
         assert any(part in bytes(ids) for ids in whole)
+
+
+def test_long_conversations_are_cut_but_not_in_an_image(written, tmp_path):
+    ask = [{"type": "image", "image": np.zeros((32, 48, 3), np.uint8)}]
+    answer = [{"type": "text", "text": "red"}]
+    turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+    with RecordWriter(tmp_path / "long", "long") as writer:
+        writer.append({"kind": "conversation", "messages": turns * 4})
+    long, rng = corpus(written, tmp_path, "long"), np.random.default_rng(0)
+    whole = long.sample(rng, 1000)
+    for limit in range(14, len(whole)):
+        cut = long.sample(rng, limit)
+        assert limit - 6 < len(cut) <= limit
+        assert len(cut.payload["image"]["at"]) % 6 == 0
+        np.testing.assert_array_equal(cut.ids, whole.ids[: len(cut)])
+    with pytest.raises(ValueError, match=r"corpus 'long': a record takes .* a longer row"):
+        long.sample(rng, 8)
 
 
 def test_an_episode_alone_has_no_prompt(written, tmp_path, stores):
