@@ -17,7 +17,9 @@ from gato.model import GatoModel
 from gato.tokenizers.stream import TokenSequence
 
 CHUNK = 64
-"""Tokens of one row read at once; longer pieces are split."""
+"""Tokens of one row read at once, at most; longer pieces are split."""
+STEP = 16
+"""Tokens by which a memory grows."""
 Spans = tuple[tuple[int, int], ...]
 """Ranges [start, stop) of stream ids that may come next."""
 
@@ -82,47 +84,55 @@ class Memory:
     def __init__(self, model: GatoModel, rows: int) -> None:
         self.model = model
         self.lengths = np.zeros(rows, np.int64)
-        self.cache = self._new(rows, min(CHUNK, model.config.memory))
+        self.cache = self._new(rows, min(STEP, model.config.memory), STEP)
 
-    def _new(self, rows: int, window: int) -> KVCache:
+    def _new(self, rows: int, window: int, chunk: int) -> KVCache:
         c, weight = self.model.config, self.model.table.weight
         assert c.kv_heads is not None
         return KVCache(
-            c.layers, rows, window, c.kv_heads, c.head_dim, weight.dtype, weight.device, CHUNK
+            c.layers, rows, window, c.kv_heads, c.head_dim, weight.dtype, weight.device, chunk
         )
 
+    @torch.inference_mode()
     def reset(self, rows: np.ndarray) -> None:
         """Forget everything in the rows where `rows` (B,) is true."""
         self.cache.reset(torch.from_numpy(rows).to(self.cache.lengths.device))
         self.lengths[rows] = 0
 
+    @torch.inference_mode()
     def read(self, chunk: Chunk) -> Tensor:
         """Return the hidden states (B, Q, D) of a chunk's tokens, and remember them."""
-        self._reserve(int((self.lengths + chunk.lengths).max()))
+        self._reserve(int((self.lengths + chunk.lengths).max()), int(chunk.lengths.max()))
         x = chunk.embed(self.model)
         valid = torch.from_numpy(chunk.lengths).to(x.device)
         self.lengths += chunk.lengths
         return self.model.decode(x, self.cache, valid)
 
+    @torch.inference_mode()
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only, in this order."""
         old, index = self.cache, torch.from_numpy(rows).to(self.cache.lengths.device)
-        self.cache = self._new(len(rows), old.window)
+        self.cache = self._new(len(rows), old.window, old.chunk)
         self.cache.keys.copy_(old.keys[:, index])
         self.cache.values.copy_(old.values[:, index])
         self.cache.key_position.copy_(old.key_position[index])
         self.cache.lengths.copy_(old.lengths[index])
         self.lengths = self.lengths[rows]
 
-    def _reserve(self, tokens: int) -> None:
+    def _reserve(self, tokens: int, chunk: int) -> None:
+        """Have room for rows of so many tokens, and for so many at once."""
         most, old = self.model.config.memory, self.cache
-        if tokens <= old.window or old.window == most:
+        window = max(old.window, min(most, -(-tokens // STEP) * STEP))
+        chunk = max(old.chunk, min(CHUNK, -(-chunk // STEP) * STEP))
+        wrapped = (self.lengths > old.window).any()
+        if wrapped or (window, chunk) == (old.window, old.chunk):
             return
         # Nothing has left the old ring: every token still lies in the slot of its position.
-        self.cache = self._new(old.batch, min(most, -(-tokens // CHUNK) * CHUNK))
-        self.cache.keys[:, :, : old.slots] = old.keys
-        self.cache.values[:, :, : old.slots] = old.values
-        self.cache.key_position[:, : old.slots] = old.key_position
+        self.cache = self._new(old.batch, window, chunk)
+        kept = min(old.slots, self.cache.slots)
+        self.cache.keys[:, :, :kept] = old.keys[:, :, :kept]
+        self.cache.values[:, :, :kept] = old.values[:, :, :kept]
+        self.cache.key_position[:, :kept] = old.key_position[:, :kept]
         self.cache.lengths.copy_(old.lengths)
 
 

@@ -48,7 +48,7 @@ class Writer:
         self._memory = Memory(model, len(prefixes))
         self._next: list[TokenSequence] = list(prefixes)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[tuple[int, int]]:
         """Write one more id of every row that has not ended; return (row, id) pairs."""
         running = ~self.ended[self._rows]
@@ -172,7 +172,7 @@ def complete(serializer: Serializer, ids: Sequence[int]) -> list[int]:
     return list(ids[: len(ids) - missing])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def log_likelihoods(
     model: GatoModel, serializer: Serializer, sequences: Sequence[TokenSequence]
 ) -> list[tuple[float, int]]:
@@ -189,7 +189,7 @@ def log_likelihoods(
     return results
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def foreseen(
     model: GatoModel, serializer: Serializer, sequences: Sequence[TokenSequence]
 ) -> list[list[bool]]:

@@ -152,7 +152,7 @@ class Policy:
         self.rows = [self.rows[i] for i in rows]
         self.memory.keep(np.asarray(rows, np.int64))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def select_action(self, observations: Any, active: Any = None) -> Any:
         """Return one action per row, an element of its task's action space.
 
