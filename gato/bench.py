@@ -245,7 +245,7 @@ def rollout_bench(repeats: int) -> list[Result]:
         model = _model(serializer)
         decisions, rows = 16, 8
         ours, theirs = [], []
-        for _ in range(repeats + 1):
+        for _ in range(2 * repeats + 1):
             ours.append(_cached(model, serializer, rows, decisions))
             theirs.append(_uncached(model, serializer, decisions, window))
         value, baseline = statistics.median(ours[1:]), statistics.median(theirs[1:])

@@ -6,6 +6,7 @@ were fitted, scaled by quantiles. Decoding returns the bin's centre.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -38,7 +39,7 @@ class Continuous(Modality):
         self.vocabulary = BINS
 
     def count(self, spec: Spec) -> int:
-        return int(np.prod(spec["shape"], dtype=np.int64))
+        return math.prod(spec["shape"])
 
     def encode(self, values: Any, spec: Spec, key: str = "value") -> Segment:
         raw = np.asarray(values)

@@ -6,6 +6,7 @@ integers' embeddings; Gato would spend one token per integer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +26,7 @@ class Symbols(Modality):
     predicts = None
 
     def count(self, spec: Spec) -> int:
-        return int(np.prod(spec["shape"], dtype=np.int64)) // int(spec["group"])
+        return math.prod(spec["shape"]) // int(spec["group"])
 
     def encode(self, values: Any, spec: Spec, key: str = "value") -> Segment:
         raw = np.asarray(values)

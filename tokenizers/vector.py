@@ -6,6 +6,7 @@ Observations are not predicted, so they need no ids: a Meta-World observation of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ class Vector(Modality):
     predicts = None
 
     def count(self, spec: Spec) -> int:
-        return -(-int(np.prod(spec["shape"], dtype=np.int64)) // spec["group"])
+        return -(-math.prod(spec["shape"]) // spec["group"])
 
     def encode(self, values: Any, spec: Spec, key: str = "value") -> Segment:
         raw = np.asarray(values)
