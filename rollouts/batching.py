@@ -70,8 +70,10 @@ class Chunk:
         for name, pieces in self._payload.items():
             joined = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
             payload[name] = {k: torch.from_numpy(v).to(device) for k, v in joined.items()}
-        flat = (torch.from_numpy(a.reshape(-1)).to(device) for a in (self.inputs, self.local))
-        return model.embed(*flat, payload).view(*self.inputs.shape, -1)
+        inputs, local = (
+            torch.from_numpy(a.reshape(-1)).to(device) for a in (self.inputs, self.local)
+        )
+        return model.embed(inputs, local, payload).view(*self.inputs.shape, -1)
 
 
 class Memory:

@@ -11,7 +11,10 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -74,51 +77,71 @@ def evaluate(
     prompts = _prompts(prompt_store, task_ids, prompt_steps) if prompt_store else None
     first = EVALUATION_SEED_START + seed * ATTEMPTS
     jobs = [Job(task, first + i) for task in task_ids for i in range(episodes)]
-    counts = dict.fromkeys(task_ids, 0)
-
-    def count(played: Played) -> None:
-        counts[played.job.task] += 1
-        if progress:
-            progress(played.job.task, counts[played.job.task], episodes)
-
-    began, before = time.perf_counter(), torch.get_num_threads()
-    # Threads that wait for each other while simulators hold the cores may cost ten times more.
-    busy = workers if workers > 1 else 0
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) - busy))
-    try:
+    began = time.perf_counter()
+    with _threads(threads, workers):
         played = run(
             lambda tasks, seeds: agent.policy(tasks, temperature, seeds, prompts),
             jobs,
             workers=workers,
             max_batch=max_batch,
             seed=seed,
-            on_played=count,
+            on_played=_counted(progress, episodes),
         )
-    finally:
-        torch.set_num_threads(before)
     tasks = {
         task: summarise(specs[task], [p for p in played if p.job.task == task]) for task in task_ids
     }
-    settings = {
-        "episodes": episodes,
-        "seed": seed,
-        "first_seed": first,
-        "temperature": temperature,
-        "prompt": None if prompts is None else {"store": str(prompt_store), "steps": prompt_steps},
-        "workers": workers,
-        "max_batch": max_batch,
-        "device": str(agent.model.table.weight.device),
-        "histories": {t: vars(agent.serializer.task(t).history) for t in task_ids},
-        "max_steps": {t: specs[t].max_steps for t in task_ids},
-        "protocols": {s: registry.protocol(s) for s in sorted({t.suite for t in specs.values()})},
-    }
     return {
         "checkpoint": str(agent.checkpoint.path),
-        "settings": settings,
+        "settings": {
+            "episodes": episodes,
+            "seed": seed,
+            "first_seed": first,
+            "temperature": temperature,
+            "prompt": prompts and {"store": str(prompt_store), "steps": prompt_steps},
+            "workers": workers,
+            "max_batch": max_batch,
+            **_circumstances(agent, specs),
+        },
         "versions": _versions(task_ids),
         "seconds": time.perf_counter() - began,
         "tasks": tasks,
         "summary": summary(tasks, seed),
+    }
+
+
+@contextmanager
+def _threads(wanted: int | None, workers: int) -> Iterator[None]:
+    """Let the model use so many threads inside."""
+    before = torch.get_num_threads()
+    # Threads that wait for each other while simulators hold the cores may cost ten times more.
+    busy = workers if workers > 1 else 0
+    torch.set_num_threads(wanted or max(1, (os.cpu_count() or 1) - busy))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _counted(progress: Progress | None, episodes: int) -> Callable[[Played], None] | None:
+    """Return what tells `progress` of each episode."""
+    if progress is None:
+        return None
+    counts: Counter[str] = Counter()
+
+    def tell(played: Played) -> None:
+        counts[played.job.task] += 1
+        progress(played.job.task, counts[played.job.task], episodes)
+
+    return tell
+
+
+def _circumstances(agent: Agent, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
+    """Return what else decides the scores: memories, horizons and the suites' protocols."""
+    return {
+        "device": str(agent.model.table.weight.device),
+        "histories": {t: asdict(agent.serializer.task(t).history) for t in specs},
+        "max_steps": {t: spec.max_steps for t, spec in specs.items()},
+        "protocols": {s: registry.protocol(s) for s in sorted({t.suite for t in specs.values()})},
     }
 
 

@@ -62,7 +62,7 @@ class Writer:
         lengths = np.zeros(len(self._rows), np.int64)
         lengths[rows] = [len(self._next[self._rows[r]]) for r in rows]
         chunk = Chunk(lengths, self.serializer.control)
-        for r in rows:
+        for r in rows.tolist():
             chunk.write([r], self._next[self._rows[r]])
         states = self._memory.read(chunk)[rows, lengths[rows] - 1]
         members = self._rows[rows].tolist()

@@ -153,11 +153,14 @@ class Hosts:
         if self._local is not None:
             return [self._done.popleft()]
         answers = []
-        for pipe in wait(self._pipes):
+        ready = wait(self._pipes)
+        for host, pipe in enumerate(self._pipes):
+            if pipe not in ready:
+                continue
             try:
-                answers.append(pipe.recv())  # type: ignore[union-attr]
+                answers.append(pipe.recv())
             except (EOFError, OSError) as error:
-                raise self._ended(self._pipes.index(pipe)) from error  # type: ignore[arg-type]
+                raise self._ended(host) from error
         for _, answer in answers:
             if isinstance(answer, str):
                 raise UnavailableError(answer)

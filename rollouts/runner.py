@@ -66,10 +66,10 @@ class _Group:
         names = list(self.queues)
         self.rows: list[_Row] = []
         for i in range(min(width, len(jobs))):
-            job = self._next(names[i % len(names)])
-            assert job is not None
+            first = self._next(names[i % len(names)])
+            assert first is not None
             # Convention: rows go to hosts in turn, an uneven rest to another host per group.
-            self.rows.append(_Row((number, i), (number + i) % hosts, Played(job)))
+            self.rows.append(_Row((number, i), (number + i) % hosts, Played(first)))
         self.awaited = 0
         self.policy: Policy | None = None
 
@@ -208,7 +208,7 @@ def _deal(jobs: Sequence[Job], workers: int, max_batch: int) -> list[_Group]:
     suites: dict[str, list[Job]] = {}
     for job in jobs:
         suites.setdefault(job.task.split("/")[0], []).append(job)
-    groups = []
+    groups: list[_Group] = []
     for members in suites.values():
         halves = 2 if workers > 1 and len(members) >= 8 else 1
         for half in range(halves):

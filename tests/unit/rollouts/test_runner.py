@@ -144,3 +144,18 @@ def test_workers_play_what_one_process_plays(agent: Agent) -> None:
     agent.serializer.add_task(gone)
     with pytest.raises(ValueError, match="NoSuch-v0"):
         play(agent, [Job(gone.id, 0)], workers=2)
+
+
+def test_a_worker_that_dies_ends_the_evaluation() -> None:
+    working = hosts.Hosts(2)
+    try:
+        working.send(0, "group", [("reset", 0, "gym/CartPole-v1", 1)])
+        ((name, replies),) = working.receive()
+        assert name == "group"
+        assert replies[0].observation.shape == (4,)
+        working._processes[0].kill()
+        with pytest.raises(RuntimeError, match="exit code -9"):
+            working.receive()
+    finally:
+        working.close()
+    assert not any(p.is_alive() for p in working._processes)
