@@ -180,7 +180,7 @@ def train_bench(repeats: int) -> list[Result]:
             ours.append(_pace(lambda i=indices: _train(trainer, i), tokens))
     value, baseline = statistics.median(ours), statistics.median(theirs)
     against = "forward, backward and step of the same model on the same batches at hand"
-    return [_result("train: arm, game and text", value, "tokens/s", baseline, against)]
+    return [_result("train: arm, game and text, bfloat16", value, "tokens/s", baseline, against)]
 
 
 def _mixture(folder: Path) -> TrainConfig:
@@ -204,6 +204,7 @@ def _mixture(folder: Path) -> TrainConfig:
         ),
         embedders={"image": {"embedder": "conv"}},
         text_pieces=320,
+        precision="bfloat16",
         rows=8,
         steps=1000,
     )
