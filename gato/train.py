@@ -128,7 +128,8 @@ class Trainer:
         config, metrics = self.config, self.folder / "metrics.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True)
         _keep_lines(metrics, self.step)
-        clock, waited, begun, first = time.perf_counter(), 0.0, time.perf_counter(), self.step
+        begun, first = time.perf_counter(), self.step
+        clock, waited, told = begun, 0.0, first
         with _signals(self), open(metrics, "a") as log:
             while self.step < config.steps and not self.stop:
                 asked = time.perf_counter()
@@ -137,8 +138,8 @@ class Trainer:
                 self.train_step(batch)
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     now = time.perf_counter()
-                    line = self._metrics(now - clock, waited)
-                    clock, waited = now, 0.0
+                    line = self._metrics(self.step - told, now - clock, waited)
+                    clock, waited, told = now, 0.0, self.step
                     log.write(json.dumps(line) + "\n")
                     log.flush()
                     if on_progress is not None:
@@ -177,11 +178,12 @@ class Trainer:
             f"{self.folder} is whole."
         )
 
-    def _metrics(self, seconds: float, waited: float) -> dict[str, Any]:
+    def _metrics(self, steps: int, seconds: float, waited: float) -> dict[str, Any]:
+        """Return a line of metrics after `steps` that took `seconds`, `waited` of them for data."""
         total, count = self.sums.tolist()
         self.sums.zero_()
         losses = {n: t / c for n, t, c in zip(self.mixture.names, total, count, strict=True) if c}
-        tokens = self.config.log_every * self.config.rows * self.config.model.context
+        tokens = steps * self.config.rows * self.config.model.context
         return {
             "step": self.step,
             "losses": losses,
