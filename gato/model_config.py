@@ -23,8 +23,8 @@ class ModelConfig:
     """Width K of one head; even, since rotary positions turn pairs. 64 or 128 suit GPU kernels."""
     ffn_width: int
     """Width of the feed-forward projection, gate and value together: each half is ffn_width / 2.
-    Convention: Gato's table counts it so. With 3072, 6144 and 8192 the published 79M, 364M and
-    1.18B are met; a Hugging Face `intermediate_size` of n is an `ffn_width` of 2n."""
+    Convention: Gato's table is read so, which with its 3072, 6144 and 8192 comes within 4, 6 and 8%
+    of the published totals; a Hugging Face `intermediate_size` of n is an `ffn_width` of 2n."""
     context: int
     """Tokens in one training row; the size of the memory at rollout unless `window` is smaller."""
     kv_heads: int | None = None

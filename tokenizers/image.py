@@ -135,12 +135,15 @@ class PatchNet(nn.Module):
 class ConvNet(nn.Module):
     """Four strided convolutions over the whole image, one cell of the last map per token.
 
-    Each is normalised over its channels at every pixel: at PyTorch's own initial scale the part of
-    the output that depends on the image is a tenth of its constant part, and small things on a
-    plain ground stay unseen for hundreds of steps.
+    Beside them a small network reads each patch alone, for what lies wholly inside it.
+
+    Each convolution is normalised over its channels at every pixel: at PyTorch's own initial scale
+    the part of the output that depends on the image is a tenth of its constant part, and small
+    things on a plain ground stay unseen for hundreds of steps.
     """
 
     channels = (24, 48, 96)
+    inside = 192
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -159,6 +162,9 @@ class ConvNet(nn.Module):
             nn.init.zeros_(conv.bias)
         with torch.no_grad():
             self.out.weight.mul_(0.25)
+        inside = nn.Linear(PATCH * PATCH * 3, self.inside)
+        nn.init.kaiming_normal_(inside.weight, nonlinearity="relu")
+        self.patch = nn.Sequential(inside, nn.GELU(), nn.Linear(self.inside, width))
         self.position = GridPosition(width)
 
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
@@ -173,7 +179,8 @@ class ConvNet(nn.Module):
                 out = cells.new_empty(len(patch), cells.shape[1])
             out = out.index_copy(0, at, cells)
         assert out is not None
-        return out + self.position(grid)
+        alone = self.patch(torch.flatten(scaled(patch), 1) * 4.0)
+        return out + alone + self.position(grid)
 
     def _cells(self, patches: Tensor, rows: int, columns: int) -> Tensor:
         images = patches.view(-1, rows, columns, PATCH, PATCH, 3).permute(0, 5, 1, 3, 2, 4)
