@@ -34,7 +34,7 @@ ATARI = ("atari/Boxing-v5",)
 TASKS = (*BABYAI, *METAWORLD, *ATARI)
 LANGUAGE = ("digits", "scenes", "frames", "dialogues", "documents")
 EPISODES = {
-    **dict.fromkeys(METAWORLD, 80),
+    **dict.fromkeys(METAWORLD, 160),
     **dict.fromkeys(BABYAI, 2500),
     **dict.fromkeys(ATARI, 16),
 }
@@ -55,17 +55,24 @@ def recipe(data: Path, steps: int, seed: int = 0) -> TrainConfig:
 
     return TrainConfig(
         model=ModelConfig(
-            layers=4, width=128, heads=2, head_dim=64, ffn_width=1024, context=256, qk_norm=True
+            layers=4,
+            width=128,
+            heads=2,
+            head_dim=64,
+            ffn_width=1024,
+            context=256,
+            qk_norm=True,
+            soft_bins=6.0,
         ),
-        codec=CodecOptions(observations="vector", symbol_axes=1),
+        codec=CodecOptions(observations="vector", symbol_axes=2, symbol_group=21),
         optim=OptimConfig(lr=2e-3, warmup=100),
         embedders={"image": {"embedder": "conv"}},
         corpora=(
-            corpus("metaworld", 0.22, window=1),
-            corpus("babyai", 0.18, hide_actions=1.0, temperature=1.0),
-            corpus("atari", 0.16, window=1),
-            corpus("digits", 0.04),
-            corpus("scenes", 0.24),
+            corpus("metaworld", 0.30, window=1),
+            corpus("babyai", 0.15, hide_actions=1.0, temperature=1.0),
+            corpus("atari", 0.18, window=1),
+            corpus("digits", 0.05),
+            corpus("scenes", 0.16),
             corpus("frames", 0.05),
             corpus("dialogues", 0.09),
             corpus("documents", 0.02),
