@@ -205,7 +205,7 @@ class Quickstart:
                 trainer.train_step(trainer.mixture.batch(trainer.step))
             seconds[threads] = (time.perf_counter() - started) / 16
         threads = min(seconds, key=seconds.__getitem__)
-        budget = self.minutes * 60 * TRAIN_SHARE * 0.88
+        budget = self.minutes * 60 * TRAIN_SHARE * 0.82
         return {
             "threads": threads,
             "steps": max(100, min(MAX_STEPS, int(budget / seconds[threads]))),
