@@ -28,7 +28,7 @@ from gato.model import GatoModel
 from gato.tokenizers.serializer import Serializer
 
 FORMAT = 1
-_REQUIRED = ("config.json", "vocabulary.json", "model.safetensors")
+_REQUIRED = ("config.json", "vocabulary.json", "model.safetensors", "text.model")
 
 
 @dataclass
@@ -132,7 +132,10 @@ def resolve(path: str | Path) -> Path:
     """
     folder = Path(path)
     if (folder / "latest").is_file():
-        folder = folder / (folder / "latest").read_text().strip()
+        named = (folder / "latest").read_bytes().decode(errors="replace").strip()
+        if not (folder / named).is_dir():
+            raise ValueError(f"{folder / 'latest'} names {named!r}, which is not in {folder}")
+        folder = folder / named
     if not folder.is_dir():
         raise ValueError(f"expected a checkpoint folder at {path}; there is no such folder")
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
@@ -162,11 +165,17 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
             f"{folder}: expected checkpoint format {FORMAT}, got {written!r}; "
             f"it was not written by this version of gato"
         )
-    if layout != described["serializer"]["layout"]:
-        raise ValueError(f"{folder}: vocabulary.json does not belong to this config.json")
-    config = from_json(TrainConfig, described["train"])
-    serializer = Serializer.from_json(described["serializer"], _state(folder))
-    model = build_model(config, serializer)
+    try:
+        step = int(described["step"])
+        if layout != described["serializer"]["layout"]:
+            raise ValueError("vocabulary.json does not belong to this config.json")
+        config = from_json(TrainConfig, described["train"])
+        serializer = Serializer.from_json(described["serializer"], _state(folder))
+        model = build_model(config, serializer)
+    except KeyError as error:
+        raise ValueError(f"{folder}: config.json is damaged: {error} is missing") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}: this checkpoint cannot be read: {error}") from error
     weights = load_tensors(folder / "model.safetensors")
     wanted = model.state_dict()
     wrong = [n for n, t in wanted.items() if n not in weights or weights[n].shape != t.shape]
@@ -174,14 +183,11 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         name = (wrong or sorted(set(weights) - set(wanted)))[0]
         raise ValueError(f"{folder}: model.safetensors does not fit its config.json at {name!r}")
     model.load_state_dict(weights)
-    return Checkpoint(folder, config, serializer, model.to(device).eval(), described["step"])
+    return Checkpoint(folder, config, serializer, model.to(device).eval(), step)
 
 
 def _state(folder: Path) -> dict[str, dict[str, bytes]]:
-    text = folder / "text.model"
-    if not text.is_file():
-        raise ValueError(f"{folder} is not a complete checkpoint: text.model missing")
-    return {"text": {"text.model": text.read_bytes()}}
+    return {"text": {"text.model": (folder / "text.model").read_bytes()}}
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -288,6 +289,8 @@ def evaluate(chosen: Arguments) -> None:
     from gato import load
     from gato.rollouts.evaluate import evaluate as run
 
+    if chosen.json not in (None, "-") and not os.access(Path(chosen.json).parent, os.W_OK):
+        raise ValueError(f"expected --json in a folder that can be written; got {chosen.json}")
     agent = load(chosen.checkpoint)
     ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
     with progress_bar() as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,10 +32,12 @@ def read_image(path: Path) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"expected an image at {path}; it cannot be read ({error}).") from error
     width, height = picture.size
-    patches = width * height / 256
-    if patches > MAX_PATCHES:
-        scale = (MAX_PATCHES / patches) ** 0.5
-        width, height = (max(16, int(n * scale) // 16 * 16) for n in (width, height))
+    if math.ceil(width / 16) * math.ceil(height / 16) > MAX_PATCHES:
+        scale = (MAX_PATCHES * 256 / (width * height)) ** 0.5
+        most = 16 * MAX_PATCHES
+        width, height = (min(most, max(16, int(n * scale) // 16 * 16)) for n in (width, height))
+        longest = 16 * (MAX_PATCHES // (min(width, height) // 16))
+        width, height = min(width, longest), min(height, longest)
         picture = picture.resize((width, height), Image.Resampling.BOX)
     return np.asarray(picture, np.uint8)
 

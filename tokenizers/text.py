@@ -81,6 +81,8 @@ class Text(Modality):
 
     def load_state(self, state: Mapping[str, bytes]) -> None:
         self._model = state[MODEL_FILE]
+        if not self._model:
+            raise ValueError("expected a SentencePiece model; the file is empty")
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
         except RuntimeError as error:
