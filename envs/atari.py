@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gato.envs.episode import TaskSpec
+from gato.envs.episode import TaskSpec, require_kind
 
 SUITE = "atari"
 EXTRA = "atari"
@@ -69,38 +69,15 @@ GAMES = {
 }
 """ROMs that ale-py ships with a reward, by the size of their minimal action set."""
 
-HUMAN_SOURCE = (
-    "human: mean of a professional tester without sticky actions, Mnih et al. 2015 and "
-    "Wang et al. 2016 (arXiv:1511.06581), as tabled by Badia et al. 2020 (arXiv:2003.13350)"
-)
-HUMAN = """
-    alien=7127.7 amidar=1719.5 assault=742.0 asterix=8503.3 asteroids=47388.7 atlantis=29028.1
-    bank_heist=753.1 battle_zone=37187.5 beam_rider=16926.5 berzerk=2630.4 bowling=160.7
-    boxing=12.1 breakout=30.5 centipede=12017.0 chopper_command=7387.8 crazy_climber=35829.4
-    defender=18688.9 demon_attack=1971.0 double_dunk=-16.4 enduro=860.5 fishing_derby=-38.7
-    freeway=29.6 frostbite=4334.7 gopher=2412.5 gravitar=3351.4 hero=30826.4 ice_hockey=0.9
-    jamesbond=302.8 kangaroo=3035.0 krull=2665.5 kung_fu_master=22736.3 montezuma_revenge=4753.3
-    ms_pacman=6951.6 name_this_game=8049.0 phoenix=7242.6 pitfall=6463.7 pong=14.6
-    private_eye=69571.3 qbert=13455.0 riverraid=17118.0 road_runner=7845.0 robotank=11.9
-    seaquest=42054.7 skiing=-4336.9 solaris=12326.7 space_invaders=1668.7 star_gunner=10250.0
-    surround=6.5 tennis=-8.3 time_pilot=5229.2 tutankham=167.6 up_n_down=11693.2 venture=1187.5
-    video_pinball=17667.9 wizard_of_wor=4756.5 yars_revenge=54576.9 zaxxon=9173.3
-"""
-"""Mean human scores of the usual 57 games."""
 
-MEASURED_SOURCE = (
-    "random and expert: measured here with sticky actions, 40 episodes each, ale-py 0.12.1; "
-)
-MEASURED: dict[str, tuple[float, float]] = {"boxing": (0.8, 53.9)}
-"""Mean scores of the random policy and of the expert (standard deviations 4 and 15 in Boxing, where
-no constant action does better than -25)."""
+SCRIPTED = ("boxing",)
+"""Games with a scripted expert."""
 
 
 def specs() -> dict[str, TaskSpec]:
     """Return the games by id, ``atari/<Game>-v5``."""
-    human = {g: float(score) for g, score in (entry.split("=") for entry in HUMAN.split())}
     return {
-        task_id(game): _spec(game, actions, human.get(game))
+        task_id(game): _spec(game, actions)
         for actions, games in GAMES.items()
         for game in games.split()
     }
@@ -116,20 +93,14 @@ def task_id(game: str) -> str:
     return f"{SUITE}/{''.join(parts)}-v5"
 
 
-def _spec(game: str, actions: int, human: float | None) -> TaskSpec:
-    measured = game in MEASURED
-    source = f"{MEASURED_SOURCE if measured else ''}{HUMAN_SOURCE if human is not None else ''}"
+def _spec(game: str, actions: int) -> TaskSpec:
     return TaskSpec(
         id=task_id(game),
         observation_space=spaces.Box(0, 255, (HEIGHT, WIDTH, 3), np.uint8),
         action_space=spaces.Discrete(actions),
         max_steps=MAX_STEPS,
         control_hz=60.0 / FRAME_SKIP,
-        random_score=MEASURED[game][0] if measured else None,
-        expert_score=MEASURED[game][1] if measured else None,
-        human_score=human,
-        score_source=source,
-        expert="scripted" if measured else "none",
+        expert="scripted" if game in SCRIPTED else "none",
     )
 
 
@@ -138,8 +109,9 @@ def make(spec: TaskSpec) -> gym.Env:
     return AtariEnv(spec)
 
 
-def expert(spec: TaskSpec) -> Any:
+def expert(spec: TaskSpec, kind: str) -> Any:
     """Return the game's scripted expert, which reads positions from the emulator's memory."""
+    require_kind(spec, kind, "scripted")
     from gato.envs.experts.atari import EXPERTS
 
     return EXPERTS[_game(spec.id)]()

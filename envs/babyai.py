@@ -17,7 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gato.envs.episode import ANY_TEXT, TaskSpec
+from gato.envs.episode import ANY_TEXT, TaskSpec, require_kind
 
 SUITE = "babyai"
 EXTRA = "babyai"
@@ -74,49 +74,6 @@ BEYOND_THE_BOT = {
 }
 """Levels that the bot never solves: it knows neither opening a box nor starting with an object."""
 
-SCORES = {
-    "GoToLocal-v0": (0.278, 1.0),
-    "GoToRedBallGrey-v0": (0.218, 1.0),
-    "GoToRedBallNoDists-v0": (0.26, 1.0),
-}
-"""Success of the random policy and of the bot by 500 episodes each."""
-
-COARSE_SCORES = {
-    "GoToLocalS5N2-v0": (0.39, 1.0),
-    "GoToLocalS6N2-v0": (0.38, 1.0),
-    "GoToLocalS6N3-v0": (0.3, 1.0),
-    "GoToLocalS6N4-v0": (0.34, 1.0),
-    "GoToLocalS7N4-v0": (0.3, 1.0),
-    "GoToLocalS7N5-v0": (0.28, 1.0),
-    "GoToLocalS8N2-v0": (0.3, 1.0),
-    "GoToLocalS8N3-v0": (0.29, 1.0),
-    "GoToLocalS8N4-v0": (0.34, 1.0),
-    "GoToLocalS8N5-v0": (0.33, 1.0),
-    "GoToLocalS8N6-v0": (0.33, 1.0),
-    "GoToLocalS8N7-v0": (0.3, 1.0),
-    "GoToObj-v0": (0.35, 1.0),
-    "GoToObjMazeS4-v0": (0.09, 1.0),
-    "GoToObjMazeS4R2-v0": (0.23, 1.0),
-    "GoToObjS4-v0": (0.37, 1.0),
-    "GoToObjS6-v1": (0.35, 1.0),
-    "GoToRedBall-v0": (0.24, 1.0),
-    "GoToRedBlueBall-v0": (0.23, 1.0),
-    "OneRoomS12-v0": (0.13, 1.0),
-    "OneRoomS8-v0": (0.12, 1.0),
-    "OpenRedDoor-v0": (0.15, 1.0),
-    "PickupDist-v0": (0.12, 1.0),
-    "PickupLoc-v0": (0.14, 1.0),
-    "PutNextLocal-v0": (0.0, 1.0),
-    "PutNextLocalS5N3-v0": (0.04, 1.0),
-    "PutNextLocalS6N4-v0": (0.02, 1.0),
-    "PutNextS4N1-v0": (0.05, 1.0),
-    "PutNextS5N1-v0": (0.02, 1.0),
-    "PutNextS5N2-v0": (0.01, 1.0),
-    "UnlockPickup-v0": (0.0, 1.0),
-    "UnlockPickupDist-v0": (0.0, 1.0),
-}
-"""The same by 100 episodes each; longer levels are not measured yet."""
-
 
 def specs() -> dict[str, TaskSpec]:
     """Return the levels by id."""
@@ -129,7 +86,6 @@ def specs() -> dict[str, TaskSpec]:
         }
     )
     action = spaces.Discrete(7)
-    scores = SCORES | COARSE_SCORES
     return {
         f"{SUITE}/{name}": TaskSpec(
             id=f"{SUITE}/{name}",
@@ -138,9 +94,6 @@ def specs() -> dict[str, TaskSpec]:
             max_steps=max_steps,
             control_hz=1.0,  # a turn-based world: one decision per turn
             measure="success",
-            random_score=scores.get(name, (None, None))[0],
-            expert_score=scores.get(name, (None, None))[1],
-            score_source=_source(name),
             expert="none" if name in BEYOND_THE_BOT else "planner",
         )
         for max_steps, names in LEVELS.items()
@@ -157,8 +110,9 @@ def make(spec: TaskSpec) -> gym.Env:
     return BabyAIEnv(base, spec)
 
 
-def expert(spec: TaskSpec) -> Any:
+def expert(spec: TaskSpec, kind: str) -> Any:
     """Return the BabyAI bot, which plans on the true grid but only over what it has seen."""
+    require_kind(spec, kind, "planner")
     from gato.envs.experts.babyai import BotExpert
 
     return BotExpert()
@@ -188,15 +142,6 @@ class BabyAIEnv(gym.Wrapper):
         observation, reward, terminated, truncated, info = self.unwrapped.step(self.last_action)
         info = {**info, "success": reward > 0}
         return _observe(observation), float(reward), terminated, truncated and not terminated, info
-
-
-def _source(name: str) -> str:
-    if name not in SCORES | COARSE_SCORES:
-        return ""
-    return (
-        f"measured here: success; random and bot {500 if name in SCORES else 100} episodes each, "
-        f"seeds from 2**30 on, no noise; minigrid 3.2.0"
-    )
 
 
 def _observe(observation: dict[str, Any]) -> dict[str, Any]:

@@ -10,20 +10,17 @@ Convention: the seed of attempt k is ``seed * ATTEMPTS + k``, below `EVALUATION_
 
 from __future__ import annotations
 
-import os
 import platform
-import signal
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +37,7 @@ from gato.envs.episode import (
     unflatten_value,
 )
 from gato.envs.store import EpisodeWriter
+from gato.envs.workers import die_with_parent, one_thread_each
 
 ATTEMPTS = 1 << 20
 """Attempts that one seed of `collect` has room for."""
@@ -197,7 +195,7 @@ def _run_pool(plans: list[_Plan], noise: float, workers: int, progress: Progress
     """Keep every worker busy; the attempts of a plan are taken in order, whoever is first."""
     queues: dict[int, deque[tuple[Future, int]]] = {i: deque() for i in range(len(plans))}
     context = get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(workers, context, _die_with_parent) as pool:
+    with one_thread_each(), ProcessPoolExecutor(workers, context, die_with_parent) as pool:
         try:
             while any(plan.missing for plan in plans):
                 _submit(pool, plans, queues, noise, workers)
@@ -237,17 +235,6 @@ def _submit(
             queues[i].append((future, count))
             plan.next += count
             ahead += 1
-
-
-def _die_with_parent() -> None:
-    """Leave Ctrl-C to the parent, and no orphan where it is killed: a worker would not notice."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def watch() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempts(task_id: str, first_seed: int, count: int, noise: float) -> list[Episode]:
@@ -329,19 +316,3 @@ def _versions(suite: str) -> dict[str, str]:
         except PackageNotFoundError:
             versions[name] = "not installed"  # starting the environment will name the extra
     return versions
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes started inside use one thread each: the workers are the parallelism."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

@@ -200,6 +200,15 @@ class TaskSpec:
         return cls(**{**data, **spaces_})
 
 
+def require_kind(spec: TaskSpec, kind: str, *kinds: str) -> None:
+    """Raise ValueError where a task that has experts of `kinds` is asked for another."""
+    if kind not in kinds:
+        raise ValueError(
+            f"expected an expert of {spec.id!r} that is {' or '.join(kinds) or 'learned'}; "
+            f"got {kind!r}."
+        )
+
+
 @dataclass(frozen=True)
 class Episode:
     """T decisions of one task, by column. Legend: T decisions, so T + 1 observations.

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from gato.envs.episode import TaskSpec, space_to_json
+from gato.envs.episode import TaskSpec, require_kind, space_to_json
 
 SUITE = "gym"
 EXTRA = "all"
@@ -55,9 +55,9 @@ def make(spec: TaskSpec) -> gymnasium.Env:
     return _make(spec.id.removeprefix(f"{SUITE}/"))
 
 
-def expert(spec: TaskSpec) -> Any:
+def expert(spec: TaskSpec, kind: str) -> Any:
     """Refuse: these environments come without an expert."""
-    raise ValueError(f"expected a task with an expert; {spec.id!r} has none.")
+    require_kind(spec, kind)
 
 
 def _make(name: str) -> gymnasium.Env:

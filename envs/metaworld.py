@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gato.envs.episode import TaskSpec
+from gato.envs.episode import TaskSpec, require_kind
 
 SUITE = "metaworld"
 EXTRA = "metaworld"
@@ -75,64 +75,6 @@ INSTRUCTIONS = {
     "window-open": "open the window",
 }
 
-SCORES = {
-    "button-press-topdown": (0.0, 1.0),
-    "door-open": (0.0, 0.97),
-    "drawer-open": (0.0, 1.0),
-    "push": (0.0, 1.0),
-    "reach": (0.04, 1.0),
-}
-"""Success of the random policy (50 episodes) and of the scripted one (100)."""
-
-COARSE_SCORES = {
-    "assembly": (0.0, 1.0),
-    "basketball": (0.0, 0.95),
-    "bin-picking": (0.0, 1.0),
-    "box-close": (0.0, 0.7),
-    "button-press-topdown-wall": (0.0, 1.0),
-    "button-press": (0.0, 1.0),
-    "button-press-wall": (0.0, 0.95),
-    "coffee-button": (0.1, 1.0),
-    "coffee-pull": (0.0, 1.0),
-    "coffee-push": (0.0, 1.0),
-    "dial-turn": (0.0, 1.0),
-    "disassemble": (0.0, 0.7),
-    "door-close": (0.0, 1.0),
-    "door-lock": (0.05, 1.0),
-    "door-unlock": (0.0, 1.0),
-    "drawer-close": (0.45, 1.0),
-    "faucet-close": (0.0, 1.0),
-    "faucet-open": (0.0, 1.0),
-    "hammer": (0.0, 1.0),
-    "hand-insert": (0.0, 1.0),
-    "handle-press-side": (0.0, 1.0),
-    "handle-press": (0.25, 1.0),
-    "handle-pull-side": (0.0, 1.0),
-    "handle-pull": (0.0, 1.0),
-    "lever-pull": (0.0, 1.0),
-    "peg-insert-side": (0.0, 1.0),
-    "peg-unplug-side": (0.0, 0.95),
-    "pick-out-of-hole": (0.0, 1.0),
-    "pick-place": (0.0, 1.0),
-    "pick-place-wall": (0.0, 1.0),
-    "plate-slide-back-side": (0.0, 1.0),
-    "plate-slide-back": (0.0, 1.0),
-    "plate-slide-side": (0.0, 1.0),
-    "plate-slide": (0.0, 1.0),
-    "push-back": (0.0, 1.0),
-    "push-wall": (0.0, 1.0),
-    "reach-wall": (0.0, 1.0),
-    "shelf-place": (0.0, 1.0),
-    "soccer": (0.0, 0.95),
-    "stick-pull": (0.0, 0.9),
-    "stick-push": (0.0, 1.0),
-    "sweep-into": (0.0, 0.95),
-    "sweep": (0.0, 1.0),
-    "window-close": (0.0, 1.0),
-    "window-open": (0.0, 1.0),
-}
-"""The same by 20 episodes each."""
-
 
 def specs() -> dict[str, TaskSpec]:
     """Return the 50 tasks by id."""
@@ -146,9 +88,6 @@ def specs() -> dict[str, TaskSpec]:
             control_hz=CONTROL_HZ,
             instruction=instruction,
             measure="success",
-            random_score=(SCORES | COARSE_SCORES)[name][0],
-            expert_score=(SCORES | COARSE_SCORES)[name][1],
-            score_source=_source(*(50, 100) if name in SCORES else (20, 20)),
             expert="scripted",
         )
         for name, instruction in INSTRUCTIONS.items()
@@ -168,18 +107,12 @@ def make(spec: TaskSpec) -> gym.Env:
     return MetaWorldEnv(base, spec)
 
 
-def expert(spec: TaskSpec) -> Any:
+def expert(spec: TaskSpec, kind: str) -> Any:
     """Return Meta-World's own scripted policy for the task."""
+    require_kind(spec, kind, "scripted")
     from gato.envs.experts.metaworld import ScriptedExpert
 
     return ScriptedExpert(spec)
-
-
-def _source(random_episodes: int, expert_episodes: int) -> str:
-    return (
-        f"measured here: success; random {random_episodes} episodes, scripted {expert_episodes}, "
-        f"seeds from 2**30 on, no noise; metaworld 3.1.1, mujoco 3.3.0"
-    )
 
 
 def _observation_space() -> spaces.Box:

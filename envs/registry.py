@@ -8,13 +8,14 @@ SUITE = "metaworld"                     first part of its task ids
 EXTRA = "metaworld"                     the extra that installs it: pip install "gato[metaworld]"
 PACKAGES = ("metaworld", "mujoco")      distributions whose versions stand beside its results
 PROTOCOL = {"frame_skip": 4}            optional: what else decides its scores
-specs() -> dict[str, TaskSpec]          every task by id; pure data
+specs() -> dict[str, TaskSpec]          every task by id; pure data, without scores
 make(spec) -> gymnasium.Env             spaces equal to the spec's; info["success"] where defined
-expert(spec) -> Expert                  only called where spec.expert is not "none"
+expert(spec, kind) -> Expert            kind: "scripted" or "planner"; ValueError where it has none
 find(task_id) -> TaskSpec | None        optional: a task that is not worth listing (gym/<id>)
 ```
 
-`make` here adds the time limit, so a suite's own environment may leave it out.
+`make` here adds the time limit, so a suite's own environment may leave it out. Scores come from
+the table of `references`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+from dataclasses import replace
 from functools import cache
 from types import ModuleType
 from typing import Any, Protocol
@@ -29,6 +31,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 
 from gato.envs.episode import TaskSpec
+from gato.envs.references import references
 
 SUITES = ("atari", "babyai", "gym", "metaworld")
 
@@ -90,16 +93,24 @@ def make(task_id: str, seed: int | None = None) -> gym.Env:
     return env
 
 
-def make_expert(task_id: str) -> Expert:
-    """Return the expert of a task; it is reset with the environment that it will act in."""
+def make_expert(task_id: str, kind: str = "auto") -> Expert:
+    """Return an expert of a task; it is reset with the environment that it will act in.
+
+    Args:
+        task_id: a task.
+        kind: ``auto`` for the task's own choice, ``scripted`` or ``planner``.
+
+    Raises:
+        ValueError: where the task has no such expert, or its simulator is not installed.
+    """
     task = spec(task_id)
-    if task.expert == "none":
+    if kind == "auto" and task.expert == "none":
         raise ValueError(
             f"expected a task with an expert; {task_id!r} has none. Choose one that has."
         )
     module = _suite(task.suite)
     try:
-        return module.expert(task)
+        return module.expert(task, task.expert if kind == "auto" else kind)
     except ImportError as error:
         raise _missing(task, module, error) from error
 
@@ -130,4 +141,12 @@ def _suite(name: str) -> ModuleType:
 
 @cache
 def _specs(suite: str) -> dict[str, TaskSpec]:
-    return _suite(suite).specs()
+    return {task_id: _scored(spec) for task_id, spec in _suite(suite).specs().items()}
+
+
+def _scored(spec: TaskSpec) -> TaskSpec:
+    """Return `spec` with the reference scores that the table has for it."""
+    rows = references().get(spec.id, {})
+    scores = {f"{policy}_score": row.mean for policy, row in rows.items()}
+    source = "; ".join(row.describe() for row in rows.values())
+    return replace(spec, **scores, score_source=source)

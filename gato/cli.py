@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
 import os
 import sys
 import traceback
@@ -108,12 +109,13 @@ def _parser() -> Parser:
 
 
 def _late(name: str) -> Command:
-    """Return the command as a function that imports `gato.commands` when it is called."""
+    """Return the command as a function that imports its module when it is called."""
 
     def run(chosen: argparse.Namespace) -> Any:
-        from gato import commands
-
-        return getattr(commands, "evaluate" if name == "eval" else name)(chosen)
+        module = importlib.import_module(
+            "gato.world_commands" if name in WORLD_COMMANDS else "gato.commands"
+        )
+        return getattr(module, "evaluate" if name == "eval" else name)(chosen)
 
     return run
 
@@ -244,6 +246,8 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "classify": ("choose among labels for an image", _classify),
     "bench": ("measure speed", _bench),
 }
+WORLD_COMMANDS = ("tasks", "collect", "data", "show", "eval", "experts", "replay", "compare")
+"""Those that stand in `gato.world_commands`; the others in `gato.commands`."""
 
 
 if __name__ == "__main__":

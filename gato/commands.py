@@ -1,181 +1,21 @@
-"""What each command of the command line does with its arguments; see `gato.cli`."""
+"""Commands about a model: train it, talk with it, measure its speed; see `gato.cli`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gato.envs import registry
-from gato.envs.episode import TaskSpec, flatten_space
-from gato.printing import console, print_json, print_table, progress_bar
+from gato.printing import print_json, print_table, progress_bar
+from gato.world_commands import stores_at
 
 if TYPE_CHECKING:
     from gato.config import TrainConfig
 
 Arguments = argparse.Namespace
-
-
-# ---- tasks and data --------------------------------------------------------------------------
-
-
-def tasks(chosen: Arguments) -> None:
-    """List the tasks."""
-    if chosen.suite is not None and chosen.suite not in registry.SUITES:
-        raise ValueError(f"expected a suite of {', '.join(registry.SUITES)}; got {chosen.suite!r}.")
-    listed = [_task(registry.spec(i)) for i in registry.task_ids(f"{chosen.suite or '*'}/*")]
-    if chosen.json:
-        print_json(listed)
-    elif listed:
-        shown = ("id", "modalities", "max_steps", "random_score", "expert_score", "expert")
-        print_table([{k: row[k] for k in shown} for row in listed])
-    if chosen.suite == "gym" and not chosen.json:
-        print("every registered Gymnasium environment is a task: gym/<its id>")
-
-
-def _task(spec: TaskSpec) -> dict[str, Any]:
-    from gato.tokenizers.spaces import CodecOptions, codec
-
-    roles = {"observation": spec.observation_space, "action": spec.action_space}
-    modalities = {
-        codec(leaf, role, CodecOptions(), f"{spec.id}: {path}")[0]
-        for role, space in roles.items()
-        for path, leaf in flatten_space(space, role).items()
-    }
-    kept = ("max_steps", "random_score", "expert_score", "score_source", "expert")
-    return {
-        "id": spec.id,
-        "suite": spec.suite,
-        "modalities": sorted(modalities | ({"text"} if spec.instruction else set())),
-        **{name: getattr(spec, name) for name in kept},
-    }
-
-
-def matching(patterns: list[str], known: list[str] | None = None) -> list[str]:
-    """Return the task ids that patterns name, each once, in their order.
-
-    Raises:
-        ValueError: for a pattern without wildcards that is no task, or one that matches none.
-    """
-    import fnmatch
-
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        if not set(pattern) & set("*?["):
-            registry.spec(pattern)  # an unknown one raises, with the closest
-            found[pattern] = None
-            continue
-        ids = registry.task_ids() if known is None else known
-        matched = fnmatch.filter(ids, pattern)
-        if not matched:
-            raise ValueError(f"expected a pattern that matches a task; {pattern!r} matches none.")
-        found.update(dict.fromkeys(matched))
-    return list(found)
-
-
-def collect(chosen: Arguments) -> None:
-    """Let experts play and store what they do."""
-    from gato.envs.collect import collect as run
-
-    ids = matching(chosen.tasks)
-    kinds = {registry.spec(i).expert for i in ids}
-    if chosen.expert != "auto" and kinds != {chosen.expert}:
-        raise ValueError(
-            f"expected tasks with a {chosen.expert!r} expert; these have {', '.join(sorted(kinds))}"
-            f". Use --expert auto."
-        )
-    with progress_bar() as bar:
-        bars: dict[str, Any] = {}
-
-        def progress(task: str, kept: int, wanted: int) -> None:
-            if task not in bars:
-                bars[task] = bar.add_task(task, total=wanted)
-            bar.update(bars[task], completed=kept)
-
-        folders = run(
-            ids,
-            chosen.episodes,
-            chosen.out,
-            seed=chosen.seed,
-            noise=chosen.noise,
-            workers=chosen.workers,
-            min_fraction=chosen.min_fraction,
-            progress=progress,
-        )
-    for folder in folders.values():
-        print(folder)
-
-
-def data(chosen: Arguments) -> None:
-    """Describe stores, or read everything in them once."""
-    folders = [f for path in chosen.stores for f in _stores(path)]
-    rows = []
-    for folder in folders:
-        store = _open(folder)
-        if chosen.action == "validate":
-            store.validate()
-            rows.append({"store": str(folder), "valid": True, "items": len(store)})
-        else:
-            rows.append(_describe(folder, store))
-    if chosen.json:
-        print_json(rows)
-    else:
-        print_table(rows)
-
-
-def _stores(path: Path) -> list[Path]:
-    if (path / "manifest.json").is_file():
-        return [path]
-    found = sorted(p.parent for p in path.glob("**/manifest.json"))
-    if not found:
-        raise ValueError(f"expected a store or a folder of stores at {path}; found none.")
-    return found
-
-
-def _open(folder: Path) -> Any:
-    from gato.envs.records import RecordStore
-    from gato.envs.store import EpisodeStore
-
-    records = (folder / "records.jsonl").exists()
-    return RecordStore(folder) if records else EpisodeStore(folder)
-
-
-def _describe(folder: Path, store: Any) -> dict[str, Any]:
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    row = {"store": str(folder), "items": len(store), "steps": None, "mean_return": None}
-    row |= {"success_rate": None, "megabytes": round(size / 1e6, 1)}
-    if hasattr(store, "lengths") and len(store):
-        row["steps"] = int(store.lengths.sum())
-        row["mean_return"] = float(store.returns.mean())
-        if store.spec.measure == "success":
-            row["success_rate"] = sum(bool(s) for s in store.successes) / len(store)
-    return row
-
-
-def show(chosen: Arguments) -> None:
-    """Print a stream."""
-    from gato.show import show as tokens_of
-    from gato.show import table
-
-    tokens = tokens_of(
-        chosen.what,
-        steps=chosen.steps,
-        seed=chosen.seed,
-        index=chosen.index,
-        codec=chosen.codec,
-        checkpoint=chosen.checkpoint,
-    )
-    if chosen.json:
-        print("[\n" + ",\n".join(json.dumps(token) for token in tokens) + "\n]")
-    else:
-        table(tokens, console())
-
-
-# ---- training --------------------------------------------------------------------------------
 
 
 def quickstart(chosen: Arguments) -> None:
@@ -257,7 +97,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.train import train as run
 
     for corpus in config.corpora:
-        _stores(Path(corpus.path))  # a wrong path is told before anything is printed
+        stores_at(Path(corpus.path))  # a wrong path is told before anything is printed
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(json.dumps(to_json(config), indent=1), file=sys.stderr)
     print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
@@ -279,43 +119,6 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
         print_json({"checkpoint": str(saved), "step": step})
     else:
         print(saved)
-
-
-# ---- using a model ---------------------------------------------------------------------------
-
-
-def evaluate(chosen: Arguments) -> None:
-    """Play tasks with a checkpoint."""
-    from gato import load
-    from gato.rollouts.evaluate import evaluate as run
-
-    if chosen.json not in (None, "-") and not os.access(Path(chosen.json).parent, os.W_OK):
-        raise ValueError(f"expected --json in a folder that can be written; got {chosen.json}")
-    agent = load(chosen.checkpoint)
-    ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
-    with progress_bar() as bar:
-        bars = {task: bar.add_task(task, total=chosen.episodes) for task in ids}
-        result = run(
-            agent,
-            ids,
-            chosen.episodes,
-            seed=chosen.seed,
-            workers=chosen.workers,
-            temperature=chosen.temperature,
-            prompt_store=chosen.prompts,
-            progress=lambda task, played, wanted: bar.update(bars[task], completed=played),
-        )
-    if chosen.json == "-":
-        print_json(result)
-        return
-    if chosen.json is not None:
-        from gato.envs.files import write_atomically
-
-        write_atomically(Path(chosen.json), json.dumps(result, indent=1).encode())
-    shown = ("random_score", "expert_score", "mean_return", "success_rate", "expert_normalised")
-    print_table(
-        [{"task": t, **{k: row.get(k) for k in shown}} for t, row in result["tasks"].items()]
-    )
 
 
 def chat(chosen: Arguments) -> None:

@@ -9,12 +9,10 @@ slot that wants their task, since starting one may cost a second.
 
 from __future__ import annotations
 
-import os
 import signal
 import traceback
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -24,6 +22,7 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
+from gato.envs.workers import one_thread_each
 
 Command = tuple[Any, ...]
 Slot = Hashable
@@ -124,7 +123,7 @@ class Hosts:
         self._processes: list[Any] = []
         if workers > 1:
             context = get_context("spawn")
-            with _one_thread_each():
+            with one_thread_each():
                 for _ in range(workers):
                     ours, theirs = context.Pipe()
                     process = context.Process(target=_serve, args=(theirs,), daemon=True)
@@ -202,19 +201,3 @@ def _serve(pipe: Connection) -> None:
             pipe.send((group, answer))
         except OSError:
             return
-
-
-@contextmanager
-def _one_thread_each() -> Iterator[None]:
-    """Let processes started inside use one thread each: the workers are the parallelism."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value

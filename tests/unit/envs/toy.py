@@ -72,7 +72,7 @@ def suite() -> ModuleType:
     module.SUITE, module.EXTRA, module.PACKAGES = "toy", "toy", ("numpy", "no-such-package")
     module.specs = lambda: {SPEC.id: SPEC}
     module.make = lambda spec: Walk()
-    module.expert = lambda spec: Walker()
+    module.expert = lambda spec, kind: Walker()
     return module
 
 

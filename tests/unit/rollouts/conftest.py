@@ -90,7 +90,7 @@ def suite(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Return the module of the made-up suite while it is registered."""
     module = ModuleType("gato.envs.made")
     module.SUITE, module.EXTRA, module.PACKAGES = "made", "made", ("numpy",)
-    module.specs, module.make, module.expert = lambda: SPECS, Made, lambda spec: None
+    module.specs, module.make, module.expert = lambda: SPECS, Made, lambda spec, kind: None
     monkeypatch.setitem(sys.modules, "gato.envs.made", module)
     monkeypatch.setattr(registry, "SUITES", ("made",))
     yield module
