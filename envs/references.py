@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -57,6 +59,10 @@ class Reference:
 @cache
 def references() -> dict[str, dict[str, Reference]]:
     """Return the table: by task id, then by policy."""
+    return _load()
+
+
+def _load() -> dict[str, dict[str, Reference]]:
     with TABLE.open(encoding="utf-8", newline="") as file:
         rows = [_read(row) for row in csv.DictReader(file)]
     table: dict[str, dict[str, Reference]] = {}
@@ -66,16 +72,33 @@ def references() -> dict[str, dict[str, Reference]]:
 
 
 def write(rows: Iterable[Reference]) -> None:
-    """Replace these rows of the table, or add them; the file stays whole if this is killed."""
-    table = {(r.task, r.policy): r for by in references().values() for r in by.values()}
-    table |= {(r.task, r.policy): r for r in rows}
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [f.name for f in fields(Reference)], lineterminator="\n")
-    writer.writeheader()
-    for row in sorted(table.values(), key=lambda r: (r.task, POLICIES.index(r.policy))):
-        writer.writerow({k: _cell(v) for k, v in asdict(row).items()})
-    write_atomically(TABLE, text.getvalue().encode())
+    """Replace these rows of the table, or add them; the file stays whole if this is killed.
+
+    Processes that write at the same time wait for each other, so none loses another's rows.
+    """
+    with _locked(TABLE.parent):
+        table = {(r.task, r.policy): r for by in _load().values() for r in by.values()}
+        table |= {(r.task, r.policy): r for r in rows}
+        text = io.StringIO()
+        writer = csv.DictWriter(text, [f.name for f in fields(Reference)], lineterminator="\n")
+        writer.writeheader()
+        for row in sorted(table.values(), key=lambda r: (r.task, POLICIES.index(r.policy))):
+            writer.writerow({k: _cell(v) for k, v in asdict(row).items()})
+        write_atomically(TABLE, text.getvalue().encode())
     references.cache_clear()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder; the table itself cannot carry one, since it is replaced."""
+    import fcntl  # not on Windows, where the table can be read all the same
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)  # and with it the lock
 
 
 def _read(row: dict[str, str]) -> Reference:

@@ -1,15 +1,41 @@
-"""How well a task's expert and a random policy do: where the figures in the specs come from."""
+"""How well a task's expert and a random policy do: where the table of reference scores comes from.
+
+Episodes are played one by one by worker processes, each at its own evaluation seed, so a figure
+does not depend on how many workers there were. Nothing of an episode is kept but its return,
+success and length.
+
+Convention: episode k of sweep K has the seed ``EVALUATION_SEED_START + K * ATTEMPTS + k``.
+"""
 
 from __future__ import annotations
 
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing import get_context
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
-from gato.envs.collect import play
+from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START, TaskSpec
+from gato.envs.references import Reference
+from gato.envs.workers import die_with_parent, one_thread_each
+
+SWEEPS = 1 << 10
+"""Seeds of sweeps, each with room for `ATTEMPTS` episodes."""
+PLAYED_BY_US = ("expert", "random")
+
+Progress = Callable[[str], None]
+"""Called with a task id after each of its episodes."""
 
 
 class RandomExpert:
@@ -27,11 +53,70 @@ class RandomExpert:
         return self._space.sample()
 
 
+@dataclass(frozen=True)
+class Played:
+    """What is kept of one episode."""
+
+    seed: int
+    score: float = 0.0
+    success: bool | None = None
+    steps: int = 0
+    seconds: float = 0.0
+    expert: str = ""
+    """The kind of expert that played and its settings."""
+    error: str = ""
+    """The traceback where the world or the expert raised."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The episodes that one policy played of one task, by seed."""
+
+    task: str
+    policy: str
+    """``expert`` or ``random``."""
+    episodes: list[Played] = field(repr=False)
+
+    @property
+    def failed(self) -> list[Played]:
+        return [e for e in self.episodes if e.error]
+
+    @property
+    def values(self) -> list[float]:
+        """What the task's score is the mean of: successes or returns."""
+        if registry.spec(self.task).measure == "success":
+            return [float(bool(e.success)) for e in self.episodes]
+        return [e.score for e in self.episodes]
+
+    @property
+    def seconds(self) -> float:
+        """Time spent in these episodes, all workers together."""
+        return sum(e.seconds for e in self.episodes)
+
+    def reference(self) -> Reference:
+        """Return the row of the table that these episodes make."""
+        assert not self.failed, self.failed
+        spec = registry.spec(self.task)
+        return Reference(
+            task=self.task,
+            policy=self.policy,
+            measure=spec.measure,
+            mean=float(np.mean(self.values)),
+            std=float(np.std(self.values)),
+            episodes=len(self.episodes),
+            first_seed=self.episodes[0].seed,
+            expert=self.episodes[0].expert,
+            versions=versions(spec.suite),
+            source="measured here",
+        )
+
+
 def score(
     task_id: str,
     episodes: int,
     *,
     policy: str = "expert",
+    kind: str = "auto",
     first_seed: int = EVALUATION_SEED_START,
 ) -> dict[str, Any]:
     """Return returns, successes (or None) and lengths of episodes at consecutive seeds.
@@ -40,14 +125,12 @@ def score(
         task_id: any task.
         episodes: how many.
         policy: ``expert`` or ``random``.
+        kind: which expert, as in `registry.make_expert`.
         first_seed: the seed of the first episode.
     """
-    if policy not in ("expert", "random"):
-        raise ValueError(f"expected policy 'expert' or 'random'; got {policy!r}.")
-    spec = registry.spec(task_id)
-    expert = RandomExpert(spec) if policy == "random" else registry.make_expert(task_id)
-    env = registry.make(task_id)
-    played = [play(env, expert, spec, first_seed + k, noise=0.0) for k in range(episodes)]
+    check_policy(policy)
+    env, player, _ = _start.__wrapped__(task_id, policy, kind)  # ours alone, and closed below
+    played = [_play(env, player, first_seed + k) for k in range(episodes)]
     env.close()
     successes = [e.success for e in played]
     return {
@@ -55,7 +138,139 @@ def score(
         "first_seed": first_seed,
         "returns": [e.score for e in played],
         "successes": None if None in successes else successes,
-        "lengths": [len(e) for e in played],
+        "lengths": [e.steps for e in played],
         "mean_return": float(np.mean([e.score for e in played])),
         "success_rate": None if None in successes else float(np.mean(successes)),
     }
+
+
+def score_all(
+    pairs: Sequence[tuple[str, str]],
+    episodes: int,
+    *,
+    kind: str = "auto",
+    seed: int = 0,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Iterator[Score]:
+    """Play episodes of many tasks and yield each task's as soon as they are all there.
+
+    Args:
+        pairs: task ids, each with ``expert`` or ``random``.
+        episodes: of each.
+        kind: which experts, as in `registry.make_expert`.
+        seed: of the sweep, [0, 1024): chooses the evaluation seeds.
+        workers: processes; with 1 the episodes are played in this one.
+        progress: see `Progress`.
+
+    Raises:
+        ValueError: for a bad setting, a task without such an expert, or a missing simulator.
+        RuntimeError: where a worker process dies.
+    """
+    limits = {"episodes": (episodes, 1, ATTEMPTS), "seed": (seed, 0, SWEEPS - 1)}
+    limits["workers"] = (workers, 1, 1024)
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise ValueError(f"expected {name} in [{low}, {high}]; got {value}.")
+    for task_id, policy in pairs:
+        check_policy(policy)
+        if policy == "expert" and kind == "auto" and registry.spec(task_id).expert == "none":
+            registry.make_expert(task_id)  # raises, and says what to do
+    first = EVALUATION_SEED_START + seed * ATTEMPTS
+    jobs = [(task, policy, kind, first + k) for task, policy in pairs for k in range(episodes)]
+    results = map(_job, jobs) if workers == 1 else _pool(jobs, workers)
+    kept: dict[tuple[str, str], list[Played]] = {}
+    for task_id, policy, played in results:
+        done = kept.setdefault((task_id, policy), [])
+        done.append(played)
+        if progress:
+            progress(task_id)
+        if len(done) == episodes:
+            yield Score(task_id, policy, sorted(done, key=lambda e: e.seed))
+    _start.cache_clear()
+
+
+def check_policy(policy: str) -> None:
+    """Raise ValueError for a policy that is not played here."""
+    if policy not in PLAYED_BY_US:
+        raise ValueError(f"expected policy 'expert' or 'random'; got {policy!r}.")
+
+
+def versions(suite: str) -> str:
+    """Return the versions of what decides a suite's scores: ``metaworld 3.1.1; mujoco 3.3.0``."""
+    found = []
+    for name in registry.packages(suite):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return "; ".join(found)
+
+
+_Job = tuple[str, str, str, int]
+_Result = tuple[str, str, Played]
+
+
+def _pool(jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
+    """Yield results as they come; a few jobs wait, so that a broken sweep ends soon."""
+    waiting, running = deque(jobs), set[Future[_Result]]()
+    context = get_context("spawn")
+    with one_thread_each(), ProcessPoolExecutor(workers, context, die_with_parent) as pool:
+        try:
+            while waiting or running:
+                while waiting and len(running) < 2 * workers:
+                    running.add(pool.submit(_job, waiting.popleft()))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise RuntimeError(
+                "a worker process ended at once: out of memory, or the calling script starts work "
+                "outside `if __name__ == '__main__':`. Try one worker."
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _job(job: _Job) -> _Result:
+    task_id, policy, kind, seed = job
+    env, player, name = _start(task_id, policy, kind)
+    try:
+        played = _play(env, player, seed)
+    except Exception:  # whatever a simulator raises ends its episode, not the sweep
+        _start.cache_clear()  # it may not be fit for another
+        return task_id, policy, Played(seed, error=traceback.format_exc())
+    settings = getattr(player, "settings", name)
+    return task_id, policy, Played(**{**vars(played), "expert": settings})
+
+
+@lru_cache(maxsize=1)
+def _start(task_id: str, policy: str, kind: str) -> tuple[gym.Env, registry.Expert, str]:
+    """Return an environment, who plays in it, and of what kind he is; starting may cost seconds."""
+    spec = registry.spec(task_id)
+    env = registry.make(task_id)
+    if policy == "random":
+        return env, RandomExpert(spec), ""
+    return env, registry.make_expert(task_id, kind), spec.expert if kind == "auto" else kind
+
+
+def _play(env: gym.Env, player: registry.Expert, seed: int) -> Played:
+    """Return one episode in short; its observations would not fit into memory for long games."""
+    began = time.perf_counter()
+    observation, _ = env.reset(seed=seed)
+    player.reset(env, seed)
+    total, steps, ended = 0.0, 0, False
+    while not ended:
+        action = player.act(env, observation)
+        observation, reward, terminated, truncated, info = env.step(action)
+        if not np.isfinite(reward):
+            raise ValueError(f"expected finite rewards; got {reward} at step {steps}.")
+        total, steps, ended = total + float(reward), steps + 1, bool(terminated or truncated)
+    success = info.get("success")
+    return Played(
+        seed=seed,
+        score=total,
+        success=None if success is None else bool(success),
+        steps=steps,
+        seconds=time.perf_counter() - began,
+    )

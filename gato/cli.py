@@ -233,6 +233,27 @@ def _data(p: Parser) -> None:
     _json(p)
 
 
+def _experts(p: Parser) -> None:
+    p.set_defaults(help=p.print_help)
+    actions = p.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+    about = "list experts and how well they do"
+    a = actions.add_parser("list", help=about, description=about)
+    a.add_argument("--suite", help="only this suite's")
+    _json(a)
+    about = "measure how well experts and random policies do, at evaluation seeds"
+    a = actions.add_parser("score", help=about, description=about)
+    a.add_argument("tasks", nargs="+", metavar="TASK", help="an id, or a pattern such as babyai/*")
+    a.add_argument("--episodes", type=int, default=20, help="per task and policy")
+    a.add_argument("--policy", choices=("expert", "random", "both"), default="expert", help="who")
+    a.add_argument(
+        "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"
+    )
+    a.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    a.add_argument("--write", action="store_true", help="replace these rows of envs/scores.csv")
+    _seed(a)
+    _json(a)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "quickstart": ("make data, train, evaluate, caption and chat on two cores", _quickstart),
     "tasks": ("list the tasks", _tasks),
@@ -244,6 +265,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "chat": ("talk with a checkpoint", _chat),
     "caption": ("describe images", _caption),
     "classify": ("choose among labels for an image", _classify),
+    "experts": ("list, score or train experts", _experts),
     "bench": ("measure speed", _bench),
 }
 WORLD_COMMANDS = ("tasks", "collect", "data", "show", "eval", "experts", "replay", "compare")

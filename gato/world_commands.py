@@ -200,3 +200,10 @@ def evaluate(chosen: Arguments) -> None:
     print_table(
         [{"task": t, **{k: row.get(k) for k in shown}} for t, row in result["tasks"].items()]
     )
+
+
+def experts(chosen: Arguments) -> int | None:
+    """List, score or train experts."""
+    from gato.expert_commands import experts as run
+
+    return run(chosen)

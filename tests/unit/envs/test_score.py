@@ -1,0 +1,166 @@
+"""Scores depend on seeds alone, and reach the table whatever else happens."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from gato.cli import BAD_INPUT, DONE, FAILURE, main
+from gato.envs import references, registry
+from gato.envs.episode import EVALUATION_SEED_START
+from gato.envs.references import Reference
+from gato.envs.score import ATTEMPTS, score, score_all
+
+TASK = "toy/walk-v0"
+BABYAI = "babyai/GoToLocalS5N2-v0"
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a copy of the table that stands in for it."""
+    copy = tmp_path / "scores.csv"
+    shutil.copy(references.TABLE, copy)
+    monkeypatch.setattr(references, "TABLE", copy)
+    references.references.cache_clear()
+    yield copy
+    references.references.cache_clear()
+
+
+def timeless(episodes: list) -> list:
+    return [dataclasses.replace(e, seconds=0.0) for e in episodes]
+
+
+def test_workers_do_not_change_scores() -> None:
+    pairs = [(BABYAI, "expert"), (BABYAI, "random")]
+    here = {s.policy: s for s in score_all(pairs, 5, seed=3)}
+    there = {s.policy: s for s in score_all(pairs, 5, seed=3, workers=2)}
+    for policy in ("expert", "random"):
+        assert timeless(here[policy].episodes) == timeless(there[policy].episodes)
+    first = EVALUATION_SEED_START + 3 * ATTEMPTS
+    assert [e.seed for e in here["random"].episodes] == list(range(first, first + 5))
+    row = here["expert"].reference()
+    assert (row.measure, row.mean, row.expert, row.first_seed) == ("success", 1.0, "planner", first)
+    assert row.versions.startswith("minigrid ")
+    alone = score(BABYAI, 5, policy="random", first_seed=first)
+    assert alone["returns"] == [e.score for e in here["random"].episodes]
+
+
+def test_an_expert_tells_its_settings(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = registry._suite("toy")
+    walker = module.expert(None, "")
+    walker.settings = "walks, 1 step a step"
+    monkeypatch.setattr(module, "expert", lambda spec, kind: walker)
+    (one,) = score_all([(TASK, "expert")], 2)
+    assert one.reference().expert == "walks, 1 step a step"
+    (one,) = score_all([(TASK, "random")], 2)
+    assert one.reference().expert == ""
+
+
+def test_bad_settings_are_refused() -> None:
+    for wrong in ({"episodes": 0}, {"seed": 1024}, {"workers": 0}):
+        settings = {"episodes": 1, **wrong}
+        with pytest.raises(ValueError, match=f"expected {next(iter(wrong))} in"):
+            list(score_all([(BABYAI, "random")], **settings))
+    with pytest.raises(ValueError, match="policy 'expert' or 'random'; got 'human'"):
+        list(score_all([(BABYAI, "human")], 1))
+    with pytest.raises(ValueError, match="with an expert"):
+        list(score_all([("babyai/KeyInBox-v0", "expert")], 1))
+
+
+def test_written_rows_replace_old_ones_only(table: Path, capsys: pytest.CaptureFixture) -> None:
+    before = references.references()
+    arguments = ["experts", "score", BABYAI, "--episodes", "3", "--workers", "1", "--write"]
+    assert main([*arguments, "--policy", "both", "--json"]) == DONE
+    printed = {row["policy"]: row for row in json.loads(capsys.readouterr().out)}
+    after = references.references()
+    for policy in ("expert", "random"):
+        row = after[BABYAI][policy]
+        assert row.episodes == 3
+        assert row.mean == pytest.approx(np.mean(printed[policy]["successes"]), abs=1e-6)
+        assert printed[policy]["table"] == before[BABYAI][policy].mean
+    assert {t: r for t, r in after.items() if t != BABYAI} == {
+        t: r for t, r in before.items() if t != BABYAI
+    }
+    # a row that is written again as it was changes no byte
+    text = table.read_bytes()
+    references.write(after["metaworld/reach-v3"].values())
+    assert table.read_bytes() == text
+
+
+def test_a_failed_episode_is_told_and_the_sweep_goes_on(
+    toy: ModuleType,
+    table: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    step = toy.Walk.step
+
+    def broken(self: object, action: object) -> tuple:
+        if self._np_random_seed == EVALUATION_SEED_START + 1:
+            raise OSError("the floor gave way")
+        return step(self, action)
+
+    monkeypatch.setattr(toy.Walk, "step", broken)
+    arguments = ["experts", "score", TASK, BABYAI, "--episodes", "3", "--workers", "1", "--write"]
+    assert main(arguments) == FAILURE
+    out, err = capsys.readouterr()
+    assert f"{TASK} at seed {EVALUATION_SEED_START + 1}: OSError: the floor gave way" in err
+    assert BABYAI in out  # was played all the same
+    assert references.references()[BABYAI]["expert"].episodes == 3
+    assert TASK not in references.references()
+
+
+def test_patterns_leave_out_tasks_without_an_expert_and_say_so(
+    capsys: pytest.CaptureFixture,
+) -> None:
+    arguments = ["--episodes", "1", "--workers", "1"]
+    assert main(["experts", "score", "babyai/*5N2Carrying-v0", *arguments]) == DONE
+    assert "left out, without an expert: babyai/PutNextS5N2Carrying-v0" in capsys.readouterr().err
+    assert main(["experts", "score", "babyai/PutNextS5N2Carrying-v0", *arguments]) == BAD_INPUT
+
+
+def test_listing_shows_every_task(capsys: pytest.CaptureFixture) -> None:
+    assert main(["experts", "list", "--suite", "metaworld", "--json"]) == DONE
+    rows = {row["task"]: row for row in json.loads(capsys.readouterr().out)}
+    assert len(rows) == 50
+    row = rows["metaworld/reach-v3"]
+    assert (row["expert"], row["measure"]) == ("scripted", "success")
+    assert row["mean"] > row["random"]
+    assert row["episodes"] >= 20
+    assert main(["experts"]) == DONE
+    assert "score" in capsys.readouterr().out
+    assert main(["experts", "list", "--suite", "nowhere"]) == BAD_INPUT
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from gato.envs import references
+from gato.envs.references import Reference
+references.TABLE = Path(sys.argv[1])
+for k in range(25):
+    task = f"toy/{sys.argv[2]}-{k}"
+    references.write([Reference(task, "random", "return", k, 0.0, 1, 0, "", "", "made up")])
+"""
+
+
+def test_processes_that_write_at_once_lose_nothing(table: Path) -> None:
+    before = references.references()
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(table), name]) for name in ("a", "b")
+    ]
+    assert [w.wait(timeout=60) for w in writers] == [0, 0]
+    references.references.cache_clear()
+    after = references.references()
+    expected = {f"toy/{name}-{k}" for name in "ab" for k in range(25)}
+    assert set(after) == set(before) | expected
+    row = after["toy/b-24"]["random"]
+    assert row == Reference("toy/b-24", "random", "return", 24.0, 0.0, 1, 0, "", "", "made up")
