@@ -33,7 +33,7 @@ import gymnasium as gym
 from gato.envs.episode import TaskSpec
 from gato.envs.references import references
 
-SUITES = ("atari", "babyai", "gym", "metaworld")
+SUITES = ("atari", "babyai", "dm_control", "fetch", "gym", "metaworld", "mujoco")
 
 
 class Expert(Protocol):
