@@ -19,8 +19,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gato.envs.cameras import MuJoCoPictures
 from gato.envs.episode import TaskSpec, require_kind
-from gato.envs.graphics import choose_backend
+from gato.envs.graphics import load_mujoco
 
 SUITE = "fetch"
 EXTRA = "fetch"
@@ -37,8 +38,10 @@ TASKS = {
 }
 """By name: numbers in the state, and the instruction."""
 
-EXPERTS: dict[str, str] = {}
-"""The kind of expert of those names that have one."""
+pictures = MuJoCoPictures
+
+PLANNED = "Slide"
+"""The task whose rule alone seldom succeeds."""
 
 
 def specs() -> dict[str, TaskSpec]:
@@ -52,7 +55,7 @@ def specs() -> dict[str, TaskSpec]:
             control_hz=CONTROL_HZ,
             instruction=instruction,
             measure="success",
-            expert=EXPERTS.get(name, "none"),
+            expert="planner" if name == PLANNED else "scripted",
         )
         for name, (observed, instruction) in TASKS.items()
     }
@@ -60,7 +63,7 @@ def specs() -> dict[str, TaskSpec]:
 
 def make(spec: TaskSpec) -> gym.Env:
     """Return the task's environment; `unwrapped.model` and `.data` are MuJoCo's own."""
-    choose_backend()
+    load_mujoco()
     with contextlib.redirect_stderr(io.StringIO()):  # news about other environments
         gym.register_envs(importlib.import_module("gymnasium_robotics"))
     name = spec.id.split("/")[1]
@@ -69,11 +72,12 @@ def make(spec: TaskSpec) -> gym.Env:
 
 
 def expert(spec: TaskSpec, kind: str) -> Any:
-    """Return the scripted expert, which reads the observation alone."""
-    require_kind(spec, kind, *EXPERTS.values())
-    from gato.envs.experts.fetch import FetchExpert
+    """Return the scripted expert, which reads the observation alone, or the planner of Slide."""
+    planned = PLANNED in spec.id
+    require_kind(spec, kind, "scripted", *(["planner"] if planned else []))
+    from gato.envs.experts.fetch import FetchExpert, SlideExpert
 
-    return FetchExpert(spec)
+    return SlideExpert(spec) if kind == "planner" else FetchExpert(spec)
 
 
 def _observation_space(observed: int) -> spaces.Dict:
