@@ -3,6 +3,8 @@
     to a host     (group, [("reset", slot, task, seed) | ("step", slot, action), ...])
     from a host   (group, [Reply, ...])   in the same order
 
+An action may be `Acts`: the host then asks an expert, who may look inside the simulator.
+
 A slot is a place for one environment; a host keeps environments that are not in use for the next
 slot that wants their task, since starting one may cost a second.
 """
@@ -13,7 +15,8 @@ import signal
 import traceback
 from collections import deque
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -22,6 +25,7 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
+from gato.envs.score import RandomExpert
 from gato.envs.workers import one_thread_each
 
 Command = tuple[Any, ...]
@@ -41,6 +45,14 @@ class Reply:
     """The traceback where the environment raised; the episode is over."""
 
 
+@dataclass(frozen=True)
+class Acts:
+    """Stands for the action of one who acts where the environment is."""
+
+    kind: str
+    """``random``, or an expert as in `registry.make_expert`."""
+
+
 class UnavailableError(ValueError):
     """An environment cannot be started at all; the message says what to install or do."""
 
@@ -50,6 +62,9 @@ class Host:
 
     def __init__(self) -> None:
         self._used: dict[Slot, tuple[str, gym.Env]] = {}
+        self._seen: dict[Slot, tuple[int, Any]] = {}
+        """Of each slot, its seed and last observation."""
+        self._actors: dict[Slot, registry.Expert] = {}
         self._spare: dict[str, list[gym.Env]] = {}
 
     def run(self, commands: Sequence[Command]) -> list[Reply]:
@@ -77,6 +92,8 @@ class Host:
         self._used[slot] = (task, env)
         observation, _ = env.reset(seed=seed)
         _require_finite(observation)
+        self._seen[slot] = seed, observation
+        self._actors.pop(slot, None)
         return Reply(slot, observation)
 
     def _make(self, task: str) -> gym.Env:
@@ -87,8 +104,11 @@ class Host:
 
     def _step(self, slot: Slot, action: Any) -> Reply:
         env = self._used[slot][1]
+        if isinstance(action, Acts):
+            action = self._asked(slot, action.kind)
         observation, reward, terminated, truncated, info = env.step(action)
         _require_finite(observation)
+        self._seen[slot] = self._seen[slot][0], observation
         success = info.get("success")
         return Reply(
             slot,
@@ -97,6 +117,22 @@ class Host:
             bool(terminated or truncated),
             None if success is None else bool(success),
         )
+
+    def _asked(self, slot: Slot, kind: str) -> Any:
+        """Return the action of whom the slot's episode began with, or begins with now."""
+        task, env = self._used[slot]
+        seed, observation = self._seen[slot]
+        if slot not in self._actors:
+            actor = _random(task) if kind == "random" else registry.make_expert(task, kind)
+            actor.reset(env, seed)
+            self._actors[slot] = actor
+        return self._actors[slot].act(env, observation)
+
+
+def _random(task: str) -> RandomExpert:
+    """Return a random actor with draws of its own: slots would share those of the task's space."""
+    spec = registry.spec(task)
+    return RandomExpert(replace(spec, action_space=deepcopy(spec.action_space)))
 
 
 def _require_finite(observation: Any) -> None:

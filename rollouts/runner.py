@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,8 @@ class Job:
     task: str
     seed: int
     """Given to the environment's reset."""
+    logged: bool = False
+    """Whether its actions are kept."""
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Played:
     success: bool | None = None
     error: str | None = None
     """The traceback where the environment raised."""
+    actions: list[Any] = field(default_factory=list)
+    """What was done, where the job is `logged`."""
 
 
 class _Row:
@@ -127,6 +131,8 @@ class _Group:
         actions = self.policy.select_action([row.observation for row in self.rows], active)
         for i in np.flatnonzero(active).tolist():
             commands.append((self.rows[i], ("step", self.rows[i].slot, actions[i])))
+            if self.rows[i].played.job.logged:
+                self.rows[i].played.actions.append(actions[i])
         if idle:
             kept = [i for i in range(len(self.rows)) if i not in idle]
             self.rows = [self.rows[i] for i in kept]

@@ -37,6 +37,7 @@ SPECS = {
             random_score=0.0,
             expert_score=10.0,
             human_score=5.0,
+            expert="scripted",
         ),
         TaskSpec(
             "made/reach-v0",
@@ -47,6 +48,7 @@ SPECS = {
             measure="success",
             random_score=0.0,
             expert_score=1.0,
+            expert="scripted",
         ),
         TaskSpec(
             "made/worse-v0",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from gato.rollouts import hosts
 from gato.rollouts.agent import Agent
+from gato.rollouts.players import HostPolicy
 from gato.rollouts.runner import Job, run
 
 TASKS = ("made/count-v0", "made/reach-v0")
@@ -41,27 +45,32 @@ def test_every_episode_is_played_to_its_end(suite, agent: Agent, max_batch: int)
     assert all(p.success is None for p in played if p.job.task == "made/count-v0")
 
 
+@contextmanager
+def recorded(suite: ModuleType) -> Iterator[dict[tuple, list]]:
+    """Give every action that the worlds are given, by task and seed."""
+    taken: dict[tuple, list] = {}
+    plain = suite.make
+
+    def make(spec):
+        env = plain(spec)
+        step = env.step
+
+        def record(action):
+            taken.setdefault((spec.id, env.seed_), []).append(np.asarray(action).tolist())
+            return step(action)
+
+        env.step = record
+        return env
+
+    suite.make = make
+    yield taken
+    suite.make = plain
+
+
 def test_actions_do_not_depend_on_the_batch(suite: ModuleType, agent: Agent) -> None:
     def actions_of(max_batch: int) -> dict[tuple, list]:
-        taken: dict[tuple, list] = {}
-        plain = suite.make
-
-        def make(spec):
-            env = plain(spec)
-            step = env.step
-
-            def record(action):
-                taken.setdefault((spec.id, env.seed_), []).append(np.asarray(action).tolist())
-                return step(action)
-
-            env.step = record
-            return env
-
-        suite.make = make
-        try:
+        with recorded(suite) as taken:
             play(agent, max_batch=max_batch, temperature=1.0)
-        finally:
-            suite.make = plain
         return taken
 
     assert actions_of(1) == actions_of(5) == actions_of(64)
@@ -159,3 +168,40 @@ def test_a_worker_that_dies_ends_the_evaluation() -> None:
     finally:
         working.close()
     assert not any(p.is_alive() for p in working._processes)
+
+
+class Walks:
+    """An expert of the made-up worlds: does what the seed and the count of its decisions say."""
+
+    def __init__(self, space) -> None:
+        self.space = space
+
+    def reset(self, env, seed: int) -> None:
+        assert env.get_wrapper_attr("left") == 3 + seed % 6, "reset before the episode's first step"
+        self.draws = np.random.default_rng(seed)
+
+    def act(self, env, observation):
+        if isinstance(self.space, spaces.Discrete):
+            return np.int64(self.draws.integers(self.space.n))
+        return self.draws.uniform(-1, 1, self.space.shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("who", ["expert", "random"])
+def test_an_expert_and_chance_act_where_the_environment_is(suite: ModuleType, who: str) -> None:
+    suite.expert = lambda spec, kind: Walks(spec.action_space)
+
+    def actions_of(max_batch: int) -> dict[tuple, list]:
+        with recorded(suite) as taken:
+            played = run(lambda tasks, seeds: HostPolicy(who), JOBS, workers=1, max_batch=max_batch)
+        assert [(p.job, p.error) for p in played] == [(job, None) for job in JOBS]
+        return taken
+
+    alone = actions_of(1)
+    assert alone == actions_of(5) == actions_of(64)
+    assert len({str(actions) for actions in alone.values()}) > len(JOBS) // 2, "seeds differ"
+
+
+def test_actions_are_kept_where_the_job_asks(suite: ModuleType, agent: Agent) -> None:
+    jobs = [replace(job, logged=job.seed == 3) for job in JOBS]
+    for p in play(agent, jobs, max_batch=4):
+        assert len(p.actions) == (p.length if p.job.logged else 0)
