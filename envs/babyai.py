@@ -17,6 +17,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gato.envs.cameras import View
 from gato.envs.episode import ANY_TEXT, TaskSpec, require_kind
 
 SUITE = "babyai"
@@ -116,6 +117,38 @@ def expert(spec: TaskSpec, kind: str) -> Any:
     from gato.envs.experts.babyai import BotExpert
 
     return BotExpert()
+
+
+class GridPictures:
+    """Draws a level: ``camera=grid`` all of it, ``camera=agent`` the 49 cells that it sees."""
+
+    def __init__(self, env: gym.Env, view: View) -> None:
+        self._env, self._view = env.unwrapped, view
+        unknown = set(view.cameras) - {"grid", "agent"}
+        if unknown:
+            raise ValueError(f"expected camera=grid or camera=agent; got {sorted(unknown)}.")
+
+    def reset(self) -> None:
+        """Nothing to load anew."""
+
+    def draw(self, camera: str) -> np.ndarray:
+        """Return the picture, its cells scaled to the size asked for."""
+        from gato.envs.atari import shrink
+
+        env, view = self._env, self._view
+        cells = min(env.grid.width, env.grid.height) if camera == "grid" else env.agent_view_size
+        tile = -(-max(view.width, view.height) // cells)  # no smaller than what is asked for
+        if camera == "grid":
+            whole = env.get_full_render(highlight=True, tile_size=tile)
+        else:
+            whole = env.get_pov_render(tile_size=tile)
+        return shrink(whole, view.height, view.width)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+pictures = GridPictures
 
 
 class BabyAIEnv(gym.Wrapper):

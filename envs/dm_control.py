@@ -16,8 +16,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gato.envs.cameras import MuJoCoPictures
 from gato.envs.episode import TaskSpec, require_kind
-from gato.envs.graphics import choose_backend
+from gato.envs.graphics import close_at_exit, load_mujoco
 
 SUITE = "dm_control"
 EXTRA = "dm_control"
@@ -123,6 +124,8 @@ INSTRUCTIONS = {
     "walker-walk": "walk on two flat legs",
 }
 
+pictures = MuJoCoPictures
+
 EXPERTS: dict[str, str] = {}
 """The kind of expert of those tasks that have one."""
 
@@ -147,9 +150,10 @@ def specs() -> dict[str, TaskSpec]:
 
 def make(spec: TaskSpec) -> gym.Env:
     """Return the task's environment."""
-    choose_backend()
+    load_mujoco()
     from dm_control import suite
 
+    close_at_exit()
     if not hasattr(np, "in1d"):  # numpy 2.4 has it under the newer name alone, and
         np.in1d = np.isin  # type: ignore[attr-defined] # quadruped of dm_control 1.0.28 needs it
     domain, task = spec.id.split("/")[1].split("-")
@@ -198,6 +202,10 @@ class DMControlEnv(gym.Env):
     @property
     def data(self) -> Any:
         return self.dm.physics.data.ptr
+
+    @property
+    def frame_skip(self) -> int:
+        return round(self.dm.control_timestep() / self.dm.physics.timestep())
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

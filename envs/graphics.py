@@ -1,69 +1,119 @@
-"""Which of MuJoCo's graphics backends draws: decided once, before MuJoCo is first imported.
+"""MuJoCo, loaded with a graphics backend that works here.
 
 MuJoCo reads the environment variable MUJOCO_GL when it is imported, and its default needs a screen.
-On a machine without one, the first backend that works is chosen here and written to the variable,
-which worker processes inherit.
+On a machine without one, the first backend that works is written to the variable beforehand;
+worker processes inherit it.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import subprocess
 import sys
+from functools import cache
+from types import ModuleType
+from typing import Any
 
 BACKENDS = {
-    "egl": "apt install libegl1 libgl1-mesa-dri, or the driver of the GPU",
+    "egl": "apt install libegl1 libgl1-mesa-dri, or the graphics driver of the GPU",
     "osmesa": "apt install libosmesa6",
 }
-"""Backends that need no screen, the faster first, with what installs them."""
+"""Backends that need no screen, the faster first, and what installs them."""
 NONE = "disable"
 """The value of MUJOCO_GL with which MuJoCo simulates and does not draw."""
 
 _TRY = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
 
 
-def choose_backend() -> None:
-    """Set MUJOCO_GL where the user has not, there is no screen, and MuJoCo is still to come."""
+def load_mujoco() -> ModuleType:
+    """Return the module `mujoco`, after choosing its backend where that is still open.
+
+    Raises:
+        ImportError: where it is not installed.
+        ValueError: where the user has set MUJOCO_GL to what does not load here.
+    """
+    if "mujoco" not in sys.modules:
+        _choose_backend()
+    try:
+        import mujoco
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # of the backend: OpenGL's loader raises all kinds
+        raise explain(error) from error
+    return mujoco
+
+
+def _choose_backend() -> None:
+    """Set MUJOCO_GL where the user has not and there is no screen."""
     screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    if os.environ.get("MUJOCO_GL") or screen or "mujoco" in sys.modules or sys.platform != "linux":
+    if os.environ.get("MUJOCO_GL") or screen or sys.platform != "linux":
         return
     working = (backend for backend in BACKENDS if fault(backend) is None)
     os.environ["MUJOCO_GL"] = next(working, NONE)
 
 
+@cache
 def fault(backend: str) -> str | None:
-    """Return why a backend cannot draw, in one line; None where it can. Takes a fifth of a second.
+    """Return why a backend cannot draw, in one line; None where it can.
 
-    A process of its own tries it, because a process can load only one.
+    A process of its own tries it, for a fifth of a second: a process can load only one backend.
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
     environment["MUJOCO_GL"] = backend
     tried = subprocess.run(
         [sys.executable, "-c", _TRY], env=environment, capture_output=True, text=True
     )
-    return None if tried.returncode == 0 else _last_line(tried.stderr)
+    return None if tried.returncode == 0 else _error_in(tried.stderr)
 
 
 def explain(error: BaseException) -> ValueError:
-    """Return the error for a user whose cameras cannot draw: what was tried, what to do."""
+    """Return the error for a user whose pictures cannot be drawn: what was tried, what to do."""
     chosen = os.environ.get("MUJOCO_GL", "")
-    first = f"MUJOCO_GL={chosen}" if chosen else "the default"
-    tried = {first: " ".join(str(error).split()) or type(error).__name__}
     faults = {backend: fault(backend) for backend in BACKENDS}
-    tried |= {name: why for name, why in faults.items() if why is not None}
+    tried = {name: why for name, why in faults.items() if why is not None}
+    if chosen == NONE:
+        tried = {f"MUJOCO_GL={NONE}": "nothing is drawn", **tried}
+    elif chosen not in tried:
+        first = f"MUJOCO_GL={chosen}" if chosen else "MUJOCO_GL not set"
+        tried = {first: " ".join(str(error).split()) or type(error).__name__, **tried}
     works = [name for name, why in faults.items() if why is None]
     if works:
         advice = f"Set MUJOCO_GL={works[0]}, which works here."
     else:
         ways = "; ".join(f"{name}: {how}" for name, how in BACKENDS.items())
-        advice = f"Install one of them ({ways}), then set MUJOCO_GL to its name."
+        advice = f"Install one ({ways}) and leave MUJOCO_GL unset."
     reasons = "; ".join(f"{name}: {why}" for name, why in tried.items())
-    return ValueError(
-        f"expected a graphics backend that can draw; none of these can: {reasons}. {advice}"
-    )
+    return ValueError(f"expected a backend of MuJoCo that can draw; got {reasons}. {advice}")
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line and not line.startswith(" ")]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or ["it ended without a word"])[-1][:200]
+def close_at_exit(*renderers: Any) -> None:
+    """Close these, and all given before that are still open, ahead of everything else at exit.
+
+    The backend ends at exit too, and complains of what is closed after it. Call it once more after
+    an import that may have loaded a backend: what was registered last runs first.
+    """
+    _OPEN.update(renderers)
+    atexit.unregister(_close_all)
+    atexit.register(_close_all)
+
+
+def close(renderer: Any) -> None:
+    """Close one that was given to `close_at_exit`."""
+    _OPEN.discard(renderer)
+    renderer.close()
+
+
+_OPEN: set[Any] = set()
+
+
+def _close_all() -> None:
+    while _OPEN:
+        _OPEN.pop().close()
+
+
+def _error_in(text: str) -> str:
+    """Return the error that a traceback ends with, not what the clean-up after it complains of."""
+    lines = text.split("Exception ignored")[0].splitlines()
+    errors = [line for line in lines if line and not line.startswith((" ", "Traceback"))]
+    return errors[-1][:200] if errors else "it ended without a word"

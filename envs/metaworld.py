@@ -13,7 +13,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gato.envs.cameras import MuJoCoPictures
 from gato.envs.episode import TaskSpec, require_kind
+from gato.envs.graphics import load_mujoco
 
 SUITE = "metaworld"
 EXTRA = "metaworld"
@@ -21,6 +23,8 @@ PACKAGES = ("metaworld", "mujoco", "gymnasium")
 
 MAX_STEPS = 500
 CONTROL_HZ = 80.0  # 5 physics steps of 2.5 ms
+
+pictures = MuJoCoPictures
 
 INSTRUCTIONS = {
     "assembly": "put the ring on the peg",
@@ -96,6 +100,7 @@ def specs() -> dict[str, TaskSpec]:
 
 def make(spec: TaskSpec) -> gym.Env:
     """Return the task's environment with the goal in its observation."""
+    load_mujoco()
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     base = ALL_V3_ENVIRONMENTS[spec.id.split("/")[1]](render_mode="rgb_array", camera_name="corner")
@@ -110,6 +115,7 @@ def make(spec: TaskSpec) -> gym.Env:
 def expert(spec: TaskSpec, kind: str) -> Any:
     """Return Meta-World's own scripted policy for the task."""
     require_kind(spec, kind, "scripted")
+    load_mujoco()
     from gato.envs.experts.metaworld import ScriptedExpert
 
     return ScriptedExpert(spec)

@@ -12,8 +12,9 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gato.envs.cameras import MuJoCoPictures
 from gato.envs.episode import TaskSpec, require_kind
-from gato.envs.graphics import choose_backend
+from gato.envs.graphics import load_mujoco
 
 SUITE = "mujoco"
 EXTRA = "mujoco"
@@ -33,6 +34,8 @@ TASKS = {
     "Walker2d": (17, 6, 1.0, 1000, 125.0, "walk forward on two legs"),
 }
 """By name: observed numbers, actions, the largest action, decisions, decisions a second, text."""
+
+pictures = MuJoCoPictures
 
 EXPERTS: dict[str, str] = {}
 """The kind of expert of those names that have one."""
@@ -56,9 +59,7 @@ def specs() -> dict[str, TaskSpec]:
 
 def make(spec: TaskSpec) -> gym.Env:
     """Return the task's environment; `unwrapped.model` and `.data` are MuJoCo's own."""
-    choose_backend()
-    import mujoco  # noqa: F401 - gymnasium registers the tasks without it
-
+    load_mujoco()
     name = spec.id.split("/")[1]
     base = gym.make(name, disable_env_checker=True, render_mode="rgb_array").unwrapped
     return MuJoCoEnv(base, spec)

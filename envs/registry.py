@@ -12,6 +12,7 @@ specs() -> dict[str, TaskSpec]          every task by id; pure data, without sco
 make(spec) -> gymnasium.Env             spaces equal to the spec's; info["success"] where defined
 expert(spec, kind) -> Expert            kind: "scripted" or "planner"; ValueError where it has none
 find(task_id) -> TaskSpec | None        optional: a task that is not worth listing (gym/<id>)
+pictures(env, view) -> Pictures         optional: what its cameras see (see `cameras`)
 ```
 
 `make` here adds the time limit, so a suite's own environment may leave it out. Scores come from
@@ -23,6 +24,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from types import ModuleType
@@ -30,6 +32,7 @@ from typing import Any, Protocol
 
 import gymnasium as gym
 
+from gato.envs import cameras
 from gato.envs.episode import TaskSpec
 from gato.envs.references import references
 
@@ -47,17 +50,37 @@ class Expert(Protocol):
 
 
 def task_ids(pattern: str = "*") -> list[str]:
-    """Return the listed task ids that match a shell-style pattern, sorted."""
+    """Return the listed task ids that match a shell-style pattern, sorted.
+
+    Options after a pattern (see `cameras`) are given to each: ``metaworld/*?camera=corner2``.
+    """
+    base, options = cameras.split(pattern)
     known = [task_id for suite in SUITES for task_id in _specs(suite)]
-    return sorted(fnmatch.filter(known, pattern))
+    found = sorted(fnmatch.filter(known, base))
+    return [f"{task_id}?{options}" for task_id in found] if options else found
+
+
+def matches(task_id: str, pattern: str) -> bool:
+    """Return whether a pattern names a task; one without options, whatever the task's are.
+
+    >>> matches("babyai/GoTo-v0?camera=grid", "babyai/*"), matches("babyai/GoTo-v0", "babyai/G?")
+    (True, False)
+    """
+    (base, given), (wanted, options) = cameras.split(task_id), cameras.split(pattern)
+    return fnmatch.fnmatchcase(base, wanted) and options in ("", given)
 
 
 def spec(task_id: str) -> TaskSpec:
-    """Return the spec of a task.
+    """Return the spec of a task; its id may ask for pictures (see `cameras`).
 
     Raises:
         ValueError: for an unknown id, with the closest known ones.
     """
+    base_id, options = cameras.split(task_id)
+    if options:
+        base = spec(base_id)
+        _drawing(base)
+        return cameras.with_pictures(base, task_id, cameras.view(options, task_id))
     suite = task_id.split("/")[0]
     if suite in SUITES:
         found = _specs(suite).get(task_id)
@@ -82,10 +105,13 @@ def make(task_id: str, seed: int | None = None) -> gym.Env:
     """
     task = spec(task_id)
     module = _suite(task.suite)
+    base_id, options = cameras.split(task_id)
     try:
-        env = module.make(task)
+        env = module.make(spec(base_id))
     except ImportError as error:
         raise _missing(task, module, error) from error
+    if options:
+        env = _see(env, task, options)
     env = gym.wrappers.TimeLimit(env, task.max_steps)
     if seed is not None:
         env.action_space.seed(seed)
@@ -103,6 +129,9 @@ def make_expert(task_id: str, kind: str = "auto") -> Expert:
     Raises:
         ValueError: where the task has no such expert, or its simulator is not installed.
     """
+    base_id, options = cameras.split(task_id)
+    if options:
+        return cameras.BaseExpert(make_expert(base_id, kind))
     task = spec(task_id)
     if kind == "auto" and task.expert == "none":
         raise ValueError(
@@ -115,6 +144,15 @@ def make_expert(task_id: str, kind: str = "auto") -> Expert:
         raise _missing(task, module, error) from error
 
 
+def folder_of(task_id: str) -> str:
+    """Return the path, of plain characters, under which what belongs to a task is kept.
+
+    >>> folder_of("metaworld/push-v3?camera=corner2&size=80x64")
+    'metaworld/push-v3,camera-corner2,size-80x64'
+    """
+    return task_id.translate(str.maketrans("?&=:", ",,-."))
+
+
 def packages(suite: str) -> tuple[str, ...]:
     """Return the distributions whose versions belong beside a suite's data and results."""
     return _suite(suite).PACKAGES
@@ -123,6 +161,26 @@ def packages(suite: str) -> tuple[str, ...]:
 def protocol(suite: str) -> dict[str, Any]:
     """Return what, beside versions, decides a suite's scores: sticky actions, frame skip."""
     return dict(getattr(_suite(suite), "PROTOCOL", {}))
+
+
+def _see(env: gym.Env, task: TaskSpec, options: str) -> gym.Env:
+    view = cameras.view(options, task.id)
+    try:
+        return cameras.CameraEnv(env, task, view, _drawing(task)(env, view))
+    except ValueError:
+        env.close()
+        raise
+
+
+def _drawing(task: TaskSpec) -> Callable[[gym.Env, cameras.View], cameras.Pictures]:
+    found = getattr(_suite(task.suite), "pictures", None)
+    if found is None:
+        seeing = (name for name in SUITES if hasattr(_suite(name), "pictures"))
+        raise ValueError(
+            f"expected {task.id!r} without options: its suite has no cameras. Those of "
+            f"{', '.join(seeing)} have."
+        )
+    return found
 
 
 def _missing(task: TaskSpec, module: ModuleType, error: ImportError) -> ValueError:
