@@ -155,7 +155,9 @@ def _collect(p: Parser) -> None:
     p.add_argument("tasks", nargs="+", metavar="TASK", help="an id, or a pattern such as babyai/*")
     p.add_argument("--episodes", type=int, required=True, help="kept episodes per task")
     p.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the stores")
-    p.add_argument("--expert", default="auto", help="auto, or the kind it must be: scripted, ...")
+    p.add_argument(
+        "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"
+    )
     p.add_argument("--noise", type=float, default=0.0, help="of the actions; targets stay clean")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     p.add_argument("--min-fraction", type=float, default=0.8, help="of the expert's score, to keep")

@@ -150,9 +150,9 @@ class Quickstart:
             for name, split in pool.map(_build_corpus, jobs):
                 self.say(f"  {name} ({split}) written")
 
-    def _collected(self, task: str, kept: int, wanted: int) -> None:
+    def _collected(self, task: str, kept: int, wanted: int, tried: int) -> None:
         if kept == wanted:
-            self.say(f"  {task}: {kept} episodes")
+            self.say(f"  {task}: {kept} episodes of {tried} tried")
 
     # ---- training ----------------------------------------------------------------------------
 

@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from gato.envs import registry
-from gato.envs.collect import play
 from gato.envs.episode import Episode, TaskSpec
+from gato.envs.play import play
 from gato.envs.records import RecordStore
 from gato.envs.score import RandomExpert
 from gato.envs.store import EpisodeStore

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from gato.envs import registry
+from gato.envs.cameras import split
 from gato.envs.episode import TaskSpec, flatten_space
 from gato.printing import console, print_json, print_table, progress_bar
 
@@ -53,20 +55,28 @@ def matching(patterns: list[str], known: list[str] | None = None) -> list[str]:
     Raises:
         ValueError: for a pattern without wildcards that is no task, or one that matches none.
     """
-    import fnmatch
-
     found: dict[str, None] = {}
     for pattern in patterns:
-        if not set(pattern) & set("*?["):
+        if not set(split(pattern)[0]) & set("*?["):
             registry.spec(pattern)  # an unknown one raises, with the closest
             found[pattern] = None
             continue
-        ids = registry.task_ids() if known is None else known
-        matched = fnmatch.filter(ids, pattern)
+        if known is None:
+            matched = registry.task_ids(pattern)
+        else:
+            matched = [task_id for task_id in known if registry.matches(task_id, pattern)]
         if not matched:
             raise ValueError(f"expected a pattern that matches a task; {pattern!r} matches none.")
         found.update(dict.fromkeys(matched))
     return list(found)
+
+
+def with_experts(ids: list[str], patterns: list[str]) -> list[str]:
+    """Return the tasks that have an expert, and those without that are named; tell of the rest."""
+    left_out = [i for i in ids if registry.spec(i).expert == "none" and i not in patterns]
+    if left_out:
+        print(f"left out, without an expert: {', '.join(left_out)}", file=sys.stderr)
+    return [i for i in ids if i not in left_out]
 
 
 def collect(chosen: Arguments) -> None:
@@ -74,24 +84,21 @@ def collect(chosen: Arguments) -> None:
     from gato.envs.collect import collect as run
 
     ids = matching(chosen.tasks)
-    kinds = {registry.spec(i).expert for i in ids}
-    if chosen.expert != "auto" and kinds != {chosen.expert}:
-        raise ValueError(
-            f"expected tasks with a {chosen.expert!r} expert; these have {', '.join(sorted(kinds))}"
-            f". Use --expert auto."
-        )
+    if chosen.expert == "auto":
+        ids = with_experts(ids, chosen.tasks)
     with progress_bar() as bar:
         bars: dict[str, Any] = {}
 
-        def progress(task: str, kept: int, wanted: int) -> None:
+        def progress(task: str, kept: int, wanted: int, tried: int) -> None:
             if task not in bars:
                 bars[task] = bar.add_task(task, total=wanted)
-            bar.update(bars[task], completed=kept)
+            bar.update(bars[task], completed=kept, description=f"{task} ({tried} tried)")
 
         folders = run(
             ids,
             chosen.episodes,
             chosen.out,
+            expert=chosen.expert,
             seed=chosen.seed,
             noise=chosen.noise,
             workers=chosen.workers,

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from gato.envs import collect, registry
+from gato.envs import play, registry
 
 _SPEC = importlib.util.spec_from_file_location("toy", Path(__file__).with_name("toy.py"))
 _TOY = importlib.util.module_from_spec(_SPEC)
@@ -21,8 +21,8 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Return the module of the toy suite while it is registered."""
     monkeypatch.setitem(sys.modules, "gato.envs.toy", _TOY.suite())
     monkeypatch.setattr(registry, "SUITES", ("toy", "metaworld", "babyai", "gym"))
-    collect._world.cache_clear()
+    play.close_worlds()
     yield _TOY
-    collect._world.cache_clear()
+    play.close_worlds()
     registry._suite.cache_clear()
     registry._specs.cache_clear()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from gato.envs import collect as collecting
+from gato.envs import play as playing
 from gato.envs.collect import collect
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.envs.score import score
@@ -33,7 +43,7 @@ def test_only_successes_are_kept(tmp_path: Path, toy: ModuleType) -> None:
     assert store.seeds[-1] > 29  # some were dropped
     assert (np.diff(store.seeds) > 0).all()
     assert store.seeds.max() < EVALUATION_SEED_START
-    assert seen[-1] == (TASK, 30, 30)
+    assert seen[-1] == (TASK, 30, 30, store.seeds[-1] + 1)
     assert store.manifest["versions"]["no-such-package"] == "not installed"
 
 
@@ -62,7 +72,7 @@ def test_interrupted_collection_goes_on(
     tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collect([TASK], 25, tmp_path / "whole", noise=0.1, workers=1)
-    attempt, calls = collecting._attempt, 0
+    attempt, calls = playing.attempt, 0
 
     def interrupted(*args: object) -> object:
         nonlocal calls
@@ -71,7 +81,7 @@ def test_interrupted_collection_goes_on(
             raise KeyboardInterrupt
         return attempt(*args)
 
-    monkeypatch.setattr(collecting, "_attempt", interrupted)
+    monkeypatch.setattr(playing, "attempt", interrupted)
     for _ in range(20):
         try:
             collect([TASK], 25, tmp_path / "cut", noise=0.1, workers=1)
@@ -142,7 +152,7 @@ def test_scores_of_expert_and_random(toy: ModuleType) -> None:
 
 @pytest.mark.sim
 def test_workers_make_no_difference(tmp_path: Path) -> None:
-    """Two processes, killed or not, write the bytes that one writes."""
+    """Two processes, stopped or not, write the bytes that one writes."""
     pytest.importorskip("metaworld")
     pytest.importorskip("minigrid")
     tasks = ["babyai/GoToObj-v0", "metaworld/reach-v3"]
@@ -150,3 +160,172 @@ def test_workers_make_no_difference(tmp_path: Path) -> None:
     collect(tasks, 3, tmp_path / "two", noise=0.1, workers=2)
     collect(tasks, 6, tmp_path / "two", noise=0.1, workers=2)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
+
+
+def test_a_store_goes_on_only_with_its_expert(
+    tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = EpisodeStore(collect([TASK], 2, tmp_path, workers=1)[TASK])
+    assert store.settings["expert"] == "scripted"
+    monkeypatch.setattr(toy.Walker, "settings", "walker: 2 legs", raising=False)
+    with pytest.raises(ValueError, match="expert='scripted'; got 'walker: 2 legs'"):
+        collect([TASK], 3, tmp_path, workers=1)
+
+
+def test_the_expert_that_was_asked_for_plays(
+    tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, asked = sys.modules["gato.envs.toy"], []
+
+    def expert(spec: object, kind: str) -> object:
+        asked.append(kind)
+        return toy.Walker()
+
+    monkeypatch.setattr(module, "expert", expert)
+    store = EpisodeStore(collect([TASK], 1, tmp_path, expert="planner", workers=1)[TASK])
+    assert set(asked) == {"planner"}
+    assert store.settings["expert"] == "planner"
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("reset", "raised RuntimeError: no such world"),
+        ("step", "raised ZeroDivisionError"),
+        ("expert", "raised KeyError: 'lost'"),
+        ("nan", r"expected 'a/place' finite .* got nan"),
+        ("reward", "finite rewards"),
+    ],
+)
+def test_what_fails_is_named_and_the_rest_kept(
+    tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
+) -> None:
+    collect([TASK], 25, tmp_path / "whole", workers=1)
+    bad = int(EpisodeStore(tmp_path / "whole" / TASK).seeds[11])
+    with monkeypatch.context() as patch:
+        closed = _break(toy, patch, bad, fault)
+        with pytest.raises(RuntimeError, match=f"'toy/walk-v0' at seed {bad}: .*{told}") as caught:
+            collect([TASK], 25, tmp_path / "cut", workers=1)
+        assert "Traceback" in caught.value.__notes__[0]
+        assert closed
+    assert len(EpisodeStore(tmp_path / "cut" / TASK)) == 11
+    collect([TASK], 25, tmp_path / "cut", workers=1)
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+def _break(toy: ModuleType, patch: pytest.MonkeyPatch, bad: int, fault: str) -> list:
+    """Let the world or its expert fail at one seed; return the environments that were closed."""
+    reset, step, closed = toy.Walk.reset, toy.Walk.step, []
+
+    def broken_reset(env, *, seed=None, options=None):
+        env.bad = seed == bad
+        if env.bad and fault == "reset":
+            raise RuntimeError("no such world")
+        return reset(env, seed=seed)
+
+    def broken_step(env, action):
+        observation, reward, *rest = step(env, action)
+        if env.bad and fault == "step":
+            raise ZeroDivisionError
+        if env.bad and fault == "nan":
+            observation["a/place"][0], rest[0] = np.nan, True
+        return observation, np.inf if env.bad and fault == "reward" else reward, *rest
+
+    def broken_expert(expert, env, seed):
+        if seed == bad and fault == "expert":
+            raise KeyError("lost")
+
+    patch.setattr(toy.Walk, "reset", broken_reset)
+    patch.setattr(toy.Walk, "step", broken_step)
+    patch.setattr(toy.Walk, "close", lambda env: closed.append(env))
+    patch.setattr(toy.Walker, "reset", broken_expert)
+    return closed
+
+
+def test_noise_of_whole_numbers() -> None:
+    space = spaces.Dict(
+        {"a": spaces.MultiDiscrete([3, 5], start=[1, 0]), "b": spaces.MultiBinary(4)}
+    )
+    rng, clean = np.random.default_rng(0), {"a": np.array([3, 4]), "b": np.ones(4, np.int8)}
+    noisy = [playing.disturb(space, clean, 0.3, rng) for _ in range(2000)]
+    assert all(space.contains(action) for action in noisy)
+    same = np.mean([action["a"] == clean["a"] for action in noisy], 0)
+    np.testing.assert_allclose(same, [0.7 + 0.3 / 3, 0.7 + 0.3 / 5], atol=0.04)
+    assert abs(np.mean([action["b"] for action in noisy]) - 0.85) < 0.02
+
+
+def test_noise_is_refused_where_it_means_nothing(
+    tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = replace(toy.SPEC, action_space=spaces.Text(5))
+    monkeypatch.setattr(sys.modules["gato.envs.toy"], "specs", lambda: {TASK: said})
+    with pytest.raises(ValueError, match=r"noise is 0\.1; got Text"):
+        collect([TASK], 1, tmp_path, noise=0.1)
+
+
+# ---- processes that are killed ---------------------------------------------------------------
+
+DRIVER = Path(__file__).with_name("collect_toy.py")
+
+
+def drive(*arguments: object, **settings: object) -> subprocess.Popen[str]:
+    """Start `gato` with the toy suite, in a process group of its own."""
+    command = [sys.executable, str(DRIVER), *map(str, arguments)]
+    environment = {**os.environ, "TOY": json.dumps(settings)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def gato_collect(out: Path, episodes: int, workers: int) -> list[object]:
+    arguments = ["collect", TASK, "toy/crawl-v0", "--episodes", episodes, "--out", out]
+    return [*arguments, "--noise", 0.1, "--workers", workers]
+
+
+def test_killed_at_any_instant_the_store_is_as_if_never(tmp_path: Path) -> None:
+    whole = drive(*gato_collect(tmp_path / "whole", 40, 1))
+    errors = whole.communicate()[1]
+    assert whole.returncode == 0, errors
+    kills = drive("kill", 20, *gato_collect(tmp_path / "cut", 40, 1), slow=0.002)
+    said, errors = kills.communicate()
+    assert kills.returncode == 0, errors
+    assert json.loads(said)["killed"] == 20
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+def test_killed_with_its_workers_it_goes_on(tmp_path: Path) -> None:
+    whole = drive(*gato_collect(tmp_path / "whole", 60, 1))
+    cut, manifest = tmp_path / "cut", tmp_path / "cut" / TASK / "manifest.json"
+    for after in (5, 20):
+        command = drive(*gato_collect(cut, 60, 2), slow=0.004)
+        while not manifest.exists() or EpisodeStore(manifest.parent).lengths.size < after:
+            assert command.poll() is None, command.communicate()[1]
+            time.sleep(0.02)
+        os.killpg(command.pid, signal.SIGKILL)
+        assert command.wait() == -signal.SIGKILL
+        command.communicate()
+    last = drive(*gato_collect(cut, 60, 2))
+    for command in (last, whole):
+        assert command.wait() == 0, command.communicate()[1]
+        command.communicate()
+    assert tree(cut) == tree(tmp_path / "whole")
+
+
+def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
+    commands = [
+        drive(*gato_collect(tmp_path / "whole", 20, 1)),
+        drive(*gato_collect(tmp_path / "once", 20, 2), dies_at=9, once=str(tmp_path / "died")),
+        drive(*gato_collect(tmp_path / "always", 20, 2), dies_at=9),
+    ]
+    said = [command.communicate()[1] for command in commands]
+    assert [command.returncode for command in commands] == [0, 0, 1]
+    assert (tmp_path / "died").exists()
+    assert "worker process ended, exit code 7; playing these once more" in said[1]
+    assert tree(tmp_path / "once") == tree(tmp_path / "whole")
+    last = said[2].splitlines()[-1]
+    assert re.match(r"gato: 'toy/(walk|crawl)-v0' at seed 9: the worker process ended, exit", last)
+    # nothing before the seed is lost, in the task that cannot go on
+    kept = [EpisodeStore(tmp_path / "always" / t).seeds for t in (TASK, "toy/crawl-v0")]
+    wanted = [EpisodeStore(tmp_path / "whole" / t).seeds for t in (TASK, "toy/crawl-v0")]
+    failed = kept["crawl" in last]
+    np.testing.assert_array_equal(failed, wanted["crawl" in last][: len(failed)])
+    assert len(failed) == (wanted["crawl" in last] < 9).sum()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from gato.envs import registry
-from gato.envs.collect import play
 from gato.envs.episode import EVALUATION_SEED_START, flatten_value
+from gato.envs.play import play
 from gato.envs.score import score
 
 pytestmark = pytest.mark.sim
