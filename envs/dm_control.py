@@ -18,6 +18,8 @@ from gymnasium import spaces
 
 from gato.envs.cameras import MuJoCoPictures
 from gato.envs.episode import TaskSpec, require_kind
+from gato.envs.experts.dm_control_rewards import PLANS
+from gato.envs.experts.mujoco_planner import MujocoPlanner
 from gato.envs.graphics import close_at_exit, load_mujoco
 
 SUITE = "dm_control"
@@ -126,9 +128,6 @@ INSTRUCTIONS = {
 
 pictures = MuJoCoPictures
 
-EXPERTS: dict[str, str] = {}
-"""The kind of expert of those tasks that have one."""
-
 
 def specs() -> dict[str, TaskSpec]:
     """Return the tasks by id, ``dm_control/<domain>-<task>``."""
@@ -143,7 +142,7 @@ def specs() -> dict[str, TaskSpec]:
             max_steps=MAX_STEPS,
             control_hz=control_hz,
             instruction=instruction,
-            expert=EXPERTS.get(name, "none"),
+            expert="planner" if name in PLANS else "none",
         )
     return found
 
@@ -162,8 +161,10 @@ def make(spec: TaskSpec) -> gym.Env:
 
 
 def expert(spec: TaskSpec, kind: str) -> Any:
-    """Refuse: no task has an expert yet."""
-    require_kind(spec, kind)
+    """Return the look-ahead planner of the tasks whose reward and budget it knows."""
+    name = spec.id.split("/")[1]
+    require_kind(spec, kind, *(["planner"] if name in PLANS else []))
+    return MujocoPlanner(spec, PLANS[name])
 
 
 def _observation_space(observed: str) -> spaces.Dict:
