@@ -27,6 +27,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -37,6 +38,8 @@ from gato.envs.episode import TaskSpec
 from gato.envs.references import references
 
 SUITES = ("atari", "babyai", "dm_control", "fetch", "gym", "metaworld", "mujoco")
+KINDS = ("scripted", "planner")
+"""Experts that come with a suite; one that was learned is named by its folder."""
 
 
 class Expert(Protocol):
@@ -124,7 +127,8 @@ def make_expert(task_id: str, kind: str = "auto") -> Expert:
 
     Args:
         task_id: a task.
-        kind: ``auto`` for the task's own choice, ``scripted`` or ``planner``.
+        kind: ``auto`` for the task's own choice, ``scripted``, ``planner``, or the folder of a
+            learned one.
 
     Raises:
         ValueError: where the task has no such expert, or its simulator is not installed.
@@ -137,11 +141,24 @@ def make_expert(task_id: str, kind: str = "auto") -> Expert:
         raise ValueError(
             f"expected a task with an expert; {task_id!r} has none. Choose one that has."
         )
+    if kind not in ("auto", *KINDS):
+        return _learned(task, kind)
     module = _suite(task.suite)
     try:
         return module.expert(task, task.expert if kind == "auto" else kind)
     except ImportError as error:
         raise _missing(task, module, error) from error
+
+
+def _learned(task: TaskSpec, folder: str) -> Expert:
+    if not Path(folder).is_dir():
+        raise ValueError(
+            f"expected an expert of {task.id!r} that is auto, {', '.join(KINDS)} or the folder of "
+            f"a learned one; got {folder!r}."
+        )
+    from gato.envs.experts.learned import LearnedExpert
+
+    return LearnedExpert(task, folder)
 
 
 def folder_of(task_id: str) -> str:

@@ -130,7 +130,7 @@ def score(
     """
     check_policy(policy)
     env, player, _ = _start.__wrapped__(task_id, policy, kind)  # ours alone, and closed below
-    played = [_play(env, player, first_seed + k) for k in range(episodes)]
+    played = [one_episode(env, player, first_seed + k) for k in range(episodes)]
     env.close()
     successes = [e.success for e in played]
     return {
@@ -236,7 +236,7 @@ def _job(job: _Job) -> _Result:
     task_id, policy, kind, seed = job
     env, player, name = _start(task_id, policy, kind)
     try:
-        played = _play(env, player, seed)
+        played = one_episode(env, player, seed)
     except Exception:  # whatever a simulator raises ends its episode, not the sweep
         _start.cache_clear()  # it may not be fit for another
         return task_id, policy, Played(seed, error=traceback.format_exc())
@@ -254,7 +254,7 @@ def _start(task_id: str, policy: str, kind: str) -> tuple[gym.Env, registry.Expe
     return env, registry.make_expert(task_id, kind), spec.expert if kind == "auto" else kind
 
 
-def _play(env: gym.Env, player: registry.Expert, seed: int) -> Played:
+def one_episode(env: gym.Env, player: registry.Expert, seed: int) -> Played:
     """Return one episode in short; its observations would not fit into memory for long games."""
     began = time.perf_counter()
     observation, _ = env.reset(seed=seed)

@@ -78,6 +78,8 @@ def _run(given: list[str]) -> int:
     if rest and chosen.command != "train":
         raise UsageError(f"gato {chosen.command} has no argument {rest[0]!r} (see --help).")
     chosen.overrides = rest
+    for module in getattr(chosen, "imports", ()):
+        importlib.import_module("gato.envs.gym").import_module(module)
     code = chosen.run(chosen)
     sys.stdout.flush()
     return DONE if code is None else int(code)
@@ -128,6 +130,13 @@ def _json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
+def _import(parser: Parser) -> None:
+    about = "imported first: its environments become tasks, gym/<their ids>"
+    parser.add_argument(
+        "--import", dest="imports", action="append", default=[], metavar="MODULE", help=about
+    )
+
+
 def _checkpoint(parser: Parser) -> None:
     parser.add_argument("checkpoint", type=Path, help="folder of a checkpoint or of a run")
 
@@ -147,7 +156,11 @@ def _quickstart(p: Parser) -> None:
 
 
 def _tasks(p: Parser) -> None:
+    p.add_argument("patterns", nargs="*", metavar="PATTERN", help="an id or a pattern: babyai/*")
     p.add_argument("--suite", help="only this suite's")
+    p.add_argument("--check", action="store_true", help="play each a little: does it keep its word")
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of --check")
+    _import(p)
     _json(p)
 
 
@@ -161,6 +174,7 @@ def _collect(p: Parser) -> None:
     p.add_argument("--noise", type=float, default=0.0, help="of the actions; targets stay clean")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     p.add_argument("--min-fraction", type=float, default=0.8, help="of the expert's score, to keep")
+    _import(p)
     _seed(p)
 
 
@@ -170,6 +184,7 @@ def _show(p: Parser) -> None:
     p.add_argument("--index", type=int, default=0, help="of the episode or record in a store")
     p.add_argument("--codec", help="scalar (Gato's, the default) or vector observations")
     p.add_argument("--checkpoint", type=Path, help="show what this model reads")
+    _import(p)
     _seed(p)
     _json(p)
 
@@ -197,6 +212,7 @@ def _eval(p: Parser) -> None:
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
     p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="simulators' processes")
+    _import(p)
     _seed(p)
     p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, or print it")
 
@@ -252,6 +268,22 @@ def _experts(p: Parser) -> None:
     )
     a.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
     a.add_argument("--write", action="store_true", help="replace these rows of envs/scores.csv")
+    _import(a)
+    _seed(a)
+    _json(a)
+    about = "train a specialist of one task with Stable-Baselines3; goes on where it was stopped"
+    a = actions.add_parser("train", help=about, description=about)
+    a.add_argument("task", metavar="TASK", help="with numbers to observe")
+    a.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the expert")
+    a.add_argument("--algorithm", choices=("auto", "ppo", "sac"), default="auto", help="of SB3")
+    a.add_argument("--minutes", type=float, help="in all (10 where no limit is given)")
+    a.add_argument("--steps", type=int, help="of the environment, in all")
+    a.add_argument("--until", type=float, metavar="SCORE", help="stop where this is reached")
+    a.add_argument("--envs", type=int, default=8, help="copies of the world that PPO plays")
+    a.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
+    )
+    _import(a)
     _seed(a)
     _json(a)
 

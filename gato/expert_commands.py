@@ -19,7 +19,7 @@ def experts(chosen: Arguments) -> int | None:
     if chosen.action is None:
         chosen.help()
         return None
-    return {"list": _list, "score": _score}[chosen.action](chosen)
+    return {"list": _list, "score": _score, "train": _train}[chosen.action](chosen)
 
 
 def _list(chosen: Arguments) -> None:
@@ -134,3 +134,48 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['task']} {row['policy']}: {row['measure']} {row['mean']:.4g} "
         f"(std {row['std']:.3g}, {row['episodes']} episodes, {row['seconds']:.0f} s)"
     )
+
+
+def _train(chosen: Arguments) -> None:
+    """Train a specialist and say where it is and how to use it."""
+    from gato.envs.experts.training import Status, train
+
+    with progress_bar() as bar:
+        whole = bar.add_task(chosen.task, total=100)  # percent
+
+        def progress(now: Status) -> None:
+            told = f"{now.steps:,} steps"
+            for name, value in (("return", now.mean_return), ("best", now.best)):
+                told += "" if value is None else f", {name} {value:.4g}"
+            bar.update(
+                whole, completed=int(100 * now.fraction), description=f"{chosen.task}: {told}"
+            )
+            if now.checked:
+                bar.console.print(told, soft_wrap=True, markup=False, highlight=False)
+
+        done = train(
+            chosen.task,
+            chosen.out,
+            algorithm=chosen.algorithm,
+            minutes=chosen.minutes,
+            steps=chosen.steps,
+            envs=chosen.envs,
+            seed=chosen.seed,
+            until=chosen.until,
+            resume=chosen.resume,
+            progress=progress,
+        )
+    best = done.best
+    result = {
+        "expert": str(chosen.out),
+        **done.settings,
+        "steps": done.steps,
+        "minutes": round(done.minutes, 2),
+        "best_return": best.mean_return if best else None,
+        "best_success_rate": best.success_rate if best else None,
+    }
+    if chosen.json:
+        print_json(result)
+    else:
+        print_table([result])
+        print(f"finished; measure it: gato experts score {chosen.task!r} --expert {chosen.out}")
