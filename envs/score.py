@@ -13,12 +13,9 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
-from multiprocessing import get_context
 from typing import Any
 
 import gymnasium as gym
@@ -28,7 +25,7 @@ from gato.envs import registry
 from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START, TaskSpec
 from gato.envs.references import Reference
-from gato.envs.workers import die_with_parent, one_thread_each
+from gato.envs.workers import Pool, WorkerDiedError
 
 SWEEPS = 1 << 10
 """Seeds of sweeps, each with room for `ATTEMPTS` episodes."""
@@ -165,7 +162,7 @@ def score_all(
 
     Raises:
         ValueError: for a bad setting, a task without such an expert, or a missing simulator.
-        RuntimeError: where a worker process dies.
+        RuntimeError: where a worker process cannot start.
     """
     limits = {"episodes": (episodes, 1, ATTEMPTS), "seed": (seed, 0, SWEEPS - 1)}
     limits["workers"] = (workers, 1, 1024)
@@ -177,17 +174,16 @@ def score_all(
         if policy == "expert" and kind == "auto" and registry.spec(task_id).expert == "none":
             registry.make_expert(task_id)  # raises, and says what to do
     first = EVALUATION_SEED_START + seed * ATTEMPTS
-    jobs = [(task, policy, kind, first + k) for task, policy in pairs for k in range(episodes)]
-    results = map(_job, jobs) if workers == 1 else _pool(jobs, workers)
+    named = [(registry.spec(task).id, policy) for task, policy in pairs]
+    jobs = [(task, policy, kind, first + k) for task, policy in named for k in range(episodes)]
     kept: dict[tuple[str, str], list[Played]] = {}
-    for task_id, policy, played in results:
+    for task_id, policy, played in _results(jobs, workers):
         done = kept.setdefault((task_id, policy), [])
         done.append(played)
         if progress:
             progress(task_id)
         if len(done) == episodes:
             yield Score(task_id, policy, sorted(done, key=lambda e: e.seed))
-    _start.cache_clear()
 
 
 def check_policy(policy: str) -> None:
@@ -208,28 +204,43 @@ def versions(suite: str) -> str:
 
 
 _Job = tuple[str, str, str, int]
+"""Task, policy, kind of expert, seed."""
 _Result = tuple[str, str, Played]
 
 
-def _pool(jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
-    """Yield results as they come; a few jobs wait, so that a broken sweep ends soon."""
-    waiting, running = deque(jobs), set[Future[_Result]]()
-    context = get_context("spawn")
-    with one_thread_each(), ProcessPoolExecutor(workers, context, die_with_parent) as pool:
-        try:
-            while waiting or running:
-                while waiting and len(running) < 2 * workers:
-                    running.add(pool.submit(_job, waiting.popleft()))
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process ended at once: out of memory, or the calling script starts work "
-                "outside `if __name__ == '__main__':`. Try one worker."
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def _results(jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
+    """Yield results as they come. An episode whose worker dies is played once more, then failed."""
+    waiting, pool = deque(jobs), Pool(workers, _player)
+    asked: dict[int, _Job] = {}
+    once: set[_Job] = set()
+
+    def ask(worker: int) -> None:
+        if waiting:
+            asked[worker] = waiting.popleft()
+            pool.send(worker, asked[worker])
+
+    try:
+        for worker in range(workers):
+            ask(worker)
+        while asked:
+            for worker, answer in pool.receive():
+                job = asked.pop(worker)
+                if not isinstance(answer, WorkerDiedError):
+                    yield answer
+                elif job in once:
+                    yield *job[:2], Played(job[3], error=f"twice, its {answer}")
+                else:
+                    once.add(job)
+                    waiting.appendleft(job)
+                ask(worker)
+    finally:
+        pool.close()
+        _start.cache_clear()
+
+
+def _player(tick: Callable[[], None]) -> Callable[[_Job], _Result]:
+    """Return what plays episodes in a worker process."""
+    return _job
 
 
 def _job(job: _Job) -> _Result:
