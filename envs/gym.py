@@ -1,8 +1,17 @@
-"""Any registered Gymnasium environment as a task: ``gym/<registered id>``."""
+"""Any registered Gymnasium environment as a task: ``gym/<registered id>``.
+
+One that a module of the user's registers is ``gym/<module>:<registered id>``, as in Gymnasium
+itself: the module is imported wherever the task is started, in worker processes too, and a store
+or checkpoint that names the task finds it again. After `import_module`, which ``--import`` calls,
+the module may be left out.
+"""
 
 from __future__ import annotations
 
 import difflib
+import importlib
+import os
+import sys
 from typing import Any
 
 import gymnasium
@@ -16,31 +25,54 @@ PACKAGES = ("gymnasium",)
 DEFAULT_MAX_STEPS = 1000
 """The time limit where the registration names none."""
 
+_modules: dict[str, str] = {}
+"""The modules given to `import_module`, by the ids that they register."""
+
 
 def specs() -> dict[str, TaskSpec]:
     """Return nothing: what is registered depends on the process; see `find`."""
     return {}
 
 
+def import_module(name: str) -> list[str]:
+    """Import a module that registers environments, and return their task ids.
+
+    It is also looked for in the current folder, as Python does for a script there.
+
+    Raises:
+        ValueError: where it does not import, or registers nothing.
+    """
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # worker processes are given our path
+    before = set(gymnasium.registry)
+    _import(name)
+    new = [i for i in gymnasium.registry if i not in before or _modules.get(i) == name]
+    if not new:
+        raise ValueError(
+            f"expected a module that registers environments; {name!r} registers none. Call "
+            f"gymnasium.register(id=..., entry_point=...) in it."
+        )
+    _modules.update(dict.fromkeys(new, name))
+    return [f"{SUITE}/{name}:{i}" for i in new]
+
+
 def find(task_id: str) -> TaskSpec | None:
     """Return the spec of ``gym/<registered id>``, which starts the environment once.
+
+    The id of the spec names the module that registers the environment, where it is one of ours.
 
     Raises:
         ValueError: where the id is not registered, or its environment does not start.
         TypeError: for spaces that no codec covers.
     """
     name = task_id.removeprefix(f"{SUITE}/")
-    try:
-        registered = gymnasium.spec(name)
-    except gymnasium.error.Error as error:
-        close = difflib.get_close_matches(name, gymnasium.registry, n=3)
-        hint = f"closest: {', '.join(f'gym/{c}' for c in close)}" if close else str(error)
-        raise ValueError(f"expected a registered Gymnasium id; got {name!r} ({hint}).") from error
+    registered = _registered(name)
+    module = _modules.get(name)
     env = _make(name)
     try:
         space_to_json(env.observation_space), space_to_json(env.action_space)
         return TaskSpec(
-            id=task_id,
+            id=f"{SUITE}/{module}:{name}" if module else task_id,
             observation_space=env.observation_space,
             action_space=env.action_space,
             max_steps=registered.max_episode_steps or DEFAULT_MAX_STEPS,
@@ -58,6 +90,32 @@ def make(spec: TaskSpec) -> gymnasium.Env:
 def expert(spec: TaskSpec, kind: str) -> Any:
     """Refuse: these environments come without an expert."""
     require_kind(spec, kind)
+
+
+def _registered(name: str) -> gymnasium.envs.registration.EnvSpec:
+    module, _, own = name.rpartition(":")
+    if module:
+        _import(module)
+    try:
+        return gymnasium.spec(own)
+    except gymnasium.error.Error as error:
+        close = difflib.get_close_matches(own, gymnasium.registry, n=3)
+        prefix = f"{SUITE}/{module}:" if module else f"{SUITE}/"
+        hint = f" (closest: {', '.join(prefix + c for c in close)})" if close else ""
+        raise ValueError(
+            f"expected {prefix} and the id of a registered Gymnasium environment; got "
+            f"'{SUITE}/{name}'{hint}. Name a module that registers your own with --import MODULE."
+        ) from error
+
+
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"expected a module that registers environments; {module!r} does not import "
+            f"({error}). Install it, or run where it lies with --import {module}."
+        ) from error
 
 
 def _make(name: str) -> gymnasium.Env:

@@ -17,11 +17,17 @@ from gato.printing import console, print_json, print_table, progress_bar
 Arguments = argparse.Namespace
 
 
-def tasks(chosen: Arguments) -> None:
-    """List the tasks."""
+def tasks(chosen: Arguments) -> int | None:
+    """List the tasks, or check that they keep what their specs promise."""
     if chosen.suite is not None and chosen.suite not in registry.SUITES:
         raise ValueError(f"expected a suite of {', '.join(registry.SUITES)}; got {chosen.suite!r}.")
-    listed = [_task(registry.spec(i)) for i in registry.task_ids(f"{chosen.suite or '*'}/*")]
+    if chosen.patterns:
+        named = [i for i in matching(chosen.patterns) if chosen.suite in (None, i.split("/")[0])]
+    else:
+        named = registry.task_ids(f"{chosen.suite or '*'}/*")
+    if chosen.check:
+        return _check(named, chosen)
+    listed = [_task(registry.spec(i)) for i in named]
     if chosen.json:
         print_json(listed)
     elif listed:
@@ -29,6 +35,31 @@ def tasks(chosen: Arguments) -> None:
         print_table([{k: row[k] for k in shown} for row in listed])
     if chosen.suite == "gym" and not chosen.json:
         print("every registered Gymnasium environment is a task: gym/<its id>")
+    return None
+
+
+def _check(named: list[str], chosen: Arguments) -> int:
+    """Sweep over tasks; print a row for each, and how many of each suite are in order."""
+    from gato.rollouts.sweep import Row, summary, sweep
+
+    if chosen.workers < 1:
+        raise ValueError(f"expected at least 1 worker; got {chosen.workers}.")
+    with progress_bar() as bar:
+        all_ = bar.add_task("", total=len(named))
+
+        def progress(row: Row) -> None:
+            bar.update(all_, advance=1, description=row.id)
+            if row.fault:  # at once: the sweep of all tasks takes minutes
+                bar.console.print(row.id, row.fault, soft_wrap=True, markup=False, highlight=False)
+
+        rows = sweep(named, chosen.workers, progress)
+    suites = summary(rows)
+    if chosen.json:
+        print_json({"suites": suites, "tasks": [row.to_json() for row in rows]})
+    else:
+        print_table([{"task": r.id, "seconds": r.seconds, "": r.fault or "ok"} for r in rows])
+        print_table([{"suite": suite, **counts} for suite, counts in suites.items()])
+    return int(any(row.fault for row in rows))
 
 
 def _task(spec: TaskSpec) -> dict[str, Any]:
@@ -58,8 +89,7 @@ def matching(patterns: list[str], known: list[str] | None = None) -> list[str]:
     found: dict[str, None] = {}
     for pattern in patterns:
         if not set(split(pattern)[0]) & set("*?["):
-            registry.spec(pattern)  # an unknown one raises, with the closest
-            found[pattern] = None
+            found[registry.spec(pattern).id] = None  # an unknown one raises, with the closest
             continue
         if known is None:
             matched = registry.task_ids(pattern)
