@@ -153,18 +153,21 @@ def _train(chosen: Arguments) -> None:
             if now.checked:
                 bar.console.print(told, soft_wrap=True, markup=False, highlight=False)
 
-        done = train(
-            chosen.task,
-            chosen.out,
-            algorithm=chosen.algorithm,
-            minutes=chosen.minutes,
-            steps=chosen.steps,
-            envs=chosen.envs,
-            seed=chosen.seed,
-            until=chosen.until,
-            resume=chosen.resume,
-            progress=progress,
-        )
+        try:
+            done = train(
+                chosen.task,
+                chosen.out,
+                algorithm=chosen.algorithm,
+                minutes=chosen.minutes,
+                steps=chosen.steps,
+                envs=chosen.envs,
+                seed=chosen.seed,
+                until=chosen.until,
+                resume=chosen.resume,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("interrupted; the same command goes on from here") from None
     best = done.best
     result = {
         "expert": str(chosen.out),

@@ -14,12 +14,11 @@ Convention: episodes are reset with training seeds drawn below `CHECK_SEED`; tho
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,14 @@ from gato.envs import registry
 from gato.envs.episode import EVALUATION_SEED_START, TaskSpec, space_to_json
 from gato.envs.experts import learned
 from gato.envs.experts.learned import CLIP, MEAN, STD, Actor, ActorExpert, Interface
-from gato.envs.files import array_bytes, sync_folder, write_synced
+from gato.envs.experts.training_state import (
+    Check,
+    Counters,
+    newest,
+    read_counters,
+    restore,
+    save,
+)
 from gato.envs.score import one_episode
 
 CHECK_SEED = EVALUATION_SEED_START - 1024
@@ -51,38 +57,6 @@ PPO |= {"policy_kwargs": {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "log_std
 SAC: dict[str, Any] = {"learning_rate": 7e-4, "batch_size": 256, "gamma": 0.99, "tau": 0.01}
 SAC |= {"buffer_size": 300_000, "learning_starts": 1000, "policy_kwargs": {"net_arch": [256, 256]}}
 ALGORITHMS = ("auto", "ppo", "sac")
-_MEMORY = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
-
-
-@dataclass(frozen=True)
-class Check:
-    """How the policy did at one moment of the training."""
-
-    steps: int
-    minutes: float
-    mean_return: float
-    success_rate: float | None
-
-    @property
-    def score(self) -> float:
-        return self.mean_return if self.success_rate is None else self.success_rate
-
-
-@dataclass
-class Counters:
-    """What a training has done so far; stands in ``DIR/training`` beside its weights."""
-
-    settings: dict[str, Any]
-    """Task, algorithm, copies and seed: those that a training cannot change as it goes on."""
-    steps: int = 0
-    minutes: float = 0.0
-    updates: int = 0
-    checks: list[Check] = field(default_factory=list)
-
-    @property
-    def best(self) -> Check | None:
-        """The best trial; of equal ones the first, except that more return is better."""
-        return max(self.checks, key=lambda c: (c.score, c.mean_return), default=None)
 
 
 @dataclass(frozen=True)
@@ -140,12 +114,12 @@ def train(
     if minutes is None and steps is None:
         minutes = 10.0
     _check_settings(algorithm, minutes, steps, envs, seed)
-    saved = _newest(out / "training") if resume else None
-    counters = _counters(saved) if saved else None
-    if algorithm == "auto" and counters and counters.settings["task"] == task_id:
+    saved = newest(out / "training") if resume else None
+    counters = read_counters(saved) if saved else None
+    if algorithm == "auto" and counters and counters.settings["task"] == spec.id:
         algorithm = counters.settings["algorithm"]  # more minutes do not change it midway
     chosen = _choose(algorithm, interface, minutes)
-    settings = {"task": task_id, "algorithm": chosen, "envs": envs if chosen == "ppo" else 1}
+    settings = {"task": spec.id, "algorithm": chosen, "envs": envs if chosen == "ppo" else 1}
     settings["seed"] = seed
     if counters is None:
         _refuse_foreign(out, resume)
@@ -155,8 +129,11 @@ def train(
             f"expected the settings of the training in {out}: {counters.settings}; got {settings}. "
             f"Give those, another --out, or --no-resume to start anew."
         )
+    else:
+        _catch_up(counters, out)
     if not resume:
         shutil.rmtree(out / "training", ignore_errors=True)
+    (out / "training").mkdir(parents=True, exist_ok=True)
     with _one_thread():
         run = _Run(spec, out, counters, saved)
         try:
@@ -175,7 +152,7 @@ class _Run:
         self._model = _model(self._worlds, counters)
         self._try_out = registry.make(spec.id)
         if saved:
-            _restore(self._model, self._worlds, saved, counters)
+            restore(saved, self._model, self._worlds, counters)
 
     def close(self) -> None:
         """Close all worlds."""
@@ -215,7 +192,7 @@ class _Run:
                 progress(self._status(min(fraction(done), 1.0), checked))
             now = time.monotonic()
             if now - saved > pause or fraction(done) >= 1 or enough():
-                self._save()
+                save(self._out / "training", self._model, self._worlds, done)
                 saved = time.monotonic()
                 pause = max(SAVE_SECONDS, 20 * (saved - now))
 
@@ -243,29 +220,6 @@ class _Run:
         done.checks.append(check)
         if done.best is check:
             learned.save(self._out, _description(self._spec, done), actor)
-
-    def _save(self) -> None:
-        """Put down all that going on needs, in a folder that gets its name when it is whole."""
-        import torch
-
-        training, done = self._out / "training", self._counters
-        new = training / f".{done.steps}.new"
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        parameters = self._model.get_parameters()
-        names = self._model._get_torch_save_params()[1]
-        parameters["variables"] = {name: getattr(self._model, name).data for name in names}
-        torch.save(parameters, new / "parameters.pt")
-        for name, array in _arrays(self._model, self._worlds).items():
-            write_synced(new / f"{name}.npy", array_bytes(array))
-        write_synced(new / "counters.json", json.dumps(asdict(done), indent=1).encode())
-        sync_folder(new)
-        shutil.rmtree(training / str(done.steps), ignore_errors=True)
-        new.rename(training / str(done.steps))
-        sync_folder(training)
-        for old in training.iterdir():
-            if old.name != str(done.steps):
-                shutil.rmtree(old, ignore_errors=True)
 
 
 class TrainingEnv(gym.Env):
@@ -343,64 +297,6 @@ def _actor(model: Any, worlds: Any) -> Actor:
     return Actor(tensors, "relu" if sac else "tanh", discrete, squash=sac)
 
 
-def _arrays(model: Any, worlds: Any) -> dict[str, np.ndarray]:
-    """Return scales, and the memory of SAC as far as it is filled."""
-    arrays = {}
-    for name in ("obs_rms", "ret_rms"):
-        scale = getattr(worlds, name)
-        for part in ("mean", "var", "count"):
-            arrays[f"{name}.{part}"] = np.asarray(getattr(scale, part), np.float64)
-    memory = getattr(model, "replay_buffer", None)
-    if memory is not None:
-        arrays["memory.place"] = np.array([memory.pos, memory.full])
-        arrays |= {f"memory.{name}": getattr(memory, name)[: memory.size()] for name in _MEMORY}
-    return arrays
-
-
-def _restore(model: Any, worlds: Any, saved: Path, counters: Counters) -> None:
-    import torch
-
-    try:
-        parameters = torch.load(saved / "parameters.pt", weights_only=True)
-        for name, value in parameters.pop("variables").items():
-            getattr(model, name).data.copy_(value)
-        model.set_parameters(parameters, device="cpu")
-        arrays = {path.stem: np.load(path, allow_pickle=False) for path in saved.glob("*.npy")}
-        for name in ("obs_rms", "ret_rms"):
-            for part in ("mean", "var", "count"):
-                setattr(getattr(worlds, name), part, arrays[f"{name}.{part}"])
-        if "memory.place" in arrays:
-            memory = model.replay_buffer
-            memory.pos, memory.full = (
-                int(arrays["memory.place"][0]),
-                bool(arrays["memory.place"][1]),
-            )
-            for name in _MEMORY:
-                getattr(memory, name)[: memory.size()] = arrays[f"memory.{name}"]
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
-        raise ValueError(
-            f"{saved} is damaged ({error}). Remove it, or start anew with --no-resume."
-        ) from error
-    model.num_timesteps, model._n_updates = counters.steps, counters.updates
-
-
-def _newest(training: Path) -> Path | None:
-    """Return the newest folder that was written whole."""
-    names = [p.name for p in training.iterdir()] if training.is_dir() else []
-    whole = [int(name) for name in names if name.isdigit()]
-    return training / str(max(whole)) if whole else None
-
-
-def _counters(saved: Path) -> Counters:
-    try:
-        data = json.loads((saved / "counters.json").read_text(encoding="utf-8"))
-        return Counters(**{**data, "checks": [Check(**check) for check in data["checks"]]})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{saved / 'counters.json'} is damaged ({error}). Start anew with --no-resume."
-        ) from error
-
-
 def _description(spec: TaskSpec, counters: Counters) -> dict[str, Any]:
     packages = {"stable-baselines3", "torch", "numpy", *registry.packages(spec.suite)}
     return {
@@ -451,11 +347,21 @@ def _check_settings(
 
 def _refuse_foreign(out: Path, resume: bool) -> None:
     """Raise ValueError where the folder already holds an expert that no training goes on from."""
-    if resume and (out / learned.DESCRIPTION).exists():
+    if resume and (out / learned.DESCRIPTION).exists() and not (out / "training").exists():
         raise ValueError(
             f"expected a new folder, or a training to go on with; {out} holds an expert whose "
             f"training is gone. Choose another --out, or --no-resume to replace it."
         )
+
+
+def _catch_up(counters: Counters, out: Path) -> None:
+    """Count trials that a killed run had made after it last put its state down.
+
+    The best of them stands in the folder, and only a better one may replace it.
+    """
+    if (out / learned.DESCRIPTION).exists():
+        told = [Check(**check) for check in learned.load(out)[0].get("checks", [])]
+        counters.checks = max(counters.checks, told, key=len)
 
 
 def _require_library() -> None:
