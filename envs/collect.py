@@ -225,10 +225,7 @@ def _died(share: _Share, error: WorkerDiedError, lost: list[_Share]) -> list[Fai
     """Let a share be played once more; return its first attempt as failed where that was done."""
     where = f"{share.plan.spec.id!r} at seeds {share.first} to {share.stop - 1}"
     if share.died:
-        reason = (
-            f"the {error}, twice: a simulator crashed, memory ran out, or the calling script "
-            f"starts work outside `if __name__ == '__main__':`. Try workers=1 to see where."
-        )
+        reason = f"the {error}, twice: a simulator crashed or memory ran out. Try one worker."
         return [Failed(share.first, reason)]
     print(f"{where}: {error}; playing these once more in a new one", file=sys.stderr)
     share.died = True

@@ -80,7 +80,7 @@ class Failed:
     """The traceback."""
 
 
-def player() -> Callable[[Attempts], list[Episode | Failed]]:
+def player(tick: Callable[[], None]) -> Callable[[Attempts], list[Episode | Failed]]:
     """Return what plays attempts in a worker process, each time for about `REPORT_SECONDS`."""
     return _play_some
 

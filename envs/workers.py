@@ -3,11 +3,13 @@
     pool.send(worker, message)   ->   handler(message) in that worker   ->   pool.receive()
 
 Every message has one answer, a worker's answers come in the order of its messages. A worker that
-has died is replaced when it is next sent something; what it was asked is lost, and told.
+has died, or was ended because it hung, is replaced when it is next sent something; what it was
+asked is lost, and told. Handlers tick as they go, so that it is known how far a dead one came.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -16,15 +18,16 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 Handler = Callable[[Any], Any]
+Make = Callable[[Callable[[], None]], Handler]
+"""Called once in each worker with what ticks; returns what answers its messages."""
 
 
-@contextmanager
+@contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
     """Let processes started inside use one thread each: the workers are the parallelism."""
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -54,21 +57,26 @@ def die_with_parent() -> None:
 
 
 class WorkerDiedError(RuntimeError):
-    """A worker process ended, or was ended because it gave no answer in time."""
+    """A worker process ended, or was ended because it hung.
+
+    `ticks` is how often it had ticked.
+    """
+
+    def __init__(self, reason: str, ticks: int) -> None:
+        super().__init__(reason)
+        self.ticks = ticks
 
 
 class Pool:
     """`count` workers, each started when it is first sent something; one is this process itself."""
 
-    def __init__(
-        self, count: int, make: Callable[[], Handler], *, timeout: float | None = None
-    ) -> None:
+    def __init__(self, count: int, make: Make, *, timeout: float | None = None) -> None:
         """Make a pool.
 
         Args:
             count: workers; with 1, messages are handled in this process, by `receive`.
-            make: called once in each worker; what it returns answers the messages.
-            timeout: seconds without an answer after which a worker counts as hung, and is killed.
+            make: see `Make`.
+            timeout: seconds without a tick or an answer after which a worker counts as hung.
         """
         self.count, self._make, self._timeout = count, make, timeout
         self._handler: Handler | None = None
@@ -92,19 +100,18 @@ class Pool:
 
         Raises:
             Exception: what a handler raised, with its traceback as a note.
+            RuntimeError: where a worker process ended before it could be asked anything.
         """
         if self.count == 1:
-            self._handler = self._handler or self._make()
+            self._handler = self._handler or self._make(lambda: None)
             return [(0, self._handler(self._here.popleft()))]
         asked = {w.pipe: i for i, w in enumerate(self._workers) if w is not None and w.waiting}
         assert asked, "nothing was asked, so no answer would ever come"
         answers: list[tuple[int, Any]] = []
         while not answers:
-            for pipe in wait(list(asked), self._patience()):
-                i = asked[pipe]  # type: ignore[index]
-                answers.append((i, self._take(i)))
-            for i, late in self._late():
-                answers.append((i, late))
+            ready = wait(list(asked), self._timeout and self._timeout / 10)
+            answers += [(i, self._take(i)) for pipe, i in asked.items() if pipe in ready]
+            answers += self._hung()
         for _, answer in answers:
             if isinstance(answer, _Raised):
                 raise answer.error
@@ -123,29 +130,23 @@ class Pool:
         try:
             return worker.receive()
         except (EOFError, OSError):
-            self._workers[i] = None
-            return WorkerDiedError(f"worker process ended, exit code {worker.end(grace=1.0)}")
+            code = worker.end(grace=1.0)
+        self._workers[i] = None
+        if worker.ticks.value < 0:
+            raise RuntimeError(
+                f"worker process ended at once, exit code {code}: memory ran out, or the calling "
+                f"script starts work outside `if __name__ == '__main__':`. Try workers=1."
+            )
+        return WorkerDiedError(f"worker process ended, exit code {code}", worker.ticks.value)
 
-    def _patience(self) -> float | None:
-        """Return for how long nothing can become late."""
-        if self._timeout is None:
-            return None
-        since = [w.since for w in self._workers if w is not None and w.waiting]
-        return max(0.0, min(since) + self._timeout - time.monotonic())
-
-    def _late(self) -> Iterator[tuple[int, WorkerDiedError]]:
+    def _hung(self) -> Iterator[tuple[int, WorkerDiedError]]:
         for i, worker in enumerate(self._workers):
-            if self._timeout is None or worker is None or not worker.waiting:
+            if self._timeout is None or worker is None or worker.idle() < self._timeout:
                 continue
-            if time.monotonic() - worker.since >= self._timeout and not worker.pipe.poll():
-                worker.end()
-                self._workers[i] = None
-                yield (
-                    i,
-                    WorkerDiedError(
-                        f"worker process gave no answer in {self._timeout:g} s and was ended"
-                    ),
-                )
+            worker.end()
+            self._workers[i] = None
+            reason = f"worker process was ended: nothing came of it in {self._timeout:g} s"
+            yield i, WorkerDiedError(reason, worker.ticks.value)
 
 
 class _Raised:
@@ -163,31 +164,39 @@ class _Raised:
 class _Worker:
     """One process, the pipe to it, and how many answers it owes."""
 
-    def __init__(self, make: Callable[[], Handler]) -> None:
+    def __init__(self, make: Make) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, make), daemon=True)
+        self.ticks = context.RawValue("q", -1)
+        """How often it has ticked; negative before it can be asked."""
+        arguments = (theirs, self.ticks, make)
+        self.process = context.Process(target=_serve, args=arguments, daemon=True)
         with one_thread_each():
             self.process.start()
         theirs.close()
         self.waiting = 0
-        self.since = 0.0
-        """When it was given work while it had none, or gave its last answer."""
+        self._seen, self._since = -1, 0.0
 
     def send(self, message: Any) -> None:
         if not self.waiting:
-            self.since = time.monotonic()
+            self._since = time.monotonic()
         self.waiting += 1
-        try:
+        with contextlib.suppress(OSError):  # it has died: `receive` finds its pipe at the end
             self.pipe.send(message)
-        except OSError:
-            pass  # it has died: its pipe is at its end, which `receive` finds
 
     def receive(self) -> Any:
         answer = self.pipe.recv()
         self.waiting -= 1
-        self.since = time.monotonic()
+        self._since = time.monotonic()
         return answer
+
+    def idle(self) -> float:
+        """Return for how long it owes an answer and has done nothing that can be seen."""
+        if self.ticks.value != self._seen:
+            self._seen, self._since = self.ticks.value, time.monotonic()
+        if not self.waiting or self.pipe.poll():
+            return 0.0
+        return time.monotonic() - self._since
 
     def end(self, grace: float = 0.0) -> int | None:
         """End the process and return its exit code."""
@@ -200,10 +209,15 @@ class _Worker:
         return self.process.exitcode
 
 
-def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
+def _serve(pipe: Connection, ticks: Any, make: Make) -> None:
     """Answer messages until the other end closes."""
     die_with_parent()
-    handler = make()
+
+    def tick() -> None:
+        ticks.value += 1
+
+    handler = make(tick)
+    tick()
     while True:
         try:
             message = pipe.recv()

@@ -3,30 +3,28 @@
     to a host     (group, [("reset", slot, task, seed) | ("step", slot, action), ...])
     from a host   (group, [Reply, ...])   in the same order
 
-An action may be `Acts`: the host then asks an expert, who may look inside the simulator.
+An action may be `players.Acts`: the host then asks an expert, who may look inside the simulator.
 
 A slot is a place for one environment; a host keeps environments that are not in use for the next
-slot that wants their task, since starting one may cost a second.
+slot that wants their task, since starting one may cost a second. Where a worker process dies, its
+environments are gone; it is told which slot's command it was at.
 """
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import traceback
 from collections import deque
-from collections.abc import Hashable, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
-from gato.envs.score import RandomExpert
-from gato.envs.workers import one_thread_each
+from gato.envs.workers import Pool, WorkerDiedError
+from gato.rollouts.players import Acts, make_actor
 
 Command = tuple[Any, ...]
 Slot = Hashable
@@ -46,11 +44,15 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Acts:
-    """Stands for the action of one who acts where the environment is."""
+class Death:
+    """A worker process ended, and with it all that it held."""
 
-    kind: str
-    """``random``, or an expert as in `registry.make_expert`."""
+    host: int
+    reason: str
+    culprit: Slot | None
+    """The slot whose command was being carried out."""
+    unanswered: frozenset[Any]
+    """The groups that it owed an answer."""
 
 
 class UnavailableError(ValueError):
@@ -60,16 +62,34 @@ class UnavailableError(ValueError):
 class Host:
     """The environments of some slots, in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Start without environments; `tick` is called after each command."""
+        self._tick = tick
         self._used: dict[Slot, tuple[str, gym.Env]] = {}
         self._seen: dict[Slot, tuple[int, Any]] = {}
         """Of each slot, its seed and last observation."""
         self._actors: dict[Slot, registry.Expert] = {}
         self._spare: dict[str, list[gym.Env]] = {}
 
+    def answer(self, message: tuple[Any, Sequence[Command]]) -> tuple[Any, list[Reply]]:
+        """Carry out a group's commands."""
+        return message[0], self.run(message[1])
+
     def run(self, commands: Sequence[Command]) -> list[Reply]:
         """Carry out commands in order."""
-        return [self._one(*command) for command in commands]
+        replies = []
+        for command in commands:
+            replies.append(self._one(*command))
+            self._tick()
+        return replies
+
+    def close(self) -> None:
+        """Close the environments."""
+        left = [env for _, env in self._used.values()]
+        for env in [*left, *(env for some in self._spare.values() for env in some)]:
+            with contextlib.suppress(Exception):  # nothing is asked of it any more
+                env.close()
+        self._used, self._spare = {}, {}
 
     def _one(self, what: str, slot: Slot, *arguments: Any) -> Reply:
         try:
@@ -79,8 +99,12 @@ class Host:
         except UnavailableError:
             raise
         except Exception:  # whatever a simulator raises ends its episode, not the evaluation
-            self._used.pop(slot, None)
-            return Reply(slot, ended=True, success=False, error=traceback.format_exc())
+            told = traceback.format_exc()
+            _, env = self._used.pop(slot, (None, None))
+            if env is not None:
+                with contextlib.suppress(Exception):  # one that has thrown may do so again
+                    env.close()
+            return Reply(slot, ended=True, success=False, error=told)
 
     def _reset(self, slot: Slot, task: str, seed: int) -> Reply:
         held, env = self._used.pop(slot, (None, None))
@@ -91,7 +115,7 @@ class Host:
         assert env is not None
         self._used[slot] = (task, env)
         observation, _ = env.reset(seed=seed)
-        _require_finite(observation)
+        require_finite(observation, "observation")
         self._seen[slot] = seed, observation
         self._actors.pop(slot, None)
         return Reply(slot, observation)
@@ -107,7 +131,8 @@ class Host:
         if isinstance(action, Acts):
             action = self._asked(slot, action.kind)
         observation, reward, terminated, truncated, info = env.step(action)
-        _require_finite(observation)
+        require_finite(observation, "observation")
+        require_finite(np.asarray(reward, float), "reward")
         self._seen[slot] = self._seen[slot][0], observation
         success = info.get("success")
         return Reply(
@@ -123,117 +148,84 @@ class Host:
         task, env = self._used[slot]
         seed, observation = self._seen[slot]
         if slot not in self._actors:
-            actor = _random(task) if kind == "random" else registry.make_expert(task, kind)
+            actor = make_actor(task, kind)
             actor.reset(env, seed)
             self._actors[slot] = actor
         return self._actors[slot].act(env, observation)
 
 
-def _random(task: str) -> RandomExpert:
-    """Return a random actor with draws of its own: slots would share those of the task's space."""
-    spec = registry.spec(task)
-    return RandomExpert(replace(spec, action_space=deepcopy(spec.action_space)))
-
-
-def _require_finite(observation: Any) -> None:
+def require_finite(value: Any, name: str) -> None:
     """Raise ValueError for numbers that no model can read: the simulation has diverged."""
-    if isinstance(observation, Mapping):
-        observation = tuple(observation.values())
-    if isinstance(observation, tuple):
-        for part in observation:
-            _require_finite(part)
-    elif isinstance(observation, np.ndarray) and observation.dtype.kind == "f":
-        if not np.isfinite(observation).all():
-            raise ValueError("the environment returned an observation with NaN or infinity")
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            require_finite(part, f"{name}/{key}")
+    elif isinstance(value, tuple):
+        for i, part in enumerate(value):
+            require_finite(part, f"{name}/{i}")
+    elif isinstance(value, np.ndarray | np.floating) and value.dtype.kind == "f":
+        bad = ~np.isfinite(value)
+        if bad.any():
+            at = [int(k) for k in np.argwhere(bad)[0]]
+            got = np.asarray(value)[tuple(at)]
+            raise ValueError(
+                f"expected finite numbers of the environment; got {got} in {name}"
+                f"{f' at {at}' if at else ''} (NaN and infinity cannot be read by a model)"
+            )
 
 
 class Hosts:
     """Several hosts working side by side while the model decodes."""
 
-    def __init__(self, workers: int) -> None:
-        """Start the hosts; one worker is a host in this process."""
+    def __init__(self, workers: int, timeout: float | None = None) -> None:
+        """Make the hosts; one worker is a host in this process.
+
+        Args:
+            workers: how many.
+            timeout: seconds that one command may take before its worker process is ended.
+        """
         self.count = workers
-        self._local = Host() if workers == 1 else None
-        self._done: deque[tuple[Any, list[Reply]]] = deque()
-        self._pipes: list[Connection] = []
-        self._processes: list[Any] = []
-        if workers > 1:
-            context = get_context("spawn")
-            with one_thread_each():
-                for _ in range(workers):
-                    ours, theirs = context.Pipe()
-                    process = context.Process(target=_serve, args=(theirs,), daemon=True)
-                    process.start()
-                    theirs.close()
-                    self._pipes.append(ours)
-                    self._processes.append(process)
+        self._here = Host()
+        make = _serve if workers > 1 else lambda tick: self._here.answer
+        self._pool = Pool(workers, make, timeout=timeout)
+        self._asked: list[deque[tuple[Any, Sequence[Command]]]] = [deque() for _ in range(workers)]
+        self._ticks = [0] * workers
+        """Of the answers that each process has given."""
 
     def send(self, host: int, group: Any, commands: Sequence[Command]) -> None:
         """Let a host carry out commands; the answer carries the group's name."""
-        if self._local is not None:
-            self._done.append((group, self._local.run(commands)))
-            return
-        try:
-            self._pipes[host].send((group, list(commands)))
-        except OSError as error:
-            raise self._ended(host) from error
+        self._asked[host].append((group, commands))
+        self._pool.send(host, (group, list(commands)))
 
-    def receive(self) -> list[tuple[Any, list[Reply]]]:
-        """Return the answers that are there, at least one.
+    def receive(self) -> list[tuple[Any, list[Reply]] | Death]:
+        """Return the answers and deaths that are there, at least one.
 
         Raises:
             ValueError: where an environment cannot be started at all.
-            RuntimeError: where a worker process ended.
+            RuntimeError: where worker processes end before they can be asked anything.
         """
-        if self._local is not None:
-            return [self._done.popleft()]
-        answers = []
-        ready = wait(self._pipes)
-        for host, pipe in enumerate(self._pipes):
-            if pipe not in ready:
-                continue
-            try:
-                answers.append(pipe.recv())
-            except (EOFError, OSError) as error:
-                raise self._ended(host) from error
-        for _, answer in answers:
-            if isinstance(answer, str):
-                raise UnavailableError(answer)
-        return answers
+        return [self._told(host, answer) for host, answer in self._pool.receive()]
 
-    def _ended(self, host: int) -> RuntimeError:
-        self._processes[host].join(1.0)
-        return RuntimeError(
-            f"a worker process ended (exit code {self._processes[host].exitcode}): a simulator "
-            "crashed, memory ran out, or the calling script starts work outside "
-            "`if __name__ == '__main__':`. Try workers=1 to see where."
-        )
+    def _told(self, host: int, answer: Any) -> tuple[Any, list[Reply]] | Death:
+        asked = self._asked[host]
+        if not isinstance(answer, WorkerDiedError):
+            _, commands = asked.popleft()
+            self._ticks[host] += len(commands)
+            return answer  # type: ignore[no-any-return]
+        slots = [command[1] for _, commands in asked for command in commands]
+        # a process that can be asked has ticked, and then once per command
+        at = answer.ticks - self._ticks[host]
+        culprit = slots[at] if at < len(slots) else None
+        unanswered = frozenset(group for group, _ in asked)
+        asked.clear()
+        self._ticks[host] = 0
+        return Death(host, str(answer), culprit, unanswered)
 
     def close(self) -> None:
         """End the worker processes."""
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(2.0)
-            if process.is_alive():
-                process.terminate()
-                process.join()
+        self._pool.close()
+        self._here.close()
 
 
-def _serve(pipe: Connection) -> None:
-    """Be a host until the other end closes, which it also does where its process is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    host = Host()
-    while True:
-        try:
-            group, commands = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            answer: Any = host.run(commands)
-        except UnavailableError as error:
-            answer = str(error)
-        try:
-            pipe.send((group, answer))
-        except OSError:
-            return
+def _serve(tick: Callable[[], None]) -> Callable[[tuple[Any, list[Command]]], Any]:
+    """Return what answers a worker's messages."""
+    return Host(tick).answer

@@ -1,20 +1,40 @@
 """Policies that are no model: the task's expert and chance, by the same path as a checkpoint.
 
-They act where the environment is (`hosts.Acts`), since an expert looks inside the simulator. What
-they score says whether the normalisation is right: 1 and 0.
+They act where the environment is, since an expert looks inside the simulator: their actions are
+`Acts`, which a host replaces. What they score says whether the normalisation is right: 1 and 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from gato.rollouts.hosts import Acts
+from gato.envs import registry
+from gato.envs.episode import TaskSpec
+from gato.envs.score import RandomExpert
 
 PLAYERS = {"expert": "auto", "random": "random"}
-"""Names that stand in place of a checkpoint, each with what its actions ask for."""
+"""Names that stand in place of a checkpoint, each with the kind of its `Acts`."""
+
+
+@dataclass(frozen=True)
+class Acts:
+    """Stands for the action of one who acts where the environment is."""
+
+    kind: str
+    """``random``, or an expert as in `registry.make_expert`."""
+
+
+def make_actor(task: str, kind: str) -> registry.Expert:
+    """Return who decides the `Acts` of one episode; he is reset before its first step."""
+    if kind != "random":
+        return registry.make_expert(task, kind)
+    spec = registry.spec(task)  # its space is shared, and so would be the draws
+    return RandomExpert(replace(spec, action_space=deepcopy(spec.action_space)))
 
 
 class HostPolicy:
@@ -38,3 +58,22 @@ class HostPolicy:
     def select_action(self, observations: Sequence[Any], active: np.ndarray) -> list[Acts]:
         """Return the same for every row."""
         return [self._acts] * len(observations)
+
+
+class HostPlayer:
+    """Stands where an agent does: `name` is one of `PLAYERS`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def policy(self, tasks: Sequence[str], *_: Any) -> HostPolicy:
+        """Return the policy of a group of rows."""
+        return HostPolicy(self.name)
+
+    def expert(self, spec: TaskSpec) -> str:
+        """Return which expert plays a task.
+
+        Raises:
+            ValueError: where it has none.
+        """
+        return str(getattr(registry.make_expert(spec.id), "settings", spec.expert))

@@ -5,12 +5,16 @@ A group's rows are decoded in one batch once all its environments have answered;
 the other groups step. A row whose episode ends takes the next one, of its own task while there is
 one; as rows fall idle the batch shrinks.
 
+Where a worker process dies, what it was playing is played again from its seed; the episode that
+was being stepped then has one more chance.
+
 What a row does depends on its task, its seed and the weights. Who shares its batch is fixed by the
 jobs and `max_batch`, never by timing.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from gato.rollouts.hosts import Command, Hosts, Reply
+from gato.rollouts.hosts import Command, Death, Hosts, Reply
 from gato.rollouts.policy import Policy
 
 MakePolicy = Callable[[list[str], list[int]], Policy]
@@ -46,7 +50,7 @@ class Played:
     length: int = 0
     success: bool | None = None
     error: str | None = None
-    """The traceback where the environment raised."""
+    """The traceback where the environment raised, or what ended its process twice."""
     actions: list[Any] = field(default_factory=list)
     """What was done, where the job is `logged`."""
 
@@ -57,6 +61,14 @@ class _Row:
     def __init__(self, slot: Any, host: int, played: Played) -> None:
         self.slot, self.host, self.played = slot, host, played
         self.observation: Any = None
+        self.deaths = 0
+        """How often stepping this episode has ended its process."""
+        self.again = False
+        """Whether the policy remembers an episode that is gone."""
+
+    def begin(self, job: Job) -> None:
+        """Play another episode from now on."""
+        self.played, self.deaths = Played(job), 0
 
 
 class _Group:
@@ -111,6 +123,24 @@ class _Group:
         self.awaited -= 1
         return self.awaited == 0
 
+    def lose(self, hosts: Hosts, death: Death) -> bool:
+        """Begin again what a dead worker was playing; return whether all others have answered."""
+        owed = self.number in death.unanswered
+        commands: list[Command] = []
+        for row in self.rows:
+            if row.host != death.host or not (owed or row.observation is not None):
+                continue  # what has ended is told, and the next is reset as ever
+            row.deaths += row.slot == death.culprit
+            row.observation, row.again, row.played = None, True, Played(row.played.job)
+            if row.deaths > 1:
+                row.played.error, row.played.success = f"{death.reason}, twice", False
+            else:
+                commands.append(_reset(row))
+        self.awaited += bool(commands) - owed
+        if commands:
+            hosts.send(death.host, self.number, commands)
+        return owed and self.awaited == 0
+
     def advance(self, hosts: Hosts, seed_of: Callable[[Job], int]) -> list[Played]:
         """Act for every row, start the next episodes; return those that ended."""
         assert self.policy is not None
@@ -124,9 +154,10 @@ class _Group:
             if job is None:
                 idle.add(i)
             else:
-                row.played = Played(job)
+                row.begin(job)
                 commands.append((row, _reset(row)))
-        self._reset_policy([i for i in ended if i not in idle], seed_of)
+        again = {i for i, row in enumerate(self.rows) if row.again}
+        self._reset_policy(sorted({*ended, *again} - idle), seed_of)
         active = np.array([row.observation is not None for row in self.rows])
         actions = self.policy.select_action([row.observation for row in self.rows], active)
         for i in np.flatnonzero(active).tolist():
@@ -146,6 +177,8 @@ class _Group:
             assert self.policy is not None
             mask = np.zeros(len(self.rows), bool)
             mask[rows] = True
+            for i in rows:
+                self.rows[i].again = False
             jobs = {i: self.rows[i].played.job for i in rows}
             self.policy.reset(
                 mask,
@@ -165,6 +198,7 @@ def run(
     workers: int = 2,
     max_batch: int = 20,
     seed: int = 0,
+    timeout: float | None = 600.0,
     on_played: Callable[[Played], None] | None = None,
 ) -> list[Played]:
     """Play every job and return what became of each, in the order of the jobs.
@@ -175,11 +209,13 @@ def run(
         workers: processes that step simulators; 1 steps them in this one.
         max_batch: most rows decoded at once.
         seed: of the policies' own draws, together with each job's seed.
+        timeout: seconds that one step or reset may take before its worker process is ended, which
+            is a death like any other. In this process (`workers` 1) nothing ends it.
         on_played: called as episodes end.
 
     Raises:
         ValueError: where an environment cannot be started at all (a missing simulator).
-        RuntimeError: where a worker process ended.
+        RuntimeError: where worker processes end before they can be asked anything.
     """
     if workers < 1 or max_batch < 1:
         raise ValueError(f"workers and max_batch must be at least 1; got {workers}, {max_batch}")
@@ -189,21 +225,27 @@ def run(
 
     groups = {g.number: g for g in _deal(jobs, workers, max_batch)}
     results: dict[Job, Played] = {}
-    hosts = Hosts(workers)
+    hosts = Hosts(workers, timeout)
     try:
         for group in groups.values():
             group.start(make_policy, hosts, seed_of)
         while groups:
-            for number, replies in hosts.receive():
-                group = groups[number]
-                if not group.take(replies):
-                    continue
+            ready: list[_Group] = []
+            for told in hosts.receive():
+                if isinstance(told, Death):
+                    print(f"{told.reason}; playing its episodes again", file=sys.stderr)
+                    ready += [g for g in groups.values() if g.lose(hosts, told)]
+                elif groups[told[0]].take(told[1]):
+                    ready.append(groups[told[0]])
+            for group in ready:
+                if group.awaited:
+                    continue  # a death has taken back what had been answered
                 for played in group.advance(hosts, seed_of):
                     results[played.job] = played
                     if on_played:
                         on_played(played)
                 if not group.rows:
-                    del groups[number]
+                    del groups[group.number]
     finally:
         hosts.close()
     return [results[job] for job in jobs]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+from gato.envs import registry
 from gato.rollouts import hosts
 from gato.rollouts.agent import Agent
 from gato.rollouts.players import HostPolicy
 from gato.rollouts.runner import Job, run
+from gato.tokenizers.serializer import History
 
 TASKS = ("made/count-v0", "made/reach-v0")
 JOBS = [Job(task, seed) for task in TASKS for seed in range(11)]
@@ -107,7 +111,7 @@ def test_an_environment_that_throws_fails_its_episode(suite: ModuleType, agent: 
         assert "no such world" in played[task, 7].error
         assert played[task, 7].success is False
         assert played[task, 6].error is None
-    assert "NaN" in played["made/count-v0", 5].error
+    assert "got nan in observation at [0] (NaN" in played["made/count-v0", 5].error
 
 
 def test_a_missing_simulator_is_named(suite: ModuleType, agent: Agent) -> None:
@@ -138,9 +142,6 @@ def test_settings_are_checked(suite, agent: Agent) -> None:
 
 def test_workers_play_what_one_process_plays(agent: Agent) -> None:
     """Worker processes import the registry anew, so this takes worlds that every install has."""
-    from gato.envs import registry
-    from gato.tokenizers.serializer import History
-
     task = registry.spec("gym/CartPole-v1")
     agent.serializer.add_task(task, history=History(window=1, hide_actions=True))
     jobs = [Job(task.id, seed) for seed in range(9)]
@@ -153,21 +154,6 @@ def test_workers_play_what_one_process_plays(agent: Agent) -> None:
     agent.serializer.add_task(gone)
     with pytest.raises(ValueError, match="NoSuch-v0"):
         play(agent, [Job(gone.id, 0)], workers=2)
-
-
-def test_a_worker_that_dies_ends_the_evaluation() -> None:
-    working = hosts.Hosts(2)
-    try:
-        working.send(0, "group", [("reset", 0, "gym/CartPole-v1", 1)])
-        ((name, replies),) = working.receive()
-        assert name == "group"
-        assert replies[0].observation.shape == (4,)
-        working._processes[0].kill()
-        with pytest.raises(RuntimeError, match="exit code -9"):
-            working.receive()
-    finally:
-        working.close()
-    assert not any(p.is_alive() for p in working._processes)
 
 
 class Walks:
@@ -205,3 +191,84 @@ def test_actions_are_kept_where_the_job_asks(suite: ModuleType, agent: Agent) ->
     jobs = [replace(job, logged=job.seed == 3) for job in JOBS]
     for p in play(agent, jobs, max_batch=4):
         assert len(p.actions) == (p.length if p.job.logged else 0)
+
+
+# ---- worlds that end or hang their process ---------------------------------------------------
+
+DEADLY = "gym/deadly:Deadly-v0"
+Outcome = dict[int, tuple[float, int, str | None]]
+
+
+@pytest.fixture
+def deadly(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
+    """Return what plays 12 episodes, those of the given seeds failing as told."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("DEADLY", str(tmp_path))
+    history = History(window=3, hide_actions=False)
+    agent.serializer.add_task(registry.spec(DEADLY), history=history)
+
+    def outcome(faults: dict[int, str], **settings: Any) -> Outcome:
+        for seed, fault in faults.items():
+            (tmp_path / str(seed)).write_text(fault)
+        jobs = [Job(DEADLY, seed) for seed in range(12)]
+        played = play(agent, jobs, temperature=1.0, **{"max_batch": 6, **settings})
+        assert [p.job for p in played] == jobs
+        for seed in faults:
+            (tmp_path / str(seed)).unlink(missing_ok=True)
+        return {p.job.seed: (p.score, p.length, p.error) for p in played}
+
+    return outcome
+
+
+def test_episodes_of_a_dead_worker_are_played_again(
+    deadly: Callable[..., Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = deadly({})
+    assert len({score for score, _, _ in undisturbed.values()}) > 6
+    assert deadly({3: "once exit", 8: "once kill"}, workers=2) == undisturbed
+    told = capsys.readouterr().err
+    assert "worker process ended, exit code 7; playing its episodes again" in told
+    assert "exit code -9;" in told
+
+
+def test_an_episode_that_ends_its_process_twice_has_failed(
+    deadly: Callable[..., Outcome],
+) -> None:
+    """Those that shared the process with it are played as if it had never been there."""
+    undisturbed = deadly({})
+    played = deadly({0: "kill", 5: "exit", 7: "throw"}, workers=2)
+    assert played.pop(0) == (0.0, 0, "worker process ended, exit code -9, twice")
+    assert played.pop(5) == (0.0, 0, "worker process ended, exit code 7, twice")
+    assert "the arm fell off" in played.pop(7)[2]
+    assert played == {seed: undisturbed[seed] for seed in played}
+
+
+def test_a_simulator_that_hangs_is_ended(deadly: Callable[..., Outcome]) -> None:
+    undisturbed = deadly({})
+    assert deadly({4: "once hang"}, workers=2, timeout=3.0) == undisturbed
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("nan", "got nan in observation/time (NaN"),
+        ("reward", "got inf in reward (NaN"),
+        ("throw", "RuntimeError: the arm fell off"),
+        ("reset", "RuntimeError: no such world"),
+    ],
+)
+def test_what_a_simulator_breaks_is_named_and_it_is_closed(
+    deadly: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch, fault: str, told: str
+) -> None:
+    import deadly as module
+
+    closed = []
+    monkeypatch.setattr(
+        module.Deadly, "close", lambda env: closed.append(getattr(env, "seed_", None))
+    )
+    undisturbed = deadly({})
+    closed.clear()
+    played = deadly({6: fault})
+    assert next(seed for seed in closed if seed is not None) == 6
+    assert told in played.pop(6)[2]
+    assert played == {seed: undisturbed[seed] for seed in played}

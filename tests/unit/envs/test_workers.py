@@ -1,0 +1,149 @@
+"""Worker processes answer in order, and how they end is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gato.envs.workers import Pool, WorkerDiedError
+
+
+def handler(tick: Callable[[], None]) -> Callable[[Any], Any]:
+    """Return what does as it is told, and tells which process did."""
+
+    def handle(message: Any) -> Any:
+        match message:
+            case ("raise", text):
+                raise OSError(2, text)
+            case ("odd",):
+                raise Odd(1, 2)
+            case ("tick", n, pause):
+                for _ in range(n):
+                    time.sleep(pause)
+                    tick()
+                os._exit(3)
+            case ("sleep", seconds):
+                time.sleep(seconds)
+        return message, os.getpid()
+
+    return handle
+
+
+class Odd(Exception):
+    """An exception that does not come back from a pickle."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(f"{a} {b}")
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    made = Pool(2, handler, timeout=1.5)
+    yield made
+    made.close()
+
+
+def test_answers_come_in_order(pool: Pool) -> None:
+    for i in range(6):
+        pool.send(i % 2, i)
+    got: dict[int, list] = {0: [], 1: []}
+    while sum(map(len, got.values())) < 6:
+        for worker, (message, process) in pool.receive():
+            got[worker].append((message, process))
+    assert [message for message, _ in got[0]] == [0, 2, 4]
+    assert len({process for some in got.values() for _, process in some}) == 2
+
+
+def test_one_worker_is_this_process() -> None:
+    alone = Pool(1, handler)
+    alone.send(0, "a")
+    alone.send(0, "b")
+    assert [alone.receive(), alone.receive()] == [[(0, (m, os.getpid()))] for m in "ab"]
+    alone.close()
+
+
+def test_what_a_handler_raises_is_raised_here(pool: Pool) -> None:
+    pool.send(0, ("raise", "lost"))
+    with pytest.raises(OSError, match="lost") as caught:
+        pool.receive()
+    assert "Traceback" in caught.value.__notes__[0]
+    pool.send(1, ("odd",))
+    with pytest.raises(RuntimeError, match="Odd: 1 2"):
+        pool.receive()
+
+
+def test_how_far_a_dead_worker_came_is_known(pool: Pool) -> None:
+    pool.send(0, ("tick", 4, 0.0))
+    ((worker, death),) = pool.receive()
+    assert isinstance(death, WorkerDiedError)
+    assert (worker, death.ticks, str(death)) == (0, 4, "worker process ended, exit code 3")
+    pool.send(0, "again")
+    assert pool.receive()[0][1][0] == "again"
+
+
+def test_a_worker_that_is_killed_while_idle_is_replaced(pool: Pool) -> None:
+    pool.send(0, "a")
+    ((_, (_, process)),) = pool.receive()
+    os.kill(process, signal.SIGKILL)
+    pool.send(0, "b")
+    ((_, death),) = pool.receive()
+    assert "exit code -9" in str(death)
+    pool.send(0, "c")
+    assert pool.receive()[0][1][1] != process
+
+
+def test_only_a_worker_that_does_nothing_is_hung(pool: Pool) -> None:
+    """Two seconds of work that ticks are waited for, though 1.5 without would not be."""
+    begun = time.monotonic()
+    pool.send(0, ("tick", 10, 0.2))
+    ((_, slow),) = pool.receive()
+    assert time.monotonic() - begun > 2.0
+    assert slow.ticks == 10
+    pool.send(1, ("sleep", 60))
+    ((worker, hung),) = pool.receive()
+    assert (worker, "nothing came of it in 1.5 s" in str(hung)) == (1, True)
+    assert time.monotonic() - begun < 30
+
+
+def test_work_at_import_is_explained(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from gato.envs.workers import Pool\n"
+        "pool = Pool(2, print)\n"
+        "pool.send(0, 'hello')\n"
+        "pool.receive()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "`if __name__ == '__main__':`. Try workers=1." in done.stderr.splitlines()[-1]
+
+
+def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
+    """The parent is killed; its worker, which sleeps, ends too."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, signal, sys\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from gato.envs.workers import Pool\n"
+        "from test_workers import handler\n"
+        "if __name__ == '__main__':\n"
+        "    pool = Pool(2, handler)\n"
+        "    pool.send(0, 'who')\n"
+        "    print(pool.receive()[0][1][1], flush=True)\n"
+        "    pool.send(0, ('sleep', 60))\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    begun = time.monotonic()
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    # which returns when nobody holds its output any more
+    assert done.returncode == -signal.SIGKILL
+    assert int(done.stdout) > 0
+    assert time.monotonic() - begun < 40
