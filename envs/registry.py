@@ -24,9 +24,11 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import platform
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -173,6 +175,17 @@ def folder_of(task_id: str) -> str:
 def packages(suite: str) -> tuple[str, ...]:
     """Return the distributions whose versions belong beside a suite's data and results."""
     return _suite(suite).PACKAGES
+
+
+def versions(*suites: str) -> dict[str, str]:
+    """Return the versions of Python and of what these suites run on."""
+    found = {"python": platform.python_version()}
+    for name in dict.fromkeys(name for suite in suites for name in packages(suite)):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"  # starting an environment will name the extra
+    return found
 
 
 def protocol(suite: str) -> dict[str, Any]:

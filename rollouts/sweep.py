@@ -10,6 +10,7 @@ Each task runs in a worker process, so that one that ends its process costs its 
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections import deque
@@ -61,6 +62,14 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """Return the row; what went wrong only where something did."""
         return {name: value for name, value in asdict(self).items() if value != ""}
+
+
+def to_json(rows: Sequence[Row]) -> str:
+    """Return JSON of versions, counts by suite, and the rows, one a line."""
+    suites = summary(rows)
+    head = json.dumps({"versions": registry.versions(*suites), "suites": suites})
+    lines = ",\n".join(json.dumps(row.to_json()) for row in rows)
+    return f'{head[:-1]}, "tasks": [\n{lines}\n]}}'
 
 
 def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
