@@ -102,7 +102,7 @@ def restore(saved: Path, model: Any, worlds: Any, counters: Counters) -> None:
             for name in _MEMORY:
                 getattr(memory, name)[: memory.size()] = arrays[f"memory.{name}"]
     except (OSError, ValueError, RuntimeError, KeyError, EOFError, UnpicklingError) as error:
-        reason = f"{type(error).__name__}: {str(error):.80}"
+        reason = f"{type(error).__name__}: {error!s:.80}"
         raise ValueError(
             f"{saved} is damaged ({reason}). Remove it, or start anew with --no-resume."
         ) from error
