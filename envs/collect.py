@@ -95,7 +95,7 @@ def collect(
                 "noise": noise,
                 "min_fraction": min_fraction,
             }
-            writer = EpisodeWriter(folder, spec, settings=settings, versions=_versions(spec.suite))
+            writer = EpisodeWriter(folder, spec, settings=settings, versions=package_versions(spec.suite))
             stack.callback(writer.close)  # what an interrupted run has collected is kept
             plans.append(_Plan(spec, writer, episodes, seed * ATTEMPTS, min_fraction))
         pool = Pool(workers, player)
@@ -286,7 +286,8 @@ def _check_settings(
             disturb(space, space.sample(), noise, np.random.default_rng(0))
 
 
-def _versions(suite: str) -> dict[str, str]:
+def package_versions(suite: str) -> dict[str, str]:
+    """Return the versions of what a suite's episodes depend on."""
     versions = {"python": platform.python_version()}
     for name in registry.packages(suite):
         try:

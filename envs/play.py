@@ -32,7 +32,10 @@ def play(env: gym.Env, expert: registry.Expert, spec: TaskSpec, seed: int, noise
     success, terminated, truncated = None, False, False
     while not (terminated or truncated):
         clean = expert.act(env, observation)
-        action = disturb(spec.action_space, clean, noise, rng) if noise else clean
+        if noise:
+            action = disturb(spec.action_space, clean, noise, rng)
+        else:
+            action = _as_logged(spec.action_space, clean)
         observation, reward, terminated, truncated, info = env.step(action)
         observations.append(observation)
         actions.append(action)
@@ -163,6 +166,14 @@ def disturb(space: gym.Space, clean: Any, noise: float, rng: np.random.Generator
                     f"Collect this task with noise=0."
                 )
     return unflatten_value(space, noisy, "action")
+
+
+def _as_logged(space: gym.Space, action: Any) -> Any:
+    """Return an action as the store will hold it, so that replaying does the very same."""
+    flat = flatten_value(space, action, "action")
+    leaves = flatten_space(space, "action")
+    exact = {path: np.array(value, leaves[path].dtype)[()] for path, value in flat.items()}
+    return unflatten_value(space, exact, "action")
 
 
 def _by_column(space: gym.Space, values: list[Any], name: str) -> dict[str, Any]:
