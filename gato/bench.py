@@ -1,11 +1,13 @@
 """`gato bench`: the speed of the serializer, of training and of rollouts, on made-up tasks.
 
 Everything is measured beside a baseline on the same machine in the same minute, block by block in
-turns, and the medians are reported. No simulator takes part, so it runs wherever gato does.
+turns, and the medians are reported. No simulator takes part, so it runs wherever gato does; all
+but the last, which is measured only where it is named.
 
     serializer   tokens/s of one core       beside the floor that the design asks for
     train        tokens/s of the trainer    beside forward, backward and step on batches at hand
     rollout      steps/s of 8 rows, cached  beside one row, the whole context anew for every token
+    collect      episodes/s of two workers  beside one, from the command to complete stores
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ FLOORS = {"bench/arm": 1e6, "bench/game": 4e5}
 
 
 def run(names: Sequence[str] = (), repeats: int = 5) -> dict[str, Any]:
-    """Return what the benches `names` measured; all of them where none is named.
+    """Return what the benches `names` measured; where none is named, all without simulators.
 
     Raises:
         ValueError: for a name that is no bench, with the closest.
@@ -72,7 +74,7 @@ def run(names: Sequence[str] = (), repeats: int = 5) -> dict[str, Any]:
         if name not in BENCHES:
             close = difflib.get_close_matches(name, BENCHES) or list(BENCHES)
             raise ValueError(f"expected a bench, such as {' or '.join(close)}; got {name!r}")
-    chosen = list(dict.fromkeys(names)) or list(BENCHES)
+    chosen = list(dict.fromkeys(names)) or [name for name in BENCHES if name != "collect"]
     packages = ("gato", "torch", "numpy", "gymnasium")
     return {
         "name": " ".join(chosen),
@@ -310,8 +312,48 @@ def _uncached(model: GatoModel, serializer: Serializer, decisions: int, window: 
     return _pace(work, decisions)
 
 
+# ---- collecting ------------------------------------------------------------------------------
+
+
+COLLECTED = {
+    "metaworld/reach-v3": 100,
+    "metaworld/push-v3": 100,
+    "metaworld/door-open-v3": 100,
+    "babyai/GoToLocal-v0": 100,
+    "babyai/GoToRedBallGrey-v0": 100,
+    "atari/Boxing-v5": 12,
+}
+"""Tasks of three simulators and their episodes: about half a minute's work of one core."""
+
+
+def collect_bench(repeats: int) -> list[Result]:
+    """Return episodes/s of two worker processes, their start and the writing included."""
+    ours, theirs = [], []
+    for _ in range(min(repeats, 2)):
+        theirs.append(_collected(1))
+        ours.append(_collected(2))
+    value, baseline = statistics.median(ours), statistics.median(theirs)
+    case = "collect: Meta-World, BabyAI and Atari, 2 workers"
+    return [_result(case, value, "episodes/s", baseline, "the same episodes by one process")]
+
+
+def _collected(workers: int) -> float:
+    """Return episodes/s of so many workers."""
+    from gato.envs.collect import collect
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def work() -> None:
+            for episodes in sorted(set(COLLECTED.values())):
+                tasks = [task for task, n in COLLECTED.items() if n == episodes]
+                collect(tasks, episodes, folder, noise=0.1, workers=workers, min_fraction=0.4)
+
+        return _pace(work, sum(COLLECTED.values()))
+
+
 BENCHES: dict[str, Callable[[int], list[Result]]] = {
     "serializer": serializer_bench,
     "train": train_bench,
     "rollout": rollout_bench,
+    "collect": collect_bench,
 }

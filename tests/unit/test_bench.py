@@ -36,6 +36,15 @@ def test_the_serializer_is_above_its_floor():
     assert all(r["ratio"] > 1 for r in results)
 
 
+@pytest.mark.sim
+def test_collecting_is_measured_beside_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("minigrid")
+    monkeypatch.setattr(bench, "COLLECTED", {"babyai/GoToObj-v0": 4})
+    (result,) = bench.run(["collect"], repeats=1)["results"]
+    assert (result["unit"], result["value"] > 0) == ("episodes/s", True)
+    assert result["ratio"] == pytest.approx(result["value"] / result["baseline"])
+
+
 def test_made_up_episodes_fit_their_spaces():
     for task in (bench.ARM, bench.GAME):
         episode = bench.made_up(task, 5)
