@@ -1,6 +1,7 @@
 """A checkpoint: one self-sufficient folder, written whole or not at all, and never unpickled.
 
-    config.json          the run's configuration, the serializer's tasks and scales, versions
+    config.json          the run's configuration, what it was trained on, the serializer's tasks
+                         and scales
     vocabulary.json      the ledger of id ranges
     model.safetensors    weights
     text.model           the SentencePiece model (each modality's fitted parts lie under its name)
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class Checkpoint:
     serializer: Serializer
     model: GatoModel
     step: int
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of each corpus what it was trained on, as `Corpus.contents` says; empty where unknown."""
 
 
 def build_model(config: TrainConfig, serializer: Serializer) -> GatoModel:
@@ -63,6 +66,7 @@ def save_checkpoint(
     training: dict[str, Tensor] | None = None,
     counters: dict[str, Any] | None = None,
     keep: int = 2,
+    data: dict[str, dict[str, Any]] | None = None,
 ) -> Path:
     """Write ``run/step-N`` and point ``run/latest`` at it; killed anywhere, the last one loads.
 
@@ -80,6 +84,7 @@ def save_checkpoint(
             "format": FORMAT,
             "step": step,
             "train": to_json(config),
+            "data": data or {},
             "serializer": serializer.to_json(),
         }
         _write(temporary / "config.json", json.dumps(described, indent=1).encode())
@@ -170,6 +175,7 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         if layout != described["serializer"]["layout"]:
             raise ValueError("vocabulary.json does not belong to this config.json")
         config = from_json(TrainConfig, described["train"])
+        data = _data(described.get("data", {}))
         serializer = Serializer.from_json(described["serializer"], _state(folder))
         model = build_model(config, serializer)
     except KeyError as error:
@@ -183,7 +189,16 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         name = (wrong or sorted(set(weights) - set(wanted)))[0]
         raise ValueError(f"{folder}: model.safetensors does not fit its config.json at {name!r}")
     model.load_state_dict(weights)
-    return Checkpoint(folder, config, serializer, model.to(device).eval(), step)
+    return Checkpoint(folder, config, serializer, model.to(device).eval(), step, data)
+
+
+def _data(found: Any) -> dict[str, dict[str, Any]]:
+    """Return what a checkpoint says it was trained on, checked as far as it is used."""
+    for name, corpus in dict(found).items():
+        low, high = corpus.get("seeds", (0, 0)) if isinstance(corpus, dict) else (None, None)
+        if not isinstance(low, int) or not isinstance(high, int):
+            raise ValueError(f"what it says of corpus {name!r} is damaged: {corpus!r:.100}")
+    return dict(found)
 
 
 def _state(folder: Path) -> dict[str, dict[str, bytes]]:

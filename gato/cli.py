@@ -206,15 +206,27 @@ def _train(p: Parser) -> None:
 
 
 def _eval(p: Parser) -> None:
-    _checkpoint(p)
+    about = "folder of a checkpoint or of a run; or expert, or random"
+    p.add_argument("checkpoint", type=Path, help=about)
     p.add_argument("--tasks", nargs="+", metavar="PATTERN", help="all that the model knows, else")
     p.add_argument("--episodes", type=int, default=20, help="per task")
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
     p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
     p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="simulators' processes")
-    _import(p)
     _seed(p)
+    _import(p)
     p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, or print it")
+    p.add_argument("--report", type=Path, metavar="FILE.html", help="write a page, with videos")
+    p.add_argument("--video", type=Path, metavar="DIR", help="write a video of each task")
+    p.add_argument("--video-episodes", type=int, default=1, metavar="N", help="filmed per task")
+
+
+def _compare(p: Parser) -> None:
+    about = "what gato eval --json wrote; the first is what the others are compared with"
+    p.add_argument("results", nargs="+", type=Path, metavar="FILE.json", help=about)
+    p.add_argument("--report", type=Path, metavar="FILE.html", help="write a page")
+    _seed(p)
+    _json(p)
 
 
 def _chat(p: Parser) -> None:
@@ -239,7 +251,7 @@ def _classify(p: Parser) -> None:
 
 
 def _bench(p: Parser) -> None:
-    p.add_argument("names", nargs="*", metavar="NAME", help="serializer, train, rollout; or all")
+    p.add_argument("names", nargs="*", metavar="NAME", help="serializer, train, rollout, collect")
     _json(p)
 
 
@@ -248,6 +260,15 @@ def _data(p: Parser) -> None:
     p.add_argument(
         "stores", nargs="+", type=Path, metavar="STORE", help="a store or a folder of them"
     )
+    _json(p)
+
+
+def _replay(p: Parser) -> None:
+    p.add_argument("store", type=Path, metavar="STORE", help="a store or a folder of them")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--episode", type=int, default=0, metavar="I", help="of each store (0)")
+    which.add_argument("--all", action="store_true", help="every episode")
+    _import(p)
     _json(p)
 
 
@@ -293,9 +314,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "tasks": ("list the tasks", _tasks),
     "collect": ("let experts play and store their episodes", _collect),
     "data": ("describe stores, or check every byte of them", _data),
+    "replay": ("do what a store logged again: does the same come of it?", _replay),
     "show": ("print a task's or a store's stream, one token a line", _show),
     "train": ("train a preset on stores", _train),
-    "eval": ("play tasks with a checkpoint", _eval),
+    "eval": ("play tasks with a checkpoint, its scores beside the expert's", _eval),
+    "compare": ("compare results of evaluations", _compare),
     "chat": ("talk with a checkpoint", _chat),
     "caption": ("describe images", _caption),
     "classify": ("choose among labels for an image", _classify),

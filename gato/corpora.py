@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -62,6 +62,9 @@ class Corpus(Protocol):
     def sample(self, rng: np.random.Generator, limit: int) -> TokenSequence:
         """Return one sequence; a pure function of the generator's state."""
 
+    def contents(self) -> dict[str, Any]:
+        """Return how much it holds and, of episodes, the range of seeds: kept in checkpoints."""
+
 
 def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
     """Return the corpus at ``config.path``, adding its tasks to the serializer where new.
@@ -99,6 +102,10 @@ class EpisodeCorpus:
         self._ends = [np.cumsum(s.lengths) for s in stores]
         self._cache: OrderedDict[tuple[int, int], SerializedEpisode] = OrderedDict()
         self._cached = 0
+
+    def contents(self) -> dict[str, Any]:
+        seeds = np.concatenate([s.seeds for s in self.stores])
+        return {"episodes": len(seeds), "seeds": [int(seeds.min()), int(seeds.max())]}
 
     def sample(self, rng: np.random.Generator, limit: int) -> TokenSequence:
         which = int(rng.integers(len(self.stores)))
@@ -189,6 +196,9 @@ class RecordCorpus:
             raise ValueError(f"corpus {config.name!r} at {config.path} holds an empty store")
         self.config, self.stores, self.serializer = config, stores, serializer
         self._cache: OrderedDict[tuple[int, int], TokenSequence] = OrderedDict()
+
+    def contents(self) -> dict[str, Any]:
+        return {"records": sum(map(len, self.stores))}
 
     def sample(self, rng: np.random.Generator, limit: int) -> TokenSequence:
         which = int(rng.integers(len(self.stores)))

@@ -203,6 +203,7 @@ class Trainer:
             self.model,
             self.optimizers.tensors(self.names),
             {"sums": self.sums.tolist()},
+            data={c.config.name: c.contents() for c in self.mixture.corpora},
         )
         return self.saved
 

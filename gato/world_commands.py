@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ def tasks(chosen: Arguments) -> int | None:
 
 def _check(named: list[str], chosen: Arguments) -> int:
     """Sweep over tasks; print a row for each, and how many of each suite are in order."""
-    from gato.rollouts.sweep import Row, summary, sweep
+    from gato.rollouts.sweep import Row, summary, sweep, to_json
 
     if chosen.workers < 1:
         raise ValueError(f"expected at least 1 worker; got {chosen.workers}.")
@@ -53,12 +52,11 @@ def _check(named: list[str], chosen: Arguments) -> int:
                 bar.console.print(row.id, row.fault, soft_wrap=True, markup=False, highlight=False)
 
         rows = sweep(named, chosen.workers, progress)
-    suites = summary(rows)
     if chosen.json:
-        print_json({"suites": suites, "tasks": [row.to_json() for row in rows]})
+        print(to_json(rows))
     else:
-        print_table([{"task": r.id, "seconds": r.seconds, "": r.fault or "ok"} for r in rows])
-        print_table([{"suite": suite, **counts} for suite, counts in suites.items()])
+        print_table([{"task": r.id, "seconds": r.seconds, "found": r.fault or "ok"} for r in rows])
+        print_table([{"suite": suite, **counts} for suite, counts in summary(rows).items()])
     return int(any(row.fault for row in rows))
 
 
@@ -186,6 +184,43 @@ def _describe(folder: Path, store: Any) -> dict[str, Any]:
     return row
 
 
+def replay(chosen: Arguments) -> None:
+    """Do what was logged again, and tell whether the same came of it."""
+    from dataclasses import asdict
+
+    from gato.envs.store import EpisodeStore
+    from gato.rollouts.replay import changed_versions
+    from gato.rollouts.replay import replay as run
+
+    opened = [_open(folder) for folder in stores_at(chosen.store)]
+    stores = [s for s in opened if isinstance(s, EpisodeStore) and len(s)]
+    if not stores:
+        raise ValueError(f"expected a store with episodes at {chosen.store}; found none.")
+    indices = [range(len(s)) if chosen.all else [chosen.episode] for s in stores]
+    rows: list[dict[str, Any]] = []
+    changed: dict[str, tuple[str, str]] = {}
+    with progress_bar() as bar:
+        all_ = bar.add_task("", total=sum(map(len, indices)))
+        for store, some in zip(stores, indices, strict=True):
+            changed |= changed_versions(store.manifest)
+            for one in run(store, some):
+                rows.append(asdict(one))
+                bar.update(all_, advance=1, description=one.task)
+    for name, (then, now) in changed.items():
+        print(f"{name} was {then} when this was logged and is {now} now", file=sys.stderr)
+    if chosen.json:
+        print_json(rows)
+    else:
+        print_table([{k: v for k, v in row.items() if k != "store"} for row in rows])
+    others = [row for row in rows if not row["reproduced"]]
+    if others:
+        first = f"episode {others[0]['episode']} of {others[0]['store']}"
+        raise RuntimeError(
+            f"{len(others)} of {len(rows)} episodes are not reproduced; {first} differs at "
+            f"{others[0]['difference']}"
+        )
+
+
 def show(chosen: Arguments) -> None:
     """Print a stream."""
     from gato.show import show as tokens_of
@@ -205,38 +240,18 @@ def show(chosen: Arguments) -> None:
         table(tokens, console())
 
 
-def evaluate(chosen: Arguments) -> None:
+def evaluate(chosen: Arguments) -> int:
     """Play tasks with a checkpoint."""
-    from gato import load
-    from gato.rollouts.evaluate import evaluate as run
+    from gato.evaluation_commands import evaluate as run
 
-    if chosen.json not in (None, "-") and not os.access(Path(chosen.json).parent, os.W_OK):
-        raise ValueError(f"expected --json in a folder that can be written; got {chosen.json}")
-    agent = load(chosen.checkpoint)
-    ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
-    with progress_bar() as bar:
-        bars = {task: bar.add_task(task, total=chosen.episodes) for task in ids}
-        result = run(
-            agent,
-            ids,
-            chosen.episodes,
-            seed=chosen.seed,
-            workers=chosen.workers,
-            temperature=chosen.temperature,
-            prompt_store=chosen.prompts,
-            progress=lambda task, played, wanted: bar.update(bars[task], completed=played),
-        )
-    if chosen.json == "-":
-        print_json(result)
-        return
-    if chosen.json is not None:
-        from gato.envs.files import write_atomically
+    return run(chosen)
 
-        write_atomically(Path(chosen.json), json.dumps(result, indent=1).encode())
-    shown = ("random_score", "expert_score", "mean_return", "success_rate", "expert_normalised")
-    print_table(
-        [{"task": t, **{k: row.get(k) for k in shown}} for t, row in result["tasks"].items()]
-    )
+
+def compare(chosen: Arguments) -> None:
+    """Show results of evaluations side by side."""
+    from gato.evaluation_commands import compare as run
+
+    run(chosen)
 
 
 def experts(chosen: Arguments) -> int | None:

@@ -1,9 +1,9 @@
-"""How well a checkpoint plays: episodes at seeds never trained on, scores with their context.
+"""How well a policy plays: episodes at seeds never trained on, scores with their context.
 
-The result is JSON (see `evaluate`); scores are raw and normalised by the random policy and by the
-expert, and aggregated over tasks as the interquartile mean of the tasks' normalised scores, its
-95% interval by bootstrap over each task's episodes. A task whose expert is no better than random,
-or unknown, is excluded by name.
+The result is JSON (see `evaluate`); what its figures are, `statistics` says. The policy is a
+checkpoint or, in its place, the expert or chance (`players`), whose scores must come out as 1 and
+0. An episode whose environment raised is listed with its traceback under its task's ``failures``;
+it counts with the rewards it had, and as no success.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from gato.envs.episode import EVALUATION_SEED_START, Episode, TaskSpec
 from gato.envs.store import EpisodeStore
 from gato.rollouts.agent import Agent, load
 from gato.rollouts.language import evaluate_language
+from gato.rollouts.players import PLAYERS, HostPlayer
 from gato.rollouts.runner import Job, Played, run
+from gato.rollouts.statistics import of_task, summary
+from gato.rollouts.video import Recorder
 
-__all__ = ["evaluate", "evaluate_language", "interquartile_mean", "summarise", "summary"]
+__all__ = ["evaluate", "evaluate_language", "summarise"]
 
 Progress = Callable[[str, int, int], None]
 """Called with a task id, its episodes played so far, and those wanted."""
-RESAMPLES = 2000
 
 
 def evaluate(
@@ -50,11 +52,12 @@ def evaluate(
     max_batch: int = 20,
     threads: int | None = None,
     progress: Progress | None = None,
+    recorder: Recorder | None = None,
 ) -> dict[str, Any]:
     """Return scores per task and over tasks, as JSON-able data.
 
     Args:
-        checkpoint: a folder, or a loaded agent.
+        checkpoint: a folder, a loaded agent, or ``"expert"`` or ``"random"``.
         task_ids: tasks the checkpoint knows.
         episodes: per task; episode i is reset with `EVALUATION_SEED_START` + i where `seed` is 0.
         seed: chooses other evaluation seeds, [0, 1024), and the draws of sampled actions.
@@ -65,48 +68,73 @@ def evaluate(
         max_batch: most rows decoded at once.
         threads: of the model in this process; by default one per core that no worker has.
         progress: see `Progress`.
+        recorder: is given the episodes that it makes videos of.
 
     Raises:
-        ValueError: for an unknown task, one the model does not know, or a missing simulator.
+        ValueError: for an unknown task, one the model does not know, a missing simulator, or
+            seeds that the checkpoint was trained on.
     """
     _check(task_ids, episodes, seed, prompt_steps)
-    agent = checkpoint if isinstance(checkpoint, Agent) else load(checkpoint)
+    player = _player(checkpoint, temperature, prompt_store)
     specs = {task: registry.spec(task) for task in task_ids}
-    for task in task_ids:
-        agent.serializer.task(task)
-    prompts = _prompts(prompt_store, task_ids, prompt_steps) if prompt_store else None
-    first = EVALUATION_SEED_START + seed * ATTEMPTS
-    jobs = [Job(task, first + i) for task in task_ids for i in range(episodes)]
+    about = _about(player, specs)
+    seeds = range(first := EVALUATION_SEED_START + seed * ATTEMPTS, first + episodes)
+    _refuse_training_seeds(player, seeds)
+    prompts = _prompts(prompt_store, task_ids, prompt_steps, seeds) if prompt_store else None
+    shown = recorder.per_task if recorder else 0
+    jobs = [Job(task, s, logged=s < first + shown) for task in task_ids for s in seeds]
     began = time.perf_counter()
     with _threads(threads, workers):
         played = run(
-            lambda tasks, seeds: agent.policy(tasks, temperature, seeds, prompts),
+            lambda tasks, draws: player.policy(tasks, temperature, draws, prompts),
             jobs,
             workers=workers,
             max_batch=max_batch,
             seed=seed,
             on_played=_counted(progress, episodes),
         )
-    tasks = {
-        task: summarise(specs[task], [p for p in played if p.job.task == task]) for task in task_ids
-    }
+    if recorder:
+        recorder.episodes += [p for p in played if p.job.logged]
+    settings = {"episodes": episodes, "seed": seed, "first_seed": first}
+    settings |= {"temperature": temperature, "workers": workers, "max_batch": max_batch}
+    settings["prompt"] = prompts and {"store": str(prompt_store), "steps": prompt_steps}
     return {
-        "checkpoint": str(agent.checkpoint.path),
-        "settings": {
-            "episodes": episodes,
-            "seed": seed,
-            "first_seed": first,
-            "temperature": temperature,
-            "prompt": prompts and {"store": str(prompt_store), "steps": prompt_steps},
-            "workers": workers,
-            "max_batch": max_batch,
-            **_circumstances(agent, specs),
-        },
+        "checkpoint": player.name
+        if isinstance(player, HostPlayer)
+        else str(player.checkpoint.path),
+        "settings": settings | about,
         "versions": _versions(task_ids),
         "seconds": time.perf_counter() - began,
-        "tasks": tasks,
-        "summary": summary(tasks, seed),
+        **_scores(specs, played, seed),
     }
+
+
+def _player(
+    checkpoint: str | Path | Agent, temperature: float | None, prompt_store: str | Path | None
+) -> Agent | HostPlayer:
+    """Return who plays; a folder that is called like a player is meant by ``./expert``."""
+    if isinstance(checkpoint, Agent):
+        return checkpoint
+    if str(checkpoint) not in PLAYERS:
+        return load(checkpoint)
+    if temperature is not None or prompt_store is not None:
+        raise ValueError(
+            f"{str(checkpoint)!r} is no model: it has no temperature and reads no prompts."
+        )
+    return HostPlayer(str(checkpoint))
+
+
+def _refuse_training_seeds(player: Agent | HostPlayer, seeds: range) -> None:
+    """Raise ValueError where the checkpoint has seen these episodes in training."""
+    known = {} if isinstance(player, HostPlayer) else player.checkpoint.data
+    for name, corpus in known.items():
+        low, high = corpus.get("seeds", (0, -1))
+        if low < seeds.stop and high >= seeds.start:
+            raise ValueError(
+                f"expected evaluation seeds that were not trained on; the corpus {name!r} of "
+                f"{player.checkpoint.path} holds episodes of seeds {low} to {high}, and these "
+                f"are {seeds.start} to {seeds.stop - 1}. Choose another --seed."
+            )
 
 
 @contextmanager
@@ -135,11 +163,19 @@ def _counted(progress: Progress | None, episodes: int) -> Callable[[Played], Non
     return tell
 
 
-def _circumstances(agent: Agent, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
-    """Return what else decides the scores: memories, horizons and the suites' protocols."""
-    return {
-        "device": str(agent.model.table.weight.device),
-        "histories": {t: asdict(agent.serializer.task(t).history) for t in specs},
+def _about(player: Agent | HostPlayer, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
+    """Return what else decides the scores: memories, horizons and the suites' protocols.
+
+    Raises:
+        ValueError: for a task that the player does not know.
+    """
+    about: dict[str, Any] = {"device": None, "histories": None, "experts": None}
+    if isinstance(player, Agent):
+        about["device"] = str(player.model.table.weight.device)
+        about["histories"] = {t: asdict(player.serializer.task(t).history) for t in specs}
+    elif player.name == "expert":
+        about["experts"] = {t: player.expert(spec) for t, spec in specs.items()}
+    return about | {
         "max_steps": {t: spec.max_steps for t, spec in specs.items()},
         "protocols": {s: registry.protocol(s) for s in sorted({t.suite for t in specs.values()})},
     }
@@ -155,7 +191,9 @@ def _check(task_ids: Sequence[str], episodes: int, seed: int, prompt_steps: int)
         )
 
 
-def _prompts(root: str | Path, task_ids: Sequence[str], steps: int) -> dict[str, Episode]:
+def _prompts(
+    root: str | Path, task_ids: Sequence[str], steps: int, seeds: range
+) -> dict[str, Episode]:
     """Return the end of each task's first successful demonstration, its first where none is."""
     folders = [p.parent for p in sorted(Path(root).glob("**/manifest.json"))]
     stores = {store.spec.id: store for store in map(EpisodeStore, folders) if len(store)}
@@ -165,6 +203,12 @@ def _prompts(root: str | Path, task_ids: Sequence[str], steps: int) -> dict[str,
     prompts = {}
     for task in task_ids:
         store = stores[task]
+        shared = [int(s) for s in store.seeds if s in seeds]
+        if shared:
+            raise ValueError(
+                f"expected demonstrations at other seeds than the evaluated; {store.path} holds "
+                f"one of seed {shared[0]}. Prompt with others, or choose another --seed."
+            )
         good = np.flatnonzero(np.asarray(store.successes) == 1)
         index = int(good[0]) if len(good) else 0
         length = int(store.lengths[index])
@@ -172,14 +216,23 @@ def _prompts(root: str | Path, task_ids: Sequence[str], steps: int) -> dict[str,
     return prompts
 
 
-def summarise(spec: TaskSpec, played: Sequence[Played]) -> dict[str, Any]:
+def _scores(
+    specs: Mapping[str, TaskSpec], played: Sequence[Played], seed: int
+) -> dict[str, dict[str, Any]]:
+    tasks = {
+        task: summarise(spec, [p for p in played if p.job.task == task], seed)
+        for task, spec in specs.items()
+    }
+    return {"tasks": tasks, "summary": summary(tasks, seed)}
+
+
+def summarise(spec: TaskSpec, played: Sequence[Played], seed: int = 0) -> dict[str, Any]:
     """Return the result of one task from its episodes."""
     defined = spec.measure == "success" or any(
         p.success is not None and not p.error for p in played
     )
     successes = [bool(p.success) for p in played] if defined else None
     returns = [p.score for p in played]
-    scores = _scores(spec, returns, successes)
     result: dict[str, Any] = {
         "measure": spec.measure,
         "returns": returns,
@@ -192,80 +245,9 @@ def summarise(spec: TaskSpec, played: Sequence[Played]) -> dict[str, Any]:
         "expert_score": spec.expert_score,
         "human_score": spec.human_score,
         "score_source": spec.score_source,
-        "expert_normalised": normalised(float(np.mean(scores)), spec, spec.expert_score),
-        "human_normalised": normalised(float(np.mean(scores)), spec, spec.human_score),
-        "failures": [
-            {"seed": p.job.seed, "traceback": p.error} for p in played if p.error is not None
-        ],
     }
-    return result
-
-
-def _scores(
-    spec: TaskSpec, returns: Sequence[float], successes: Sequence[bool] | None
-) -> list[float]:
-    if spec.measure == "success":
-        assert successes is not None
-        return [float(s) for s in successes]
-    return list(returns)
-
-
-def normalised(score: float, spec: TaskSpec, reference: float | None) -> float | None:
-    """Return the part of the way from the random score to `reference`; None where there is none."""
-    if spec.random_score is None or reference is None or reference <= spec.random_score:
-        return None
-    return (score - spec.random_score) / (reference - spec.random_score)
-
-
-def summary(tasks: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, Any]:
-    """Return the aggregate over tasks; see the module."""
-    known = {t: r for t, r in tasks.items() if r["expert_normalised"] is not None}
-    result: dict[str, Any] = {
-        "expert_normalised_iqm": None,
-        "ci95": None,
-        "mean": None,
-        "median": None,
-        "tasks_at_50_percent": 0,
-        "tasks_at_100_percent": 0,
-        "excluded": sorted(set(tasks) - set(known)),
-    }
-    if not known:
-        return result
-    values = np.array([r["expert_normalised"] for r in known.values()])
-    rng = np.random.default_rng(seed)
-    resampled = np.stack([_resampled(r, rng) for r in known.values()], 1)  # (R, tasks)
-    spread = interquartile_mean(resampled)
-    result |= {
-        "expert_normalised_iqm": float(interquartile_mean(values[None])[0]),
-        "ci95": [float(q) for q in np.quantile(spread, [0.025, 0.975])],
-        "mean": float(values.mean()),
-        "median": float(np.median(values)),
-        "tasks_at_50_percent": int((values >= 0.5).sum()),
-        "tasks_at_100_percent": int((values >= 1.0).sum()),
-    }
-    return result
-
-
-def _resampled(task: Mapping[str, Any], rng: np.random.Generator) -> np.ndarray:
-    """Return (R,) normalised scores of a task, its episodes drawn with replacement."""
-    by_success = task["measure"] == "success"
-    scores = np.array(task["successes"] if by_success else task["returns"], float)
-    means = scores[rng.integers(len(scores), size=(RESAMPLES, len(scores)))].mean(1)
-    span = task["expert_score"] - task["random_score"]
-    return (means - task["random_score"]) / span
-
-
-def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Return (R,): the mean of the middle half of each row (R, n), cut values counted in part.
-
-    >>> interquartile_mean(np.array([[0.0, 1.0, 3.0, 100.0]])).tolist()
-    [2.0]
-    """
-    ordered = np.sort(values, 1)
-    n = ordered.shape[1]
-    edges = np.arange(n + 1) / n
-    inside = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return ordered @ (inside / inside.sum())
+    failures = [{"seed": p.job.seed, "traceback": p.error} for p in played if p.error is not None]
+    return result | of_task(result, seed) | {"failures": failures}
 
 
 def _versions(task_ids: Sequence[str]) -> dict[str, str]:

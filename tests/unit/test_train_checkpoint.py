@@ -48,6 +48,21 @@ def test_a_checkpoint_is_self_sufficient(run, tiny, tmp_path):
     assert loaded.serializer.modalities["text"].decode(text.ids[1:-1], {}) == "any \u2581 text"
 
 
+def test_a_checkpoint_remembers_which_seeds_it_was_trained_on(run, newest):
+    data = load_checkpoint(run).data
+    assert all({"episodes", "seeds"} == c.keys() or {"records"} == c.keys() for c in data.values())
+    (toy, *_) = (corpus for corpus in data.values() if "seeds" in corpus)
+    assert toy["seeds"][0] <= toy["seeds"][1]
+    described = json.loads((newest / "config.json").read_text())
+    for damaged in ({"toy": {"seeds": [1]}}, {"toy": {"seeds": ["1", "2"]}}, {"toy": 3}, [3]):
+        (newest / "config.json").write_text(json.dumps({**described, "data": damaged}))
+        with pytest.raises(ValueError, match="cannot be read"):
+            load_checkpoint(run)
+    del described["data"]  # as older ones were written
+    (newest / "config.json").write_text(json.dumps(described))
+    assert load_checkpoint(run).data == {}
+
+
 def test_a_run_its_checkpoints_and_latest_name_the_same(run, newest):
     assert newest.name == "step-00000002"
     assert resolve(newest) == newest

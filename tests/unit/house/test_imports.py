@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 FOLDERS = ("tokenizers", "envs", "gato", "rollouts")
 DOORS = {
     *("gato", "gato.cli", "gato.commands", "gato.world_commands", "gato.printing"),
-    *("gato.expert_commands", "gato.terminal", "gato.show"),
+    *("gato.expert_commands", "gato.evaluation_commands", "gato.terminal", "gato.show"),
     *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
 }
 """What a person calls: it may import anything, and nothing below may import it."""

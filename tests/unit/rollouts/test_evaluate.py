@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from gato import cli
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.rollouts.agent import Agent
-from gato.rollouts.evaluate import evaluate, interquartile_mean, summary
-from gato.rollouts.runner import Played
+from gato.rollouts.evaluate import evaluate
+
+from .conftest import SPECS, Made
 
 TASKS = ["made/count-v0", "made/reach-v0", "made/worse-v0"]
 
@@ -39,7 +42,15 @@ def test_the_result_has_the_promised_form(suite, agent: Agent) -> None:
     assert count["human_normalised"] == pytest.approx(count["mean_return"] / 5)
     assert reach["success_rate"] == reach["expert_normalised"] == 0.5
     assert worse["expert_normalised"] is None
+    assert count["human_score"] == 5.0
+    low, high = count["expert_normalised_ci95"]
+    assert low < count["expert_normalised"] < high
+    assert count["expert_normalised_std"] == pytest.approx(np.std(count["returns"]) / 10)
     aggregate = result["summary"]
+    assert aggregate["episodes_iqm_ci95"][0] <= aggregate["episodes_iqm"]
+    assert aggregate["thresholds"]["share"][0] == 1.0
+    assert aggregate["human"]["tasks"] == 1
+    assert list(aggregate["excluded_because"]) == ["made/worse-v0"]
     assert aggregate["excluded"] == ["made/worse-v0"]
     values = [count["expert_normalised"], 0.5]
     assert aggregate["mean"] == aggregate["median"] == pytest.approx(np.mean(values))
@@ -57,20 +68,136 @@ def test_another_seed_plays_other_episodes(suite, agent: Agent) -> None:
     assert min(first + second) >= EVALUATION_SEED_START
 
 
-def test_an_episode_that_failed_is_shown(suite, agent: Agent, monkeypatch) -> None:
-    from gato.rollouts import evaluate as module
+def break_at(suite, seed: int) -> None:
+    """Let every world throw after an episode's second step where it has this seed."""
+    plain = suite.make
 
-    def run(make_policy, jobs, **settings):
-        return [
-            Played(j, 1.0, 3, i > 0, "Traceback: the arm fell off" if i == 0 else None)
-            for i, j in enumerate(jobs)
-        ]
+    def make(spec):
+        env = plain(spec)
+        step = env.step
 
-    monkeypatch.setattr(module, "run", run)
-    row = evaluate(agent, TASKS[1:2], 4, workers=1)["tasks"][TASKS[1]]
-    assert row["success_rate"] == 0.75
-    assert [f["seed"] for f in row["failures"]] == row["seeds"][:1]
-    assert "arm" in row["failures"][0]["traceback"]
+        def step_or_throw(action):
+            if env.seed_ == seed and env.left == 1 + seed % 6:
+                raise RuntimeError("the arm fell off")
+            return step(action)
+
+        env.step = step_or_throw
+        return env
+
+    suite.make = make
+
+
+def test_an_episode_that_failed_is_shown_and_the_others_are_played(suite, agent: Agent) -> None:
+    broken = EVALUATION_SEED_START + 2
+    break_at(suite, broken)
+    result = evaluate(agent, TASKS[:2], 4, workers=1)
+    for row in result["tasks"].values():
+        (failure,) = row["failures"]
+        assert failure["seed"] == broken
+        assert "RuntimeError: the arm fell off" in failure["traceback"]
+        assert row["lengths"][2] == row["returns"][2] == 2
+        assert len(row["returns"]) == 4
+    assert result["tasks"][TASKS[1]]["successes"] == [False, True, False, True]
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+class Rewards(Made):
+    """Rewards the action that the seed and the step name, or a last action to the right."""
+
+    def right(self) -> int:
+        return (self.seed_ + self.left) % 3
+
+    def step(self, action):
+        by_return = self.task.measure == "return"
+        good = bool(action == self.right() if by_return else action[0] > 0)
+        observation, _, ended, cut, info = super().step(action)
+        return observation, float(good), ended, cut, {"success": good} if info else {}
+
+
+class Knows:
+    """The expert of `Rewards`, which looks inside it."""
+
+    def __init__(self, spec, kind: str) -> None:
+        self.spec = spec
+
+    def reset(self, env, seed: int) -> None:
+        assert env.unwrapped.seed_ == seed
+
+    def act(self, env, observation):
+        if self.spec.measure == "return":
+            return np.int64(env.unwrapped.right())
+        return np.array([0.5, 0.0], np.float32)
+
+
+@pytest.mark.parametrize("who", ["expert", "random"])
+def test_the_expert_scores_one_and_chance_nothing(suite, agent: Agent, who: str) -> None:
+    scores = {TASKS[0]: (5.5 / 3, 5.5), TASKS[1]: (0.5, 1.0)}  # by the mean length, and by halves
+    suite.specs = lambda: {
+        t: replace(SPECS[t], random_score=low, expert_score=high)
+        for t, (low, high) in scores.items()
+    }
+    suite.expert, suite.make = Knows, Rewards
+    result = evaluate(who, TASKS[:2], 126, workers=1)
+    for row in result["tasks"].values():
+        low, high = row["expert_normalised_ci95"]
+        assert low <= (who == "expert") <= high
+        assert high - low < 0.5
+    model = evaluate(agent, TASKS[:2], 2, workers=1)
+    assert result["checkpoint"] == who
+    assert result.keys() == model.keys()
+    assert result["settings"].keys() == model["settings"].keys()
+    assert result["tasks"][TASKS[0]].keys() == model["tasks"][TASKS[0]].keys()
+    experts = dict.fromkeys(TASKS[:2], "scripted") if who == "expert" else None
+    assert result["settings"]["experts"] == experts
+
+
+def test_the_command_goes_on_after_a_failure_and_says_so(suite, tmp_path, capsys) -> None:
+    file, page = tmp_path / "a.json", tmp_path / "a.html"
+    arguments = ["eval", "random", "--tasks", *TASKS[:2], "--episodes", "4", "--workers", "1"]
+    assert cli.main([*arguments, "--json", str(file), "--report", str(page)]) == cli.DONE
+    told = capsys.readouterr()
+    assert "interquartile mean of all episodes" in told.out
+    assert "no video of made/count-v0" in told.err
+    assert "made/count-v0" in page.read_text()
+    assert json.loads(file.read_text())["checkpoint"] == "random"
+    break_at(suite, EVALUATION_SEED_START + 2)
+    assert cli.main([*arguments, "--json", str(file)]) == cli.FAILURE
+    assert "2 episodes failed" in (err := capsys.readouterr().err)
+    assert "made/count-v0 at seed 1073741826: RuntimeError: the arm fell off" in err
+    rows = json.loads(file.read_text())["tasks"].values()
+    assert [len(row["returns"]) for row in rows] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["expert"], "expected --tasks for 'expert'"),
+        (["expert", "--tasks", "made/count-v0", "--temperature", "1"], "is no model"),
+        (["random", "--tasks", "made/count-v0", "--report", "/nowhere/a.html"], "--report in a"),
+        (["random", "--tasks", "made/cuont-v0"], "made/count-v0"),
+        (["random", "--tasks", "made/count-v0", "--video-episodes", "0"], "1 episode"),
+    ],
+)
+def test_bad_commands_are_refused(suite, arguments: list[str], message: str, capsys) -> None:
+    assert cli.main(["eval", *arguments, "--workers", "1"]) == cli.BAD_INPUT
+    assert message in capsys.readouterr().err
+
+
+def test_seeds_that_were_trained_on_are_refused(suite, agent: Agent) -> None:
+    low = EVALUATION_SEED_START + 3
+    seen = {"words": {"records": 9}, "made": {"episodes": 2, "seeds": [low, low + 5]}}
+    agent.checkpoint.data = seen
+    evaluate(agent, TASKS[:1], 3, workers=1)
+    with pytest.raises(ValueError, match=r"corpus 'made' .* seeds 1073741827 to 1073741832"):
+        evaluate(agent, TASKS[:1], 4, workers=1)
+    evaluate(agent, TASKS[:1], 4, workers=1, seed=1)
+
+
+def test_what_is_no_model_has_no_temperature(suite) -> None:
+    with pytest.raises(ValueError, match="is no model"):
+        evaluate("expert", TASKS[:1], 1, workers=1, temperature=1.0)
+    with pytest.raises(ValueError, match="'made/worse-v0' has none"):
+        evaluate("expert", TASKS[2:], 1, workers=1)
 
 
 @pytest.mark.parametrize(
@@ -87,19 +214,6 @@ def test_an_episode_that_failed_is_shown(suite, agent: Agent, monkeypatch) -> No
 def test_bad_requests_are_refused(suite, agent, tasks, episodes, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
         evaluate(agent, tasks, episodes, workers=1, **settings)
-
-
-def test_the_interquartile_mean_counts_cut_values_in_part() -> None:
-    values = np.array([[5.0, 1.0, 100.0, 3.0, -50.0]])
-    # the middle half of 5 values: a quarter of the 2nd and 4th each weigh 0.75, the 3rd 1
-    assert interquartile_mean(values)[0] == pytest.approx((0.75 * 1 + 3 + 0.75 * 5) / 2.5)
-    assert interquartile_mean(np.array([[7.0]]))[0] == pytest.approx(7.0)
-
-
-def test_nothing_but_excluded_tasks_has_no_aggregate() -> None:
-    result = summary({"a": {"expert_normalised": None}})
-    assert result["expert_normalised_iqm"] is None
-    assert result["excluded"] == ["a"]
 
 
 def test_prompts_come_from_demonstrations(suite, agent: Agent, tmp_path) -> None:
@@ -124,10 +238,12 @@ def test_prompts_come_from_demonstrations(suite, agent: Agent, tmp_path) -> None
             )
         )
     writer.close()
-    shown = _prompts(tmp_path, TASKS[1:2], 2)[TASKS[1]]
+    shown = _prompts(tmp_path, TASKS[1:2], 2, range(9, 12))[TASKS[1]]
     assert len(shown) == 2
     np.testing.assert_allclose(shown.actions["action"], 0.1, atol=1e-6)
     result = evaluate(agent, TASKS[1:2], 2, workers=1, prompt_store=tmp_path, prompt_steps=2)
     assert result["settings"]["prompt"]["steps"] == 2
+    with pytest.raises(ValueError, match="holds one of seed 2"):
+        _prompts(tmp_path, TASKS[1:2], 2, range(2, 12))
     with pytest.raises(ValueError, match="demonstrations of 'made/count-v0'"):
         evaluate(agent, TASKS[:1], 2, workers=1, prompt_store=tmp_path)

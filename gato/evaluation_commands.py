@@ -1,0 +1,187 @@
+"""`gato eval` and `gato compare`: how well policies play, and which plays better."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gato.printing import print_json, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from gato.rollouts.agent import Agent
+    from gato.rollouts.video import Clip, Recorder
+
+Arguments = argparse.Namespace
+
+
+def evaluate(chosen: Arguments) -> int:
+    """Play tasks with a checkpoint, the expert or chance; 1 where an episode failed."""
+    from gato.rollouts.evaluate import evaluate as run
+    from gato.rollouts.video import Recorder, require_video
+
+    for option in ("json", "report"):
+        _check_writable(option, getattr(chosen, option))
+    if chosen.video is not None:
+        require_video()
+    if chosen.video_episodes < 1:
+        raise ValueError(
+            f"expected --video-episodes of at least 1 episode; got {chosen.video_episodes}"
+        )
+    player, ids = _player(chosen)
+    wanted = chosen.video is not None or chosen.report is not None
+    recorder = Recorder(chosen.video_episodes) if wanted else None
+    with progress_bar() as bar:
+        bars = {task: bar.add_task(task, total=chosen.episodes) for task in ids}
+        result = run(
+            player,
+            ids,
+            chosen.episodes,
+            seed=chosen.seed,
+            workers=chosen.workers,
+            temperature=chosen.temperature,
+            prompt_store=chosen.prompts,
+            recorder=recorder,
+            progress=lambda task, played, wanted: bar.update(bars[task], completed=played),
+        )
+    if chosen.json not in (None, "-"):  # first: what follows may fail
+        _write(Path(chosen.json), json.dumps(result, indent=1))
+    if recorder is not None:
+        _show(result, recorder, chosen)
+    if chosen.json == "-":
+        print_json(result)
+    else:
+        _print(result)
+    failed = sum(len(task["failures"]) for task in result["tasks"].values())
+    if failed:
+        name, first = next(
+            (t, r["failures"][0]) for t, r in result["tasks"].items() if r["failures"]
+        )
+        last = first["traceback"].strip().splitlines()[-1]
+        told = f"{failed} episodes failed; {name} at seed {first['seed']}: {last}"
+        print(f"gato: {told}", file=sys.stderr)
+    return int(failed > 0)
+
+
+def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
+    """Return who plays and what."""
+    from gato import load
+    from gato.rollouts.players import PLAYERS
+    from gato.world_commands import matching
+
+    name = str(chosen.checkpoint)
+    if name in PLAYERS:
+        if not chosen.tasks:
+            raise ValueError(f"expected --tasks for {name!r}, which knows them all.")
+        return name, matching(chosen.tasks)
+    agent = load(chosen.checkpoint)
+    return agent, matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
+
+
+def _check_writable(option: str, path: str | Path | None) -> None:
+    """Raise ValueError where a file could not be written: nobody waits an hour to learn that."""
+    if path not in (None, "-") and not os.access(Path(str(path)).parent, os.W_OK):
+        raise ValueError(f"expected --{option} in a folder that can be written; got {path}")
+
+
+def _write(path: Path, text: str) -> None:
+    from gato.envs.files import write_atomically
+
+    write_atomically(path, text.encode())
+
+
+def _show(result: dict[str, Any], recorder: Recorder, chosen: Arguments) -> None:
+    """Film what was recorded, and write the videos and the report."""
+    from gato.rollouts.report import report
+    from gato.rollouts.video import film, require_video, write_clips
+
+    clips: list[Clip] = []
+    missing = ""
+    try:
+        require_video()
+    except ValueError as error:
+        missing = str(error)
+    else:
+        with progress_bar() as bar:
+            filmed = bar.add_task("videos", total=len(recorder.episodes))
+            clips = film(recorder, chosen.workers, lambda clip: bar.advance(filmed))
+    faults = {clip.fault: clip for clip in clips if clip.fault}
+    for fault, clip in faults.items():
+        print(f"no video of {clip.task}: {fault}", file=sys.stderr)
+    if chosen.video is not None:
+        write_clips(clips, chosen.video)
+    if chosen.report is not None:
+        _write(chosen.report, report(result, clips, missing))
+
+
+def _print(result: dict[str, Any]) -> None:
+    shown = ("random_score", "expert_score", "mean_return", "success_rate", "expert_normalised")
+    print_table(
+        [{"task": t, **{k: row.get(k) for k in shown}} for t, row in result["tasks"].items()]
+    )
+    found = result["summary"]
+    if found["tasks"]:
+        low, high = found["episodes_iqm_ci95"]
+        print(
+            f"of expert: {found['episodes_iqm']:.3f} ({low:.3f} to {high:.3f}), the interquartile "
+            f"mean of all episodes; {found['tasks_at_50_percent']} of {found['tasks']} tasks at "
+            f"half or more, {found['tasks_at_100_percent']} at all of it"
+        )
+    for name, why in found["excluded_because"].items():
+        print(f"left out of that: {name} ({why})")
+
+
+def compare(chosen: Arguments) -> None:
+    """Show results side by side."""
+    from gato.rollouts.compare import compare as run
+    from gato.rollouts.compare import read_result
+    from gato.rollouts.report import comparison_report
+
+    _check_writable("report", chosen.report)
+    if len(chosen.results) < 2:
+        raise ValueError(f"expected two or more results; got {len(chosen.results)}.")
+    if len(set(chosen.results)) < len(chosen.results):
+        raise ValueError("expected different files; got one twice.")
+    found = run({str(path): read_result(path) for path in chosen.results}, chosen.seed)
+    if chosen.report is not None:
+        _write(chosen.report, comparison_report(found))
+    for warning in found["warnings"]:
+        print(f"not the same: {warning}", file=sys.stderr)
+    if chosen.json:
+        print_json(found)
+        return
+    print_table([_compared(task, row) for task, row in found["tasks"].items()])
+    if found["summary"]:
+        print_table([_aggregates(name, row) for name, row in found["summary"].items()])
+    print("* a difference that chance explains in fewer than 5 of 100 cases")
+
+
+def _compared(task: str, found: dict[str, Any]) -> dict[str, Any]:
+    key = "expert_normalised" if found["normalised"] else "score"
+    row = {"task": task} | {name: score[key] for name, score in found["scores"].items()}
+    return row | {f"- first: {name}": _difference(d) for name, d in found["differences"].items()}
+
+
+def _aggregates(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    low, high = found["episodes_iqm_ci95"]
+    return {
+        "result": name,
+        "iqm of episodes": found["episodes_iqm"],
+        "95%": f"{low:.3f} to {high:.3f}",
+        "- first": _difference(found.get("difference")),
+        "mean": found["mean"],
+        "tasks at 50%": found["tasks_at_50_percent"],
+        "at 100%": found["tasks_at_100_percent"],
+        "of": found["tasks"],
+    }
+
+
+def _difference(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    ends = found["ci95"]
+    told = "no interval" if ends is None else f"{ends[0]:+.3g} to {ends[1]:+.3g}"
+    return f"{found['difference']:+.3g} ({told}){'*' * bool(found['significant'])}"

@@ -1,0 +1,171 @@
+"""Results of several evaluations side by side: what differs, and whether by more than chance.
+
+The others are compared with the first. All are normalised by the reference scores of the first,
+so that a difference is one of the policies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gato.rollouts.statistics import (
+    Stratified,
+    difference_interval,
+    excluded,
+    normalised,
+    of_task,
+    percentiles,
+)
+
+Result = Mapping[str, Any]
+REQUIRED = ("checkpoint", "settings", "versions", "tasks", "summary")
+OF_A_TASK = ("measure", "returns", "successes", "random_score", "expert_score")
+REFERENCES = ("random_score", "expert_score")
+NO_MATTER = ("workers", "max_batch", "device")
+"""Settings that decide how fast episodes are played, not what is played."""
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Return what `gato eval --json FILE` wrote.
+
+    Raises:
+        ValueError: for any other file, saying what is missing.
+    """
+    advice = "Give a file that `gato eval --json FILE` wrote."
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also of its encoding
+        raise ValueError(f"expected JSON in {path}; {error}. {advice}") from error
+    missing = [k for k in REQUIRED if not isinstance(found, dict) or k not in found]
+    if missing or not isinstance(found["tasks"], dict):
+        what = f"{', '.join(missing)} missing" if missing else "its tasks are none"
+        raise ValueError(f"expected the result of an evaluation in {path}; {what}. {advice}")
+    for name, task in found["tasks"].items():
+        missing = [k for k in OF_A_TASK if not isinstance(task, dict) or k not in task]
+        if missing or not task["returns"]:
+            what = f"{', '.join(missing)} missing" if missing else "there are none"
+            raise ValueError(f"expected the episodes of {name!r} in {path}; {what}. {advice}")
+    return dict(found)
+
+
+def compare(results: Mapping[str, Result], seed: int = 0) -> dict[str, Any]:
+    """Return results side by side, as JSON-able data; the aggregates are over the tasks of all.
+
+    Args:
+        results: at least two, by the name each is shown under.
+        seed: of the bootstrap.
+    """
+    names = list(results)
+    first, others = names[0], names[1:]
+    shared = [t for t in results[first]["tasks"] if all(t in results[n]["tasks"] for n in others)]
+    if not shared:
+        raise ValueError("expected results with tasks in common; these have none.")
+    warnings = _warnings(results, shared)
+    rows = {n: {t: _like(results[n], results[first], t, seed) for t in shared} for n in names}
+    known = [t for t in shared if excluded(rows[first][t]) is None]
+    drawn = {
+        n: Stratified([rows[n][t] for t in known], seed + i) for i, n in enumerate(names) if known
+    }
+    return {
+        "files": names,
+        "checkpoints": {n: results[n]["checkpoint"] for n in names},
+        "warnings": warnings,
+        "tasks": {t: _task({n: rows[n][t] for n in names}, seed) for t in shared},
+        "summary": {n: _aggregates(drawn[n], drawn[first]) for n in drawn},
+        "excluded": [t for t in shared if t not in known],
+    }
+
+
+def _like(result: Result, first: Result, task: str, seed: int) -> dict[str, Any]:
+    """Return a task's result with the references of the first, and what follows from them."""
+    mine = result["tasks"][task]
+    theirs = {"human_score": None} | {k: first["tasks"][task][k] for k in REFERENCES}
+    if mine["measure"] != first["tasks"][task]["measure"]:
+        raise ValueError(
+            f"expected {task!r} measured alike in all results; got {mine['measure']!r} and "
+            f"{first['tasks'][task]['measure']!r}."
+        )
+    row = {**mine, **theirs}
+    return row | of_task(row, seed)
+
+
+def _task(rows: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
+    first, *others = rows
+    base = rows[first]
+    known = excluded(base) is None
+    result: dict[str, Any] = {"normalised": known, "scores": {}, "differences": {}}
+    for name, row in rows.items():
+        key = "success_rate" if row["measure"] == "success" else "mean_return"
+        kept = ("expert_normalised", "expert_normalised_ci95")
+        result["scores"][name] = {"score": row[key], **{k: row[k] for k in kept}}
+    for name in others:
+        ends = difference_interval(base, rows[name], seed)
+        scores = result["scores"]
+        difference = scores[name]["score"] - scores[first]["score"]
+        sure = None if ends is None else not ends[0] <= 0.0 <= ends[1]
+        if known:  # a difference knows no zero point, only the unit
+            difference, *ends_ = (
+                normalised(x, 0.0, base["expert_score"] - base["random_score"])
+                for x in (difference, *(ends or ()))
+            )
+            ends = ends_ or None
+        result["differences"][name] = {"difference": difference, "ci95": ends, "significant": sure}
+    return result
+
+
+def _aggregates(drawn: Stratified, first: Stratified) -> dict[str, Any]:
+    found = {
+        "episodes_iqm": drawn.trimmed,
+        "episodes_iqm_ci95": percentiles(drawn.drawn_trimmed),
+        "mean": float(drawn.means.mean()),
+        "mean_ci95": percentiles(drawn.drawn_means.mean(1)),
+        "tasks": len(drawn.means),
+        "tasks_at_50_percent": int((drawn.means >= 0.5).sum()),
+        "tasks_at_100_percent": int((drawn.means >= 1.0).sum()),
+    }
+    if drawn is not first:
+        ends = percentiles(drawn.drawn_trimmed - first.drawn_trimmed)
+        found["difference"] = {
+            "difference": drawn.trimmed - first.trimmed,
+            "ci95": ends,
+            "significant": not ends[0] <= 0.0 <= ends[1],
+        }
+    return found
+
+
+def _warnings(results: Mapping[str, Result], shared: Sequence[str]) -> list[str]:
+    """Return, in sentences, what besides the policy may make a difference."""
+    told = []
+    names = list(results)
+    for part in ("settings", "versions"):
+        keys = {k: None for n in names for k in results[n][part]}
+        for key in keys:
+            values = [_of(results[n][part], key, shared) for n in names]
+            if key not in NO_MATTER and any(v != values[0] for v in values):
+                shown = "; ".join(f"{n}: {v}" for n, v in zip(names, values, strict=True))
+                told.append(f"{part} differ in {key} ({shown[:300]})")
+    for task in shared:
+        rows = [results[n]["tasks"][task] for n in names]
+        counts = [len(row["returns"]) for row in rows]
+        if len(set(counts)) > 1:
+            told.append(f"{task} has {', '.join(map(str, counts))} episodes")
+        elif any(row.get("seeds") != rows[0].get("seeds") for row in rows):
+            told.append(f"{task} was played at other seeds")
+        if any(row[k] != rows[0][k] for row in rows for k in REFERENCES):
+            told.append(f"{task} has other reference scores; those of {names[0]} are used")
+    for name in names:
+        alone = [t for t in results[name]["tasks"] if t not in shared]
+        if alone:
+            told.append(f"only some results have {', '.join(alone)} ({name}); left out")
+    return told
+
+
+def _of(part: Mapping[str, Any], key: str, shared: Sequence[str]) -> Any:
+    """Return a setting; of one that is listed by task, what the shared tasks have."""
+    value = part.get(key)
+    if isinstance(value, Mapping) and set(value) & set(shared):
+        return {t: value.get(t) for t in shared}
+    return value
