@@ -52,7 +52,8 @@ def _cartpole_sparse(run: Rollouts) -> np.ndarray:
 
 
 def _cartpole_hint(run: Rollouts) -> np.ndarray:
-    return _cartpole(run) + _cartpole_sparse(run)
+    away = np.abs(run.qpos[..., 0])  # from the middle, where the sparse reward is
+    return _cartpole(run) + 2 * _cartpole_sparse(run) - 0.1 * away
 
 
 def _pendulum(run: Rollouts) -> np.ndarray:
@@ -101,6 +102,10 @@ def _finger_spin(run: Rollouts) -> np.ndarray:
     return (run.sensor("hinge_velocity")[..., 0] <= -15).astype(float)
 
 
+def _spin_hint(run: Rollouts) -> np.ndarray:
+    return _finger_spin(run) + 3 * np.clip(-run.sensor("hinge_velocity")[..., 0] / 15, 0, 1)
+
+
 def _turn_distance(run: Rollouts) -> np.ndarray:
     away = (run.sensor("target") - run.sensor("tip"))[..., [0, 2]]
     return np.sqrt((away**2).sum(axis=-1)) - run.model.site("target").size[0]
@@ -118,6 +123,11 @@ def _walker(run: Rollouts, speed: float) -> np.ndarray:
     velocity = run.sensor("torso_subtreelinvel")[..., 0]
     move = _at_least(velocity, speed, margin=speed / 2, value_at_margin=0.5, sigmoid="linear")
     return stand * (5 * move + 1) / 6
+
+
+def _walker_hint(run: Rollouts, speed: float) -> np.ndarray:
+    height = np.minimum(run.position("torso")[2], 1.2)
+    return _walker(run, speed) + height + run.upright("torso")
 
 
 def _hopper_height(run: Rollouts) -> np.ndarray:
@@ -152,10 +162,13 @@ def _fish_upright(run: Rollouts) -> np.ndarray:
     return _tolerance(run.upright("torso"), bounds=(1, 1), margin=1)
 
 
+def _swim_distance(run: Rollouts) -> np.ndarray:
+    return _distance(run.position("mouth", "geom"), run.position("target", "geom"))
+
+
 def _fish_swim(run: Rollouts) -> np.ndarray:
     radii = sum(run.model.geom(name).size[0] for name in ("mouth", "target"))
-    away = _distance(run.position("mouth", "geom"), run.position("target", "geom"))
-    near = _tolerance(away, bounds=(0, radii), margin=2 * radii)
+    near = _tolerance(_swim_distance(run), bounds=(0, radii), margin=2 * radii)
     return (7 * near + (1 + run.upright("torso")) / 2) / 8
 
 
@@ -215,14 +228,15 @@ REWARDS: dict[str, Value] = {
 }
 
 
-def _and_still(value: Value, towards: Value, weight: float = 1.0) -> Value:
+def _and_near(value: Value, distance: Value, weight: float) -> Value:
     """Return `value` less `weight` times a distance: what to do while the reward is nothing."""
-    return lambda run: value(run) - weight * towards(run)
+    return lambda run: value(run) - weight * distance(run)
 
 
 _POLE = {"samples": 32, "rounds": 4, "replan": 10, "knots": 7, "spread": 1.0}
 _REACH = {"samples": 32, "horizon": 30, "replan": 3, "spread": 0.5}
-_TURN = Plan(_and_still(_finger_turn, _turn_distance, 3), 32, 40, replan=4, spread=0.7)
+_WALK = {"samples": 32, "horizon": 30, "replan": 6, "spread": 2.0}
+_TURN = Plan(_and_near(_finger_turn, _turn_distance, 3), 32, 40, replan=4, spread=0.7)
 
 PLANS = {
     "ball_in_cup-catch": Plan(_cup_hint, 16, 60, replan=4, knots=6, spread=1.0),
@@ -230,13 +244,20 @@ PLANS = {
     "cartpole-balance_sparse": Plan(_cartpole, horizon=100, **_POLE),
     "cartpole-swingup": Plan(_cartpole, horizon=120, **_POLE),
     "cartpole-swingup_sparse": Plan(_cartpole_hint, horizon=120, **_POLE),
+    "cheetah-run": Plan(_cheetah, 96, 50, replan=3, knots=6, spread=4.0),
+    "finger-spin": Plan(_spin_hint, 96, 12, knots=6, spread=8.0),
     "finger-turn_easy": _TURN,
     "finger-turn_hard": _TURN,
+    "fish-swim": Plan(
+        _and_near(_fish_swim, _swim_distance, 2), 32, 30, replan=4, knots=8, spread=3.0
+    ),
     "fish-upright": Plan(_fish_upright, 16, 20, replan=4, spread=0.7),
     "pendulum-swingup": Plan(_pendulum_hint, 64, 60, replan=5, knots=6, spread=1.0),
-    "point_mass-easy": Plan(_and_still(_point_mass, _point_distance, 3), **_REACH),
-    "point_mass-hard": Plan(_and_still(_point_mass, _point_distance, 3), **_REACH),
-    "reacher-easy": Plan(_and_still(_reacher, _reach_distance, 3), **_REACH),
-    "reacher-hard": Plan(_and_still(_reacher, _reach_distance, 3), **_REACH),
+    "point_mass-easy": Plan(_and_near(_point_mass, _point_distance, 3), **_REACH),
+    "point_mass-hard": Plan(_and_near(_point_mass, _point_distance, 3), **_REACH),
+    "reacher-easy": Plan(_and_near(_reacher, _reach_distance, 3), **_REACH),
+    "reacher-hard": Plan(_and_near(_reacher, _reach_distance, 3), **_REACH),
+    "walker-stand": Plan(partial(_walker_hint, speed=0), **_WALK),
+    "walker-walk": Plan(partial(_walker_hint, speed=1), **_WALK),
 }
 """What the planner maximises in a task, and what it spends on it."""
