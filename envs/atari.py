@@ -146,6 +146,7 @@ class AtariEnv(gym.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode after 0 to 30 idle frames; it follows from `seed` alone."""
         super().reset(seed=seed)
+        self.ale.reset_game()  # clears the screen: some games draw only parts of it
         self.ale.restoreState(self._start)
         self._last = self._actions[0]
         for _ in range(self.np_random.integers(MAX_IDLE_FRAMES + 1)):

@@ -21,8 +21,9 @@ from gato.rollouts.runner import Job, run
 from gato.rollouts.sweep import check
 
 SAMPLE = [
-    "atari/Breakout-v5",
     "atari/Freeway-v5",
+    "atari/Qbert-v5",  # these two draw
+    "atari/Tetris-v5",  # only parts of the screen in a frame
     "babyai/GoToLocal-v0",
     "babyai/BossLevel-v0",
     "babyai/PickupLoc-v0?camera=grid",
