@@ -75,6 +75,9 @@ BEYOND_THE_BOT = {
 }
 """Levels that the bot never solves: it knows neither opening a box nor starting with an object."""
 
+MOST_STARTS = 10_000
+"""Places that are tried for the agent before another grid is drawn."""
+
 
 def specs() -> dict[str, TaskSpec]:
     """Return the levels by id."""
@@ -159,15 +162,29 @@ class BabyAIEnv(gym.Wrapper):
         self.observation_space = spec.observation_space
         self.action_space = spec.action_space
         self.last_action: int | None = None
+        self._place, base.place_obj = base.place_obj, self._place_within_limits
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode; mission and grid depend on `seed` alone."""
-        self.last_action = None
+        self.last_action, self._starts = None, MOST_STARTS
         with contextlib.redirect_stdout(io.StringIO()):  # rejected missions are printed there
             observation, info = self.unwrapped.reset(seed=seed, options=options)
         return _observe(observation), {**info, "success": False}
+
+    def _place_within_limits(self, thing: Any, *arguments: Any, **options: Any) -> tuple[int, int]:
+        """Place a thing or, where it is None, the agent.
+
+        Where all free cells of a full room face objects, Minigrid would try them for ever. The
+        error is its own for a grid that cannot be finished: it draws another.
+        """
+        if thing is None:
+            self._starts -= 1
+            if self._starts < 0:
+                self._starts = MOST_STARTS
+                raise RecursionError("the agent finds no place")
+        return self._place(thing, *arguments, **options)
 
     def step(self, action: int) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Act; `info["success"]` is true where the mission has just been fulfilled."""

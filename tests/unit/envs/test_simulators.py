@@ -106,6 +106,12 @@ def test_missions_are_text_and_nothing_is_printed(
     assert capsys.readouterr().out == ""
 
 
+def test_a_grid_without_room_for_the_agent_is_drawn_anew() -> None:
+    env = registry.make("babyai/SynthS5R2-v0")
+    observation, _ = env.reset(seed=(1 << 30) + 7)  # left alone, this never returns
+    assert observation["mission"]
+
+
 @pytest.mark.parametrize("task_id", ["babyai/GoToImpUnlock-v0", "babyai/PickupDist-v0"])
 def test_noise_never_stops_the_bot(task_id: str) -> None:
     spec = registry.spec(task_id)
