@@ -33,8 +33,8 @@ from gato.envs.workers import Pool, WorkerDiedError
 
 ATTEMPTS = 1 << 20
 """Attempts that one seed of `collect` has room for."""
-FLUSH_SECONDS = 20.0
-"""Work that a kill may lose."""
+FLUSH_SECONDS = 2.0
+"""Work that a kill may lose, or twenty times what writing it takes."""
 SHARE_STEPS = 8192
 """Steps, at the tasks' time limit, that are dealt to a worker at once."""
 SPARE = 4
@@ -95,7 +95,9 @@ def collect(
                 "noise": noise,
                 "min_fraction": min_fraction,
             }
-            writer = EpisodeWriter(folder, spec, settings=settings, versions=package_versions(spec.suite))
+            writer = EpisodeWriter(
+                folder, spec, settings=settings, versions=package_versions(spec.suite)
+            )
             stack.callback(writer.close)  # what an interrupted run has collected is kept
             plans.append(_Plan(spec, writer, episodes, seed * ATTEMPTS, min_fraction))
         pool = Pool(workers, player)
@@ -116,6 +118,8 @@ class _Plan:
     tried: int = 0
     kept: int = 0
     flushed: float = field(default_factory=time.monotonic)
+    flushing: float = 0.0
+    """Seconds that it took."""
     arrived: dict[int, Episode | Failed] = field(default_factory=dict)
     """Attempts by seed whose turn has not come."""
 
@@ -138,9 +142,11 @@ class _Plan:
         self.arrived |= {a.seed: a for a in attempts}
         while self.missing and self.due in self.arrived:
             self._next(self.arrived.pop(self.due))
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+        begun = time.monotonic()
+        if begun - self.flushed > max(FLUSH_SECONDS, 20 * self.flushing):
             self.writer.flush()
             self.flushed = time.monotonic()
+            self.flushing = self.flushed - begun
 
     def _next(self, attempt: Episode | Failed) -> None:
         if isinstance(attempt, Failed):

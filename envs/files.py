@@ -74,20 +74,50 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
+def load_array(path: Path, mmap: bool = False) -> np.ndarray:
+    """Return the array in a .npy file.
+
+    Raises:
+        ValueError: where the file is missing or damaged, naming it.
+    """
+    try:
+        array = np.load(path, mmap_mode="r" if mmap else None)
+    except (OSError, EOFError, ValueError) as error:
+        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
+        raise ValueError(
+            f"expected an array in {path}; {reason}. The store is damaged: make it again."
+        ) from error
+    return np.asarray(array)
+
+
+def store_format(path: Path) -> str:
+    """Return the format that the manifest of the store at `path` names.
+
+    Raises:
+        ValueError: where there is no manifest, or it is damaged.
+    """
+    return str(_manifest(path, "").get("format"))
+
+
 def read_manifest(path: Path, kind: str) -> dict[str, Any]:
     """Return the manifest of the store at `path`.
 
     Raises:
         ValueError: where there is no manifest, it is damaged, or it is of another format.
     """
+    manifest = _manifest(path, f"{kind} ")
+    found = manifest.get("format")
+    if found != kind:
+        raise ValueError(f"expected a store of format {kind!r} at {path}; got {found!r}.")
+    return manifest
+
+
+def _manifest(path: Path, kind: str) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
-        raise ValueError(f"expected a {kind} store at {path}; it has no manifest.json.")
+        raise ValueError(f"expected a {kind}store at {path}; it has no manifest.json.")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"expected JSON in {file}; {error}. Make the store again.") from error
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != kind:
-        raise ValueError(f"expected a store of format {kind!r} at {path}; got {found!r}.")
-    return manifest
+    return manifest if isinstance(manifest, dict) else {}

@@ -32,7 +32,13 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from gato.envs.files import atomic_file, check_sha256, read_manifest, write_atomically
+from gato.envs.files import (
+    atomic_file,
+    check_sha256,
+    load_array,
+    read_manifest,
+    write_atomically,
+)
 
 FORMAT = "gato-records-1"
 ROLES = ("system", "user", "assistant")
@@ -115,7 +121,12 @@ class RecordStore:
         self.path = Path(path)
         self.manifest = read_manifest(self.path, FORMAT)
         self.name: str = self.manifest["name"]
-        self._lines = np.fromfile(self.path / "records.jsonl", np.uint8)
+        file = self.path / "records.jsonl"
+        if not file.is_file():
+            raise ValueError(
+                f"expected records in {file}; it is missing. The store is damaged: make it again."
+            )
+        self._lines = np.fromfile(file, np.uint8)
         self._ends = np.flatnonzero(self._lines == ord("\n"))
         if len(self._ends) != self.manifest["records"]:
             raise ValueError(
@@ -151,7 +162,7 @@ class RecordStore:
     def _image(self, where: Mapping[str, Any]) -> np.ndarray:
         name = _image_file(where["shape"])
         if name not in self._images:
-            self._images[name] = np.load(self.path / name, mmap_mode="r").view(np.ndarray)
+            self._images[name] = load_array(self.path / name, mmap=True)
         return self._images[name][where["row"]]
 
 

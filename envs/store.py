@@ -41,14 +41,17 @@ from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.envs.files import (
     array_bytes,
     check_sha256,
+    load_array,
     read_manifest,
+    store_format,
     sync_folder,
     write_atomically,
     write_synced,
 )
+from gato.envs.records import FORMAT as RECORDS
 from gato.envs.records import RecordStore, RecordWriter
 
-__all__ = ["EpisodeStore", "EpisodeWriter", "RecordStore", "RecordWriter"]
+__all__ = ["EpisodeStore", "EpisodeWriter", "RecordStore", "RecordWriter", "open_store"]
 
 FORMAT = "gato-episodes-1"
 SHARD_BYTES = 32 << 20
@@ -176,6 +179,8 @@ class EpisodeWriter:
         for folder in self.path.glob("*shard-*"):
             if folder.name not in named:
                 shutil.rmtree(folder)
+        for file in self.path.glob(".manifest.json.*"):
+            file.unlink()
 
 
 class EpisodeStore:
@@ -267,10 +272,7 @@ class EpisodeStore:
         entry = self._shards[shard]
         folder = self.path / entry["name"]
         columns: dict[str, dict[str, np.ndarray]] = {
-            kind: {
-                path: np.load(folder / _file(kind, path), mmap_mode="r").view(np.ndarray)
-                for path in paths
-            }
+            kind: {path: load_array(folder / _file(kind, path), mmap=True) for path in paths}
             for kind, paths in _columns(self.spec, entry["targets"]).items()
         }
         texts, info = (
@@ -282,13 +284,34 @@ class EpisodeStore:
         return columns, texts, info
 
     def _per_episode(self, name: str, dtype: type) -> np.ndarray:
-        parts = [np.load(self.path / s["name"] / f"{name}.npy") for s in self._shards]
-        return np.concatenate([np.zeros(0, dtype), *parts]).astype(dtype)
+        parts = [np.zeros(0, dtype)]
+        for shard in self._shards:
+            file = self.path / shard["name"] / f"{name}.npy"
+            part = load_array(file)
+            steps = part.sum() if name == "lengths" and part.dtype.kind == "i" else shard["steps"]
+            if part.shape != (shard["episodes"],) or part.dtype != dtype or steps != shard["steps"]:
+                raise ValueError(
+                    f"expected {shard['episodes']} {np.dtype(dtype)} in {file}, of {shard['steps']}"
+                    f" steps in all; got {part.dtype} {part.shape}. The store is damaged: make it "
+                    f"again."
+                )
+            parts.append(part)
+        return np.concatenate(parts)
 
     def _index(self, i: int) -> int:
         if not -len(self) <= i < len(self):
             raise IndexError(f"expected an episode in [0, {len(self)}); got {i}.")
         return int(i) % len(self)
+
+
+def open_store(path: str | Path) -> EpisodeStore | RecordStore:
+    """Return the store at `path`, of episodes or of records, as its manifest says.
+
+    Raises:
+        ValueError: where there is none, or it is damaged.
+    """
+    records = store_format(Path(path)) == RECORDS
+    return RecordStore(path) if records else EpisodeStore(path)
 
 
 def _write_shard(

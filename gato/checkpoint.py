@@ -25,6 +25,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from gato.config import TrainConfig, from_json, to_json
+from gato.envs.files import sync_folder, write_synced
 from gato.model import GatoModel
 from gato.tokenizers.serializer import Serializer
 
@@ -87,55 +88,43 @@ def save_checkpoint(
             "data": data or {},
             "serializer": serializer.to_json(),
         }
-        _write(temporary / "config.json", json.dumps(described, indent=1).encode())
+        write_synced(temporary / "config.json", json.dumps(described, indent=1).encode())
         layout = json.dumps(serializer.layout.to_json(), indent=1)
-        _write(temporary / "vocabulary.json", layout.encode())
+        write_synced(temporary / "vocabulary.json", layout.encode())
         for parts in serializer.state().values():
             for name, content in parts.items():
-                _write(temporary / name, content)
+                write_synced(temporary / name, content)
         weights = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-        _write(temporary / "model.safetensors", save(weights))
+        write_synced(temporary / "model.safetensors", save(weights))
         if training is not None:
             tensors = {n: t.detach().cpu().contiguous() for n, t in training.items()}
-            _write(temporary / "training" / "optimizer.safetensors", save(tensors))
-            _write(temporary / "training" / "counters.json", json.dumps(counters or {}).encode())
-        _sync_folder(temporary)
+            write_synced(temporary / "training" / "optimizer.safetensors", save(tensors))
+            counted = json.dumps(counters or {}).encode()
+            write_synced(temporary / "training" / "counters.json", counted)
+        sync_folder(temporary)
         if final.exists():
             shutil.rmtree(final)
         os.replace(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _write(run / ".latest.new", final.name.encode())
+    write_synced(run / ".latest.new", final.name.encode())
     os.replace(run / ".latest.new", run / "latest")
-    _sync_folder(run)
+    sync_folder(run)
     for old in sorted(run.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return final
 
 
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def resolve(path: str | Path) -> Path:
-    """Return the checkpoint folder that `path`, a checkpoint or a run, stands for.
+    """Return the checkpoint folder that `path`, a checkpoint, a run or a quickstart, stands for.
 
     Raises:
         ValueError: where there is none, or it lacks a file.
     """
     folder = Path(path)
+    if (folder / "model" / "latest").is_file():  # what `gato quickstart` wrote
+        folder = folder / "model"
     if (folder / "latest").is_file():
         named = (folder / "latest").read_bytes().decode(errors="replace").strip()
         if not (folder / named).is_dir():

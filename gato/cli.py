@@ -53,7 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     except KeyboardInterrupt as error:
         return _report(str(error) or "interrupted", FAILURE, debug)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except (
+        FileExistsError,
+        FileNotFoundError,
+        IsADirectoryError,
+        NotADirectoryError,
+    ) as error:
         return _report(_of_system(error), BAD_INPUT, debug)
     except OSError as error:
         return _report(_of_system(error), FAILURE, debug)
@@ -123,7 +128,20 @@ def _late(name: str) -> Command:
 
 
 def _seed(parser: Parser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="of everything drawn at random")
+    about = "of everything drawn at random"
+    parser.add_argument("--seed", type=_whole(0), default=0, help=about)
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number, `least` or more."""
+
+    def read(text: str) -> int:
+        if not text.removeprefix("-").isdecimal() or int(text) < least:
+            wanted = f"expected a whole number, {least} or more; got {text}"
+            raise argparse.ArgumentTypeError(wanted)
+        return int(text)
+
+    return read
 
 
 def _json(parser: Parser) -> None:
@@ -142,7 +160,7 @@ def _checkpoint(parser: Parser) -> None:
 
 
 def _sampling(parser: Parser) -> None:
-    parser.add_argument("--max-tokens", type=int, default=128, help="of one answer")
+    parser.add_argument("--max-tokens", type=_whole(1), default=128, help="of one answer")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
     parser.add_argument("--top-p", type=float, default=1.0, help="mass of the ids sampled from")
     _seed(parser)
@@ -197,7 +215,7 @@ def _train(p: Parser) -> None:
     )
     p.add_argument("--out", type=Path, help="the run's folder (runs/PRESET)")
     p.add_argument("--steps", type=int, help="optimizer steps")
-    p.add_argument("--seed", type=int, help="of weights, batches and noise")
+    p.add_argument("--seed", type=_whole(0), help="of weights, batches and noise")
     p.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
     )

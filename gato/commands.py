@@ -45,7 +45,10 @@ def train(chosen: Arguments) -> None:
             f"Make a store with `gato collect`, or let `gato quickstart` do everything."
         )
     config = with_data(config, chosen.data)
-    _train(config, chosen.out or Path("runs") / chosen.preset, chosen)
+    out = chosen.out or Path("runs") / chosen.preset
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"expected a folder as --out; {out} is a file.")
+    _train(config, out, chosen)
 
 
 def _overridden(config: TrainConfig, chosen: Arguments) -> TrainConfig:

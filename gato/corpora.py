@@ -6,6 +6,7 @@ whether past actions are shown. The serializer owns how a sample is written.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gato.envs.records import RecordStore
-from gato.envs.store import EpisodeStore
+from gato.envs.store import EpisodeStore, open_store
 from gato.tokenizers.serializer import SerializedEpisode, Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 
@@ -44,7 +45,7 @@ class CorpusConfig:
     """Weight of the corpus' mean loss, beside its share of the tokens."""
 
     def __post_init__(self) -> None:
-        if self.weight < 0 or self.window < 0 or self.prompt_steps < 1:
+        if not 0 <= self.weight < math.inf or self.window < 0 or self.prompt_steps < 1:
             raise ValueError(
                 f"corpus {self.name!r}: weight and window must not be negative and prompt_steps "
                 f"must be at least 1; got {self.weight}, {self.window} and {self.prompt_steps}"
@@ -82,9 +83,17 @@ def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
         raise ValueError(
             f"corpus {config.name!r}: expected a store or a folder of stores at {root}; found none"
         )
-    if any((f / "records.jsonl").exists() for f in folders):
-        return RecordCorpus(config, [RecordStore(f) for f in folders], serializer)
-    return EpisodeCorpus(config, [EpisodeStore(f) for f in folders], serializer)
+    stores = [open_store(f) for f in folders]
+    records = [s for s in stores if isinstance(s, RecordStore)]
+    episodes = [s for s in stores if isinstance(s, EpisodeStore)]
+    if records and episodes:
+        raise ValueError(
+            f"corpus {config.name!r}: expected stores of one kind at {root}; got episodes in "
+            f"{episodes[0].path} and records in {records[0].path}"
+        )
+    if records:
+        return RecordCorpus(config, records, serializer)
+    return EpisodeCorpus(config, episodes, serializer)
 
 
 class EpisodeCorpus:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -112,6 +113,8 @@ def with_data(config: TrainConfig, data: Sequence[str]) -> TrainConfig:
         if not (name and equals and path):
             raise ValueError(f"expected --data NAME=PATH[:WEIGHT]; got {argument!r}.")
         corpus = dataclasses.replace(known.get(name, CorpusConfig(name, path)), path=path)
+        if number and not 0 < float(number) < math.inf:
+            raise ValueError(f"expected a positive weight in --data {argument!r}; got {number}.")
         if number:
             corpus = dataclasses.replace(corpus, weight=float(number))
         corpora.append(corpus)

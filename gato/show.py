@@ -21,7 +21,7 @@ from gato.envs.episode import Episode, TaskSpec
 from gato.envs.play import play
 from gato.envs.records import RecordStore
 from gato.envs.score import RandomExpert
-from gato.envs.store import EpisodeStore
+from gato.envs.store import EpisodeStore, open_store
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.stream import TokenSequence, concatenate
@@ -64,12 +64,12 @@ def show(
     if checkpoint is not None and codec is not None:
         raise ValueError("expected a codec or a checkpoint, which has its own; got both.")
     folder = Path(what)
-    if (folder / "records.jsonl").is_file():
-        record = _at(RecordStore(folder), index, folder)
-        serializer = _serializer(list(_record_texts(record)), codec, checkpoint)
-        return describe(serializer, _record(serializer, record))
     if (folder / "manifest.json").is_file():
-        store = EpisodeStore(folder)
+        store = open_store(folder)
+        if isinstance(store, RecordStore):
+            record = _at(store, index, folder)
+            serializer = _serializer(list(_record_texts(record)), codec, checkpoint)
+            return describe(serializer, _record(serializer, record))
         spec, episode = store.spec, _at(store, index, folder)
     elif folder.is_dir():
         raise ValueError(f"expected a store or a task id; {what} is a folder without a manifest.")

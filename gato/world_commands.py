@@ -139,10 +139,12 @@ def collect(chosen: Arguments) -> None:
 
 def data(chosen: Arguments) -> None:
     """Describe stores, or read everything in them once."""
+    from gato.envs.store import open_store
+
     folders = [f for path in chosen.stores for f in stores_at(path)]
     rows = []
     for folder in folders:
-        store = _open(folder)
+        store = open_store(folder)
         if chosen.action == "validate":
             store.validate()
             rows.append({"store": str(folder), "valid": True, "items": len(store)})
@@ -164,14 +166,6 @@ def stores_at(path: Path) -> list[Path]:
     return found
 
 
-def _open(folder: Path) -> Any:
-    from gato.envs.records import RecordStore
-    from gato.envs.store import EpisodeStore
-
-    records = (folder / "records.jsonl").exists()
-    return RecordStore(folder) if records else EpisodeStore(folder)
-
-
 def _describe(folder: Path, store: Any) -> dict[str, Any]:
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     row = {"store": str(folder), "items": len(store), "steps": None, "mean_return": None}
@@ -188,11 +182,11 @@ def replay(chosen: Arguments) -> None:
     """Do what was logged again, and tell whether the same came of it."""
     from dataclasses import asdict
 
-    from gato.envs.store import EpisodeStore
+    from gato.envs.store import EpisodeStore, open_store
     from gato.rollouts.replay import changed_versions
     from gato.rollouts.replay import replay as run
 
-    opened = [_open(folder) for folder in stores_at(chosen.store)]
+    opened = [open_store(folder) for folder in stores_at(chosen.store)]
     stores = [s for s in opened if isinstance(s, EpisodeStore) and len(s)]
     if not stores:
         raise ValueError(f"expected a store with episodes at {chosen.store}; found none.")

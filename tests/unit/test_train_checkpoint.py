@@ -131,7 +131,7 @@ def test_weights_or_a_ledger_of_another_model_are_refused(newest):
 def test_a_full_disk_leaves_the_checkpoint_before(run, monkeypatch, writes):
     loaded = load_checkpoint(run)
     before = loaded.model.state_dict()
-    real, left = checkpoint._write, [writes]
+    real, left = checkpoint.write_synced, [writes]
 
     def write(path: Path, content: bytes) -> None:
         left[0] -= 1
@@ -140,7 +140,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, monkeypatch, writes):
             raise OSError(28, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(checkpoint, "write_synced", write)
     tensors = {"a/momentum": torch.ones(3)}
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(run, 3, loaded.config, loaded.serializer, loaded.model, tensors, {})

@@ -128,6 +128,47 @@ def test_damage_is_named(tmp_path: Path, toy: ModuleType) -> None:
         EpisodeStore(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("name", ["lengths", "seeds", "returns", "successes"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "foreign", "missing", "short", "kind"])
+def test_a_damaged_index_is_named(tmp_path: Path, toy: ModuleType, name: str, damage: str) -> None:
+    write(tmp_path, toy, range(3))
+    file = next(tmp_path.glob(f"shard-*/{name}.npy"))
+    content, column = file.read_bytes(), np.load(file)
+    match damage:
+        case "empty":
+            file.write_bytes(b"")
+        case "cut":
+            file.write_bytes(content[:-3])
+        case "foreign":
+            file.write_bytes(b"{}" + content)
+        case "missing":
+            file.unlink()
+        case "short":
+            np.save(file, column[1:])
+        case "kind":
+            np.save(file, column.astype(np.float32))
+    with pytest.raises(ValueError, match=rf"{name}\.npy.*The store is damaged: make it again"):
+        EpisodeStore(tmp_path)
+
+
+def test_lengths_that_do_not_add_up_are_named(tmp_path: Path, toy: ModuleType) -> None:
+    write(tmp_path, toy, range(3))
+    file = next(tmp_path.glob("shard-*/lengths.npy"))
+    np.save(file, np.load(file) + 1)
+    with pytest.raises(ValueError, match=r"of \d+ steps in all; got int64 \(3,\)"):
+        EpisodeStore(tmp_path)
+
+
+def test_what_a_killed_writer_leaves_is_swept(tmp_path: Path, toy: ModuleType) -> None:
+    write(tmp_path / "whole", toy, range(4))
+    write(tmp_path / "cut", toy, range(2))
+    (tmp_path / "cut" / ".manifest.json.77.tmp").write_text("{")
+    (tmp_path / "cut" / ".shard-00000-000003.77.tmp").mkdir()
+    (tmp_path / "cut" / "shard-00000-000003").mkdir()
+    write(tmp_path / "cut", toy, range(2, 4))
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
 def test_bad_episodes_are_refused(tmp_path: Path, toy: ModuleType) -> None:
     good = toy.episode(3, 5)
     writer = EpisodeWriter(tmp_path, toy.SPEC)

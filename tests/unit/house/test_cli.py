@@ -68,11 +68,44 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["caption", "/nowhere", "/nowhere.png"], "/nowhere.png"),
         (["classify", "/nowhere", "x.png", "--labels", "one"], "two --labels"),
         (["bench", "serialiser"], "serializer"),
+        (["chat", "/nowhere", "--max-tokens", "0"], "--max-tokens: expected a whole number, 1 or"),
+        (["train", "quickstart", "--data", "a=/tmp:nan"], "positive weight in --data 'a=/tmp:nan'"),
+        (["train", "quickstart", "--data", "a=/tmp:0"], "positive weight"),
+        (["train", "quickstart", "--data", "a=/tmp:-2"], "positive weight"),
+        (["train", "quickstart", "--data", "a=/tmp", "--out", __file__], "expected a folder as"),
+        (["show", "gym/Nope-v0"], "got 'gym/Nope-v0'"),
+        (["replay", "/nowhere"], "found none"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, told, capsys):
     assert cli.main(arguments) == cli.BAD_INPUT
     assert told in sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["quickstart"],
+        ["collect", "babyai/GoToLocal-v0", "--episodes", "1", "--out", "x"],
+        ["show", "babyai/GoToLocal-v0"],
+        ["train", "quickstart"],
+        ["eval", "x"],
+        ["chat", "x"],
+        ["experts", "score", "babyai/GoToLocal-v0"],
+        ["experts", "train", "gym/CartPole-v1", "--out", "x"],
+        ["compare", "x"],
+    ],
+)
+def test_a_negative_seed_is_refused_by_its_flag(arguments, capsys):
+    for seed in ("-1", "1.5", "one"):
+        assert cli.main([*arguments, "--seed", seed]) == cli.BAD_INPUT
+        assert f"--seed: expected a whole number, 0 or more; got {seed}" in sentence(capsys)
+
+
+def test_what_quickstart_wrote_is_a_checkpoint(checkpoint, tmp_path, capsys):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    arguments = ["chat", str(tmp_path), "--prompt", "hello", "--max-tokens", "1", "--json"]
+    assert cli.main(arguments) == cli.DONE
 
 
 def test_an_unreadable_image(checkpoint, tmp_path, capsys):

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gato import cli
 from gato.checkpoint import resolve
+from gato.corpora import CorpusConfig, open_corpus
+from gato.envs.records import RecordWriter
 from gato.terminal import MAX_PATCHES, read_image
+from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import MODEL_FILE, Text
 
 
@@ -47,3 +51,29 @@ def test_any_picture_fits_the_patches_there_are(tmp_path: Path, size: tuple[int,
     picture = read_image(path)
     assert picture.dtype == np.uint8
     assert np.prod([-(-n // 16) for n in picture.shape[:2]]) <= MAX_PATCHES
+
+
+def test_a_store_of_records_without_its_records_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RecordWriter(tmp_path, "words") as writer:
+        writer.append({"kind": "document", "text": "hello"})
+    (tmp_path / "records.jsonl").unlink()
+    for command in (["data", "info"], ["data", "validate"], ["show"], ["replay"]):
+        assert cli.main([*command, str(tmp_path)]) == cli.BAD_INPUT
+        said = capsys.readouterr().err
+        assert "records.jsonl; it is missing. The store is damaged" in said
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"format": 3}'])
+def test_a_manifest_of_another_kind_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    assert cli.main(["data", "info", str(tmp_path)]) == cli.BAD_INPUT
+    assert "expected a store of format 'gato-episodes-1'" in capsys.readouterr().err
+
+
+def test_a_corpus_of_episodes_and_records_is_refused(stores: Path) -> None:
+    with pytest.raises(ValueError, match="stores of one kind"):
+        open_corpus(CorpusConfig("mixed", str(stores)), Serializer())

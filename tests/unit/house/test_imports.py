@@ -23,7 +23,8 @@ DOORS = {
     *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
 }
 """What a person calls: it may import anything, and nothing below may import it."""
-STORES = {"gato.envs.episode", "gato.envs.store", "gato.envs.records"}
+STORES = {"gato.envs.episode", "gato.envs.store", "gato.envs.records", "gato.envs.files"}
+"""What of the worlds the trunk may import: data on disk, and how it is written."""
 
 
 def module_name(path: Path) -> str:
