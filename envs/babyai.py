@@ -75,7 +75,7 @@ BEYOND_THE_BOT = {
 }
 """Levels that the bot never solves: it knows neither opening a box nor starting with an object."""
 
-MOST_STARTS = 10_000
+MOST_STARTS = 2000
 """Places that are tried for the agent before another grid is drawn."""
 
 
