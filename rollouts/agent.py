@@ -51,6 +51,11 @@ class Agent:
         return f"Agent({str(self.checkpoint.path)!r}, {len(self.serializer.tasks)} tasks)"
 
     @property
+    def name(self) -> str:
+        """Where its checkpoint lies."""
+        return str(self.checkpoint.path)
+
+    @property
     def tasks(self) -> list[str]:
         """The tasks it was trained on."""
         return sorted(self.serializer.tasks)

@@ -77,17 +77,19 @@ def evaluate(
     _check(task_ids, episodes, seed, prompt_steps)
     player = _player(checkpoint, temperature, prompt_store)
     specs = {task: registry.spec(task) for task in task_ids}
-    about = _about(player, specs)
-    seeds = range(first := EVALUATION_SEED_START + seed * ATTEMPTS, first + episodes)
+    settings = {"episodes": episodes, "seed": seed, "temperature": temperature}
+    settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs)}
+    settings["first_seed"] = first = EVALUATION_SEED_START + seed * ATTEMPTS
+    seeds = range(first, first + episodes)
     _refuse_training_seeds(player, seeds)
     prompts = _prompts(prompt_store, task_ids, prompt_steps, seeds) if prompt_store else None
-    shown = recorder.per_task if recorder else 0
-    jobs = [Job(task, s, logged=s < first + shown) for task in task_ids for s in seeds]
+    settings["prompt"] = prompts and {"store": str(prompt_store), "steps": prompt_steps}
+    logged = seeds[: recorder.per_task] if recorder else ()
     began = time.perf_counter()
     with _threads(threads, workers):
         played = run(
             lambda tasks, draws: player.policy(tasks, temperature, draws, prompts),
-            jobs,
+            [Job(task, s, logged=s in logged) for task in task_ids for s in seeds],
             workers=workers,
             max_batch=max_batch,
             seed=seed,
@@ -95,17 +97,11 @@ def evaluate(
         )
     if recorder:
         recorder.episodes += [p for p in played if p.job.logged]
-    settings = {"episodes": episodes, "seed": seed, "first_seed": first}
-    settings |= {"temperature": temperature, "workers": workers, "max_batch": max_batch}
-    settings["prompt"] = prompts and {"store": str(prompt_store), "steps": prompt_steps}
+    seconds = time.perf_counter() - began
     return {
-        "checkpoint": player.name
-        if isinstance(player, HostPlayer)
-        else str(player.checkpoint.path),
-        "settings": settings | about,
-        "versions": _versions(task_ids),
-        "seconds": time.perf_counter() - began,
-        **_scores(specs, played, seed),
+        "checkpoint": player.name,
+        "settings": settings,
+        **_result(specs, played, seed, seconds),
     }
 
 
@@ -132,7 +128,7 @@ def _refuse_training_seeds(player: Agent | HostPlayer, seeds: range) -> None:
         if low < seeds.stop and high >= seeds.start:
             raise ValueError(
                 f"expected evaluation seeds that were not trained on; the corpus {name!r} of "
-                f"{player.checkpoint.path} holds episodes of seeds {low} to {high}, and these "
+                f"{player.name} holds episodes of seeds {low} to {high}, and these "
                 f"are {seeds.start} to {seeds.stop - 1}. Choose another --seed."
             )
 
@@ -216,14 +212,15 @@ def _prompts(
     return prompts
 
 
-def _scores(
-    specs: Mapping[str, TaskSpec], played: Sequence[Played], seed: int
-) -> dict[str, dict[str, Any]]:
+def _result(
+    specs: Mapping[str, TaskSpec], played: Sequence[Played], seed: int, seconds: float
+) -> dict[str, Any]:
     tasks = {
         task: summarise(spec, [p for p in played if p.job.task == task], seed)
         for task, spec in specs.items()
     }
-    return {"tasks": tasks, "summary": summary(tasks, seed)}
+    result = {"versions": _versions(list(specs)), "seconds": seconds}
+    return result | {"tasks": tasks, "summary": summary(tasks, seed)}
 
 
 def summarise(spec: TaskSpec, played: Sequence[Played], seed: int = 0) -> dict[str, Any]:

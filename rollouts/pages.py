@@ -28,9 +28,12 @@ code, pre { font: .85rem/1.45 ui-monospace, monospace } pre { overflow: auto; pa
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100%;
   font-variant-numeric: tabular-nums } th, td { padding: .3rem .5rem; text-align: right;
   border-bottom: 1px solid var(--line); vertical-align: middle } th { font-weight: 600 }
-thead th { color: var(--dim); font-weight: 400; font-size: .85rem } th[scope=row], td:first-child {
-  text-align: left; overflow-wrap: anywhere }
-th[scope=row] { font-weight: 400; min-width: 8rem; line-height: 1.25 }
+td { white-space: nowrap } td:has(code) { white-space: normal; text-align: left }
+thead th { color: var(--dim); font-weight: 400; font-size: .85rem }
+th[scope=row] { overflow-wrap: anywhere }
+th[scope=row], thead th:first-child { font-weight: 400; min-width: 8rem; width: 24%;
+  line-height: 1.25; text-align: left }
+thead th:nth-child(2) { text-align: left }
 td.bar { width: 42%; min-width: 10rem; padding: .2rem .5rem }
 svg { display: block; width: 100%; font: 12px system-ui, sans-serif; fill: var(--ink) }
 .axis { stroke: var(--line) } .mark { stroke: var(--dim); stroke-dasharray: 3 2 }
@@ -40,8 +43,9 @@ svg { display: block; width: 100%; font: 12px system-ui, sans-serif; fill: var(-
 .key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .35em }
 .key.a { background: var(--a) } .key.b { background: var(--b) } .key.c { background: var(--c) }
 .key.d { background: var(--d) } .bad { color: var(--bad) }
-.chart { max-width: 46rem; margin: 0 } .clips { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)) }
+.chart { max-width: 46rem; margin: 0; overflow-x: auto } .chart svg { min-width: 27rem }
+.clips { display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(13rem, 45%), 1fr)) }
 .clips figure { margin: 0 } video { width: 100%; aspect-ratio: 1; object-fit: contain;
   background: #000; border-radius: .4rem; image-rendering: pixelated }
 figcaption { font-size: .85rem; overflow-wrap: anywhere } figcaption b { color: var(--ink) }
@@ -115,12 +119,13 @@ def pairs(values: Mapping[str, Any]) -> str:
 
 def plain(value: Any) -> str:
     """Return a setting in few words."""
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and value:
         shown = {k: plain(v) for k, v in value.items()}
-        if len(set(shown.values())) == 1 and len(shown) > 1:
-            return f"{next(iter(shown.values()))} (all {len(shown)})"
+        if all("/" in k for k in shown):  # tasks, of which many are alike
+            alike = {v: [k for k in shown if shown[k] == v] for v in shown.values()}
+            return "; ".join(f"{v} ({', '.join(names)})" for v, names in alike.items())
         return ", ".join(f"{k}: {v}" for k, v in shown.items())
-    return "-" if value is None else str(value)
+    return "-" if value is None or value == {} else str(value)
 
 
 def percent(part: float | None) -> str:

@@ -73,8 +73,8 @@ def _head(title: str, result: Result) -> str:
         ]
     if human := found["human"]:
         about = (
-            f"of people, median of {human['tasks']} tasks with a human score (interquartile mean "
-            f"of their episodes: {percent(human['episodes_iqm'])})"
+            f"of people, median of the {human['tasks']} with a human score (interquartile mean of "
+            f"their episodes: {percent(human['episodes_iqm'])})"
         )
         figures.append((percent(human["median"]), about))
     failed = sum(len(task["failures"]) for task in result["tasks"].values())
@@ -84,7 +84,8 @@ def _head(title: str, result: Result) -> str:
     said = (
         f"{episodes} episodes at seeds from {result['settings']['first_seed']} on, "
         f"{result['seconds']:.0f} seconds. 0% is the random policy, 100% the task's expert; "
-        "intervals cover 95%, by bootstrap over each task's episodes."
+        "intervals cover 95%, by bootstrap over each task's episodes; of a rate of success they "
+        "are Wilson's."
     )
     return f"<h1>{text(title)}</h1>\n<p class='dim'>{text(said)}</p>\n{cards(figures)}"
 

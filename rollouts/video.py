@@ -28,10 +28,10 @@ from gato.rollouts.runner import Played
 
 FRAMES = 60
 """Most pictures in a clip: a software renderer draws about ten a second."""
-RATE = 10
-"""Pictures shown per second."""
+RATES = (6, 20)
+"""Pictures shown per second, at least and at most; between them, a clip runs in real time."""
 FASTEST = 4
-"""Times real time at most; where that does not reach its end, an episode is cut."""
+"""Times real time at most; an episode that would take longer is cut."""
 LARGEST = 256
 """Pixels of a side; larger pictures are shrunk by a whole number."""
 
@@ -117,13 +117,14 @@ def clip(played: Played) -> Clip:
     except Exception as error:
         return replace(empty, fault=str(error))
     try:
-        stride = _stride(len(played.actions), registry.spec(task).control_hz)
+        hz = registry.spec(task).control_hz
+        stride, rate = _pace(len(played.actions), hz)
         frames, total = _drawn(env, played, stride)
         steps = min(len(played.actions), (len(frames) - 1) * stride)
-        speed = RATE * stride / registry.spec(task).control_hz
+        speed = rate * stride / hz
         whole = steps + stride > len(played.actions)
         same = not whole or played.error is not None or np.isclose(total, played.score)
-        webm, width, height = encode(frames)
+        webm, width, height = encode(frames, rate)
     except Exception as error:
         drawn_by_mujoco = "mujoco" in registry.packages(task.split("/")[0])
         reason = explain(error) if drawn_by_mujoco and _of_graphics(error) else error
@@ -146,10 +147,12 @@ def _of_graphics(error: Exception) -> bool:
     return any(w in words for w in ("gl", "render", "context", "display", "mjr", "framebuffer"))
 
 
-def _stride(steps: int, control_hz: float) -> int:
-    """Return how many steps lie between pictures."""
-    real_time = max(1, round(control_hz / RATE))
-    return max(1, min(-(-steps // FRAMES), FASTEST * real_time))
+def _pace(steps: int, control_hz: float) -> tuple[int, int]:
+    """Return how many steps lie between pictures, and how many pictures make a second."""
+    least, most = RATES
+    fastest = max(1, round(FASTEST * control_hz / least))
+    stride = max(1, min(-(-steps // FRAMES), fastest))
+    return stride, min(max(round(control_hz / stride), least), most)
 
 
 def _drawn(env: gym.Env, played: Played, stride: int) -> tuple[list[np.ndarray], float]:
@@ -189,7 +192,7 @@ def _draw(env: gym.Env, task: str) -> np.ndarray:
     return blocks.round().astype(np.uint8)
 
 
-def encode(frames: Sequence[np.ndarray], rate: int = RATE) -> tuple[bytes, int, int]:
+def encode(frames: Sequence[np.ndarray], rate: int) -> tuple[bytes, int, int]:
     """Return a WebM file (VP9) of uint8 (H, W, 3) pictures of even sides, its width and height."""
     import av
 

@@ -157,10 +157,10 @@ class Follows(Knows):
 
 
 def test_a_clip_is_short_whatever_the_episode(suite) -> None:
-    assert video._stride(500, 80.0) == 9  # Meta-World: all of it, about real time
-    assert video._stride(64, 1.0) == 2
-    assert video._stride(27_000, 15.0) == 8  # a game: its first steps, at most FASTEST
-    assert video._stride(1, 15.0) == 1
+    assert video._pace(500, 80.0) == (9, 9)  # Meta-World: all of it, in real time
+    assert video._pace(64, 1.0) == (1, 6)  # turn by turn: FRAMES of them
+    assert video._pace(27_000, 15.0) == (10, 6)  # a game: its first steps, FASTEST
+    assert video._pace(1, 80.0) == (1, 20)
     suite.make = Drawn
     job = Job(TASKS[0], 5)
     short = clip(Played(job, score=99.0, length=8, actions=[np.int64(0)] * 8))
