@@ -16,7 +16,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gato.envs.cameras import MuJoCoPictures
+from gato.envs.cameras import MuJoCoPictures, Rendered
 from gato.envs.episode import TaskSpec, require_kind
 from gato.envs.experts.dm_control_rewards import PLANS
 from gato.envs.experts.mujoco_planner import MujocoPlanner
@@ -185,11 +185,12 @@ def _action_space(domain: str, actions: int) -> spaces.Box:
     return spaces.Box(-bound, bound, (actions,), np.float32)
 
 
-class DMControlEnv(gym.Env):
+class DMControlEnv(Rendered, gym.Env):
     """One task; `dm` is the suite's environment, `model` and `data` are MuJoCo's own."""
 
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
     render_mode = "rgb_array"
+    render_camera = "0"
 
     def __init__(self, dm: Any, spec: TaskSpec) -> None:
         self.dm = dm
@@ -215,7 +216,10 @@ class DMControlEnv(gym.Env):
         super().reset(seed=seed)
         if seed is not None:
             self.dm.task.random.seed(seed)
-        return self._observe(self.dm.reset()), {}
+        observation = self._observe(self.dm.reset())
+        if self._film is not None:
+            self._film.reset()
+        return observation, {}
 
     def step(
         self, action: np.ndarray
@@ -225,12 +229,9 @@ class DMControlEnv(gym.Env):
         ended = now.last()
         return self._observe(now), float(now.reward), ended and now.discount == 0.0, False, {}
 
-    def render(self) -> np.ndarray:
-        """Return a picture from the first camera, uint8 RGB."""
-        return self.dm.physics.render(height=240, width=320, camera_id=0)
-
     def close(self) -> None:
         """Let go of the simulator."""
+        super().close()
         self.dm.close()
 
     def _observe(self, now: Any) -> dict[str, np.ndarray]:

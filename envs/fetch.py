@@ -19,7 +19,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gato.envs.cameras import MuJoCoPictures
+from gato.envs.cameras import MuJoCoPictures, Rendered
 from gato.envs.episode import TaskSpec, require_kind
 from gato.envs.graphics import load_mujoco
 
@@ -87,7 +87,7 @@ def _observation_space(observed: int) -> spaces.Dict:
     )
 
 
-class FetchEnv(gym.Wrapper):
+class FetchEnv(Rendered, gym.Wrapper):
     """A task in float32 whose goal is also drawn where it is."""
 
     def __init__(self, base: gym.Env, spec: TaskSpec) -> None:

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gato.envs.cameras import MuJoCoPictures
+from gato.envs.cameras import MuJoCoPictures, Rendered
 from gato.envs.episode import TaskSpec, require_kind
 from gato.envs.graphics import load_mujoco
 
@@ -103,7 +103,7 @@ def make(spec: TaskSpec) -> gym.Env:
     load_mujoco()
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    base = ALL_V3_ENVIRONMENTS[spec.id.split("/")[1]](render_mode="rgb_array", camera_name="corner")
+    base = ALL_V3_ENVIRONMENTS[spec.id.split("/")[1]](render_mode="rgb_array")
     base._partially_observable = False
     base._freeze_rand_vec = False  # objects and goal are drawn anew at each reset ...
     base.seeded_rand_vec = True  # ... from the environment's own generator
@@ -128,8 +128,10 @@ def _observation_space() -> spaces.Box:
     return spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
 
 
-class MetaWorldEnv(gym.Wrapper):
+class MetaWorldEnv(Rendered, gym.Wrapper):
     """A seeded Meta-World environment in float32 that terminates at success."""
+
+    render_camera = "corner2"
 
     def __init__(self, base: gym.Env, spec: TaskSpec) -> None:
         super().__init__(base)

@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from gato.envs.cameras import MuJoCoPictures
+from gato.envs.cameras import FREE, MuJoCoPictures, Rendered
 from gato.envs.episode import TaskSpec, require_kind
 from gato.envs.graphics import load_mujoco
 
@@ -70,13 +70,14 @@ def expert(spec: TaskSpec, kind: str) -> Any:
     require_kind(spec, kind)
 
 
-class MuJoCoEnv(gym.Wrapper):
+class MuJoCoEnv(Rendered, gym.Wrapper):
     """A task in float32."""
 
     def __init__(self, base: gym.Env, spec: TaskSpec) -> None:
         super().__init__(base)
         self.observation_space = spec.observation_space
         self.action_space = spec.action_space
+        self.render_camera = "track" if base.model.ncam else FREE  # what walks, walks away
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

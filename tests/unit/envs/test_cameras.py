@@ -166,6 +166,23 @@ def test_cameras_that_hang_upside_down_are_turned() -> None:
     assert red[:40].sum() > red[40:].sum()
 
 
+@pytest.mark.sim
+@pytest.mark.parametrize(
+    "task_id",
+    ["metaworld/push-v3", "mujoco/Ant-v5", "fetch/FetchPush-v4", "dm_control/quadruped-escape"],
+)
+def test_render_shows_what_is_there(task_id: str) -> None:
+    """Not what was there before, which is what is drawn where the ground is not loaded anew."""
+    env, fresh = registry.make(task_id, seed=0), registry.make(task_id, seed=1)
+    first = env.render().copy()
+    assert first.shape == (240, 320, 3)
+    env.reset(seed=1)
+    assert (env.render() != first).any()
+    np.testing.assert_array_equal(env.render(), fresh.render())
+    env.close()
+    fresh.close()
+
+
 def _python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {
         k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MUJOCO_GL", "WAYLAND_DISPLAY")
