@@ -118,6 +118,44 @@ def test_a_failed_episode_is_told_and_the_sweep_goes_on(
     assert TASK not in references.references()
 
 
+DYING = """
+import os
+import gymnasium as gym
+import numpy as np
+
+class Dies(gym.Env):
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        marks = os.environ["DYING_MARKS"]
+        if self.seed % 4 == 1 or (self.seed % 4 == 2 and not os.listdir(marks)):
+            open(os.path.join(marks, str(self.seed)), "w").close()
+            os._exit(3)
+        return np.zeros(1, np.float32), 1.0, True, False, {}
+
+gym.register("Dies-v0", entry_point=Dies)
+"""
+
+
+def test_an_episode_whose_worker_dies_is_played_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dying_worlds.py").write_text(DYING)
+    (tmp_path / "marks").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("DYING_MARKS", str(tmp_path / "marks"))
+    task = "gym/dying_worlds:Dies-v0"
+    (always,) = score_all([(task, "random")], 4, workers=2)
+    assert [bool(e.error) for e in always.episodes] == [False, True, False, False]
+    assert "twice, its worker process ended, exit code 3" in always.failed[0].error
+    assert [e.score for e in always.episodes] == [1.0, 0.0, 1.0, 1.0]
+
+
 def test_patterns_leave_out_tasks_without_an_expert_and_say_so(
     capsys: pytest.CaptureFixture,
 ) -> None:
