@@ -56,6 +56,7 @@ def collect(
     noise: float = 0.0,
     workers: int = 2,
     min_fraction: float = 0.8,
+    timeout: float | None = 600.0,
     progress: Progress | None = None,
 ) -> dict[str, Path]:
     """Fill one store per task under ``out/<suite>/<name>`` and return their folders.
@@ -74,6 +75,8 @@ def collect(
         workers: processes; with 1 the work is done in this one.
         min_fraction: episodes below this part of the way from the random to the expert score are
             dropped; where the task measures success, those without it are.
+        timeout: seconds that one step or reset may take before its worker process is ended, which
+            is a death like any other. In this process (`workers` 1) nothing ends it.
         progress: see `Progress`.
 
     Raises:
@@ -100,7 +103,7 @@ def collect(
             )
             stack.callback(writer.close)  # what an interrupted run has collected is kept
             plans.append(_Plan(spec, writer, episodes, seed * ATTEMPTS, min_fraction))
-        pool = Pool(workers, player)
+        pool = Pool(workers, player, timeout=timeout)
         stack.callback(pool.close)
         _run(plans, pool, expert, noise, progress)
     return folders

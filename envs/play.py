@@ -7,6 +7,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -23,8 +24,25 @@ WORLDS = 8
 _worlds: dict[tuple[str, str], tuple[gym.Env, registry.Expert]] = {}
 
 
-def play(env: gym.Env, expert: registry.Expert, spec: TaskSpec, seed: int, noise: float) -> Episode:
-    """Return the episode that `expert` plays after ``env.reset(seed=seed)``."""
+Tick = Callable[[], None]
+
+
+def _silent() -> None:
+    """Tell nobody."""
+
+
+def play(
+    env: gym.Env,
+    expert: registry.Expert,
+    spec: TaskSpec,
+    seed: int,
+    noise: float,
+    tick: Tick = _silent,
+) -> Episode:
+    """Return the episode that `expert` plays after ``env.reset(seed=seed)``.
+
+    `tick` is called after each step: so long as it is, nothing hangs.
+    """
     rng = np.random.default_rng([seed, 0xDA27])  # apart from the environment's own stream
     observation, _ = env.reset(seed=seed)
     expert.reset(env, seed)
@@ -37,6 +55,7 @@ def play(env: gym.Env, expert: registry.Expert, spec: TaskSpec, seed: int, noise
         else:
             action = _as_logged(spec.action_space, clean)
         observation, reward, terminated, truncated, info = env.step(action)
+        tick()
         observations.append(observation)
         actions.append(action)
         targets.append(clean)
@@ -83,23 +102,25 @@ class Failed:
     """The traceback."""
 
 
-def player(tick: Callable[[], None]) -> Callable[[Attempts], list[Episode | Failed]]:
+def player(tick: Tick) -> Callable[[Attempts], list[Episode | Failed]]:
     """Return what plays attempts in a worker process, each time for about `REPORT_SECONDS`."""
-    return _play_some
+    return partial(_play_some, tick)
 
 
-def _play_some(wanted: Attempts) -> list[Episode | Failed]:
+def _play_some(tick: Tick, wanted: Attempts) -> list[Episode | Failed]:
     """Return the first attempts of those wanted, at least one."""
     until = time.monotonic() + (0.0 if wanted.one_by_one else REPORT_SECONDS)
     done: list[Episode | Failed] = []
     for k in range(wanted.count):
-        done.append(attempt(wanted.task, wanted.expert, wanted.first + k, wanted.noise))
+        done.append(attempt(wanted.task, wanted.expert, wanted.first + k, wanted.noise, tick))
         if time.monotonic() >= until:
             break
     return done
 
 
-def attempt(task_id: str, kind: str, seed: int, noise: float) -> Episode | Failed:
+def attempt(
+    task_id: str, kind: str, seed: int, noise: float, tick: Tick = _silent
+) -> Episode | Failed:
     """Return the episode of one seed, checked; or why there is none.
 
     Raises:
@@ -108,7 +129,7 @@ def attempt(task_id: str, kind: str, seed: int, noise: float) -> Episode | Faile
     env, expert = _world(task_id, kind)
     spec = registry.spec(task_id)
     try:
-        episode = play(env, expert, spec, seed, noise)
+        episode = play(env, expert, spec, seed, noise, tick)
         check_episode(episode, spec)
     except Exception as error:  # whatever a simulator raises; what was kept before is not lost
         close_worlds()  # it may not be fit for another

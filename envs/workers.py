@@ -10,6 +10,7 @@ asked is lost, and told. Handlers tick as they go, so that it is known how far a
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import signal
@@ -78,7 +79,10 @@ class Pool:
             make: see `Make`.
             timeout: seconds without a tick or an answer after which a worker counts as hung.
         """
-        self.count, self._make, self._timeout = count, make, timeout
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"expected a timeout of more than 0 seconds; got {timeout}.")
+        self.count, self._make = count, make
+        self._timeout = None if timeout == math.inf else timeout
         self._handler: Handler | None = None
         self._here: deque[Any] = deque()
         self._workers: list[_Worker | None] = [None] * count

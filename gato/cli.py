@@ -144,6 +144,13 @@ def _whole(least: int) -> Callable[[str], int]:
     return read
 
 
+def _workers(parser: Parser) -> None:
+    cores = os.cpu_count() or 1
+    parser.add_argument("--workers", type=int, default=cores, help="processes of simulators")
+    about = "that one step may take before its process is ended (600)"
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=about)
+
+
 def _json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -190,7 +197,7 @@ def _collect(p: Parser) -> None:
         "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"
     )
     p.add_argument("--noise", type=float, default=0.0, help="of the actions; targets stay clean")
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    _workers(p)
     p.add_argument("--min-fraction", type=float, default=0.8, help="of the expert's score, to keep")
     _import(p)
     _seed(p)
@@ -230,7 +237,7 @@ def _eval(p: Parser) -> None:
     p.add_argument("--episodes", type=int, default=20, help="per task")
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
     p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="simulators' processes")
+    _workers(p)
     _seed(p)
     _import(p)
     p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, or print it")

@@ -131,6 +131,7 @@ def collect(chosen: Arguments) -> None:
             noise=chosen.noise,
             workers=chosen.workers,
             min_fraction=chosen.min_fraction,
+            timeout=chosen.timeout,
             progress=progress,
         )
     for folder in folders.values():

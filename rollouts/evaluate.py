@@ -51,6 +51,7 @@ def evaluate(
     prompt_steps: int = 1,
     max_batch: int = 20,
     threads: int | None = None,
+    timeout: float | None = 600.0,
     progress: Progress | None = None,
     recorder: Recorder | None = None,
 ) -> dict[str, Any]:
@@ -67,6 +68,7 @@ def evaluate(
         prompt_steps: last steps of a demonstration that are shown.
         max_batch: most rows decoded at once.
         threads: of the model in this process; by default one per core that no worker has.
+        timeout: seconds that one step may take before its worker process is ended.
         progress: see `Progress`.
         recorder: is given the episodes that it makes videos of.
 
@@ -93,6 +95,7 @@ def evaluate(
             workers=workers,
             max_batch=max_batch,
             seed=seed,
+            timeout=timeout,
             on_played=_counted(progress, episodes),
         )
     if recorder:

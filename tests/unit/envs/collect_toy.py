@@ -41,6 +41,7 @@ class Walk(toy.Walk):
         if self.seed_ == SETTINGS.get("dies_at") and not (marker and Path(marker).exists()):
             if marker:
                 Path(marker).touch()
+            time.sleep(SETTINGS.get("hangs", 0))
             os._exit(7)
         return super().step(action)
 

@@ -315,14 +315,23 @@ def test_killed_with_its_workers_it_goes_on(tmp_path: Path) -> None:
     assert tree(cut) == tree(tmp_path / "whole")
 
 
-def test_a_worker_that_dies_is_replaced_once(tmp_path: Path) -> None:
+def test_a_worker_that_dies_or_hangs_is_replaced_once(tmp_path: Path) -> None:
     commands = [
         drive(*gato_collect(tmp_path / "whole", 20, 1)),
         drive(*gato_collect(tmp_path / "once", 20, 2), dies_at=9, once=str(tmp_path / "died")),
         drive(*gato_collect(tmp_path / "always", 20, 2), dies_at=9),
+        drive(
+            *gato_collect(tmp_path / "hangs", 20, 2),
+            *("--timeout", 2),
+            dies_at=9,
+            once=str(tmp_path / "hung"),
+            hangs=60,
+        ),
     ]
     said = [command.communicate()[1] for command in commands]
-    assert [command.returncode for command in commands] == [0, 0, 1]
+    assert [command.returncode for command in commands] == [0, 0, 1, 0]
+    assert "nothing came of it in 2 s; playing these once more" in said[3]
+    assert tree(tmp_path / "hangs") == tree(tmp_path / "whole")
     assert (tmp_path / "died").exists()
     assert "worker process ended, exit code 7; playing these once more" in said[1]
     assert tree(tmp_path / "once") == tree(tmp_path / "whole")

@@ -113,6 +113,12 @@ def test_only_a_worker_that_does_nothing_is_hung(pool: Pool) -> None:
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+def test_a_timeout_is_some_time(timeout: float) -> None:
+    with pytest.raises(ValueError, match="more than 0 seconds"):
+        Pool(2, handler, timeout=timeout)
+
+
 def test_work_at_import_is_explained(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
