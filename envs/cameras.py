@@ -166,6 +166,8 @@ class BaseExpert:
 
     def __init__(self, expert: Any) -> None:
         self._expert = expert
+        if hasattr(expert, "settings"):
+            self.settings = expert.settings
 
     def reset(self, env: gym.Env, seed: int) -> None:
         """Start an episode."""

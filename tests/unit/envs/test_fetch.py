@@ -47,3 +47,10 @@ def test_trying_leaves_the_simulator_as_it_was(monkeypatch: pytest.MonkeyPatch) 
 def test_an_expert_that_a_task_does_not_have_is_refused() -> None:
     with pytest.raises(ValueError, match="scripted; got 'planner'"):
         registry.make_expert("fetch/FetchPush-v4", "planner")
+
+
+def test_cameras_do_not_hide_an_experts_settings() -> None:
+    plain, seen = (
+        registry.make_expert(f"fetch/FetchSlide-v4{options}") for options in ("", "?size=32x32")
+    )
+    assert plain.settings == seen.settings
