@@ -27,6 +27,7 @@ def evaluate(chosen: Arguments) -> int:
         _check_writable(option, getattr(chosen, option))
     if chosen.video is not None:
         require_video()
+        chosen.video.mkdir(parents=True, exist_ok=True)
     if chosen.video_episodes < 1:
         raise ValueError(
             f"expected --video-episodes of at least 1 episode; got {chosen.video_episodes}"
@@ -44,6 +45,7 @@ def evaluate(chosen: Arguments) -> int:
             workers=chosen.workers,
             temperature=chosen.temperature,
             prompt_store=chosen.prompts,
+            timeout=chosen.timeout,
             recorder=recorder,
             progress=lambda task, played, wanted: bar.update(bars[task], completed=played),
         )
@@ -83,8 +85,13 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
 
 def _check_writable(option: str, path: str | Path | None) -> None:
     """Raise ValueError where a file could not be written: nobody waits an hour to learn that."""
-    if path not in (None, "-") and not os.access(Path(str(path)).parent, os.W_OK):
-        raise ValueError(f"expected --{option} in a folder that can be written; got {path}")
+    if path in (None, "-"):
+        return
+    file = Path(str(path))
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise ValueError(
+            f"expected --{option} as a file in a folder that can be written; got {path}"
+        )
 
 
 def _write(path: Path, text: str) -> None:

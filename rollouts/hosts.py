@@ -41,6 +41,8 @@ class Reply:
     success: bool | None = None
     error: str | None = None
     """The traceback where the environment raised; the episode is over."""
+    acted: Any = None
+    """What was done in place of `Acts`."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,9 @@ class Host:
 
     def _step(self, slot: Slot, action: Any) -> Reply:
         env = self._used[slot][1]
+        acted = None
         if isinstance(action, Acts):
-            action = self._asked(slot, action.kind)
+            action = acted = self._asked(slot, action.kind)
         observation, reward, terminated, truncated, info = env.step(action)
         require_finite(observation, "observation")
         require_finite(np.asarray(reward, float), "reward")
@@ -141,6 +144,7 @@ class Host:
             float(reward),
             bool(terminated or truncated),
             None if success is None else bool(success),
+            acted=acted,
         )
 
     def _asked(self, slot: Slot, kind: str) -> Any:

@@ -64,6 +64,7 @@ def _head(title: str, result: Result) -> str:
                 percent(found["expert_normalised_iqm"]),
                 _sure("interquartile mean of the tasks", found["ci95"]),
             ),
+            (percent(found["mean"]), _sure("mean of the tasks", found["mean_ci95"])),
             (percent(found["median"]), "median of the tasks"),
             (
                 f"{found['tasks_at_50_percent']} / {counted}",

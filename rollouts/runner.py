@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +119,8 @@ class _Group:
             played.length += stepped and reply.error is None
             played.score += reply.reward
             played.error = reply.error
+            if reply.acted is not None and played.actions:
+                played.actions[-1] = deepcopy(reply.acted)
             if stepped or reply.ended:
                 played.success = reply.success
         self.awaited -= 1
@@ -163,7 +166,7 @@ class _Group:
         for i in np.flatnonzero(active).tolist():
             commands.append((self.rows[i], ("step", self.rows[i].slot, actions[i])))
             if self.rows[i].played.job.logged:
-                self.rows[i].played.actions.append(actions[i])
+                self.rows[i].played.actions.append(deepcopy(actions[i]))
         if idle:
             kept = [i for i in range(len(self.rows)) if i not in idle]
             self.rows = [self.rows[i] for i in kept]

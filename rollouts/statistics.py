@@ -194,14 +194,15 @@ def summary(tasks: Mapping[str, Task], seed: int = 0) -> dict[str, Any]:
 
     ``expert_normalised_iqm`` is the interquartile mean of the tasks' mean scores, with its
     interval ``ci95``; ``episodes_iqm``, with ``episodes_iqm_ci95``, the one the literature quotes:
-    of all episodes of all tasks in one pool. ``human`` holds the latter and the median of the
-    tasks' means, against people, over the tasks that have a human score.
+    of all episodes of all tasks in one pool. The middle half of ones and zeros is far from their
+    mean, so where tasks are measured by success, ``mean`` with ``mean_ci95`` says more. ``human``
+    holds the pooled mean and the median of the tasks, against people, over the tasks that have a
+    human score.
     """
     reasons = {name: excluded(task) for name, task in tasks.items()}
     known = [task for name, task in tasks.items() if reasons[name] is None]
-    empty = dict.fromkeys(
-        ("expert_normalised_iqm", "ci95", "episodes_iqm", "episodes_iqm_ci95", "mean", "median")
-    )
+    named = ("expert_normalised_iqm", "ci95", "episodes_iqm", "episodes_iqm_ci95", "mean")
+    empty = dict.fromkeys((*named, "mean_ci95", "median"))
     result: dict[str, Any] = {
         **empty,
         "tasks_at_50_percent": 0,
@@ -221,6 +222,7 @@ def summary(tasks: Mapping[str, Task], seed: int = 0) -> dict[str, Any]:
         "episodes_iqm": drawn.trimmed,
         "episodes_iqm_ci95": percentiles(drawn.drawn_trimmed),
         "mean": float(drawn.means.mean()),
+        "mean_ci95": percentiles(drawn.drawn_means.mean(1)),
         "median": float(np.median(drawn.means)),
         "tasks_at_50_percent": int((drawn.means >= 0.5).sum()),
         "tasks_at_100_percent": int((drawn.means >= 1.0).sum()),

@@ -23,7 +23,7 @@ from gato.envs import registry
 from gato.envs.files import write_atomically
 from gato.envs.graphics import explain
 from gato.envs.workers import Pool, WorkerDiedError
-from gato.rollouts.players import Acts, make_actor
+from gato.rollouts.players import Acts
 from gato.rollouts.runner import Played
 
 FRAMES = 60
@@ -157,16 +157,13 @@ def _pace(steps: int, control_hz: float) -> tuple[int, int]:
 
 def _drawn(env: gym.Env, played: Played, stride: int) -> tuple[list[np.ndarray], float]:
     """Return pictures of an episode every `stride` steps and at its end, and its return."""
-    observation, _ = env.reset(seed=played.job.seed)
-    frames, total, actor = [_draw(env, played.job.task)], 0.0, None
+    env.reset(seed=played.job.seed)
+    frames, total = [_draw(env, played.job.task)], 0.0
     for step, action in enumerate(played.actions, 1):
         if isinstance(action, Acts):
-            if actor is None:
-                actor = make_actor(played.job.task, action.kind)
-                actor.reset(env, played.job.seed)
-            action = actor.act(env, observation)
+            break  # an expert that raised has decided nothing
         try:
-            observation, reward, terminated, truncated, _ = env.step(action)
+            _, reward, terminated, truncated, _ = env.step(action)
         except Exception:
             if played.error is None:
                 raise

@@ -173,7 +173,10 @@ def test_the_command_goes_on_after_a_failure_and_says_so(suite, tmp_path, capsys
     [
         (["expert"], "expected --tasks for 'expert'"),
         (["expert", "--tasks", "made/count-v0", "--temperature", "1"], "is no model"),
-        (["random", "--tasks", "made/count-v0", "--report", "/nowhere/a.html"], "--report in a"),
+        (
+            ["random", "--tasks", "made/count-v0", "--report", "/nowhere/a.html"],
+            "--report as a file in a",
+        ),
         (["random", "--tasks", "made/cuont-v0"], "made/count-v0"),
         (["random", "--tasks", "made/count-v0", "--video-episodes", "0"], "1 episode"),
     ],

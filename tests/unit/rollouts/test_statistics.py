@@ -86,6 +86,8 @@ def test_the_intervals_are_those_of_scipys_stratified_bootstrap(tasks) -> None:
     assert close(found["episodes_iqm_ci95"], pooled)
     of_means = reference(tasks, lambda *x: interquartile_mean(np.array([[a.mean() for a in x]]))[0])
     assert close(found["ci95"], of_means)
+    plain = reference(tasks, lambda *x: np.mean([a.mean() for a in x]))
+    assert close(found["mean_ci95"], plain)
     at_half = reference(tasks, lambda *x: np.mean([a.mean() >= 0.5 for a in x]))
     i = found["thresholds"]["of_expert"].index(0.5)
     assert (found["thresholds"]["low"][i], found["thresholds"]["high"][i]) == pytest.approx(at_half)
