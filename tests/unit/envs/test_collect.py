@@ -22,7 +22,7 @@ from gato.envs import play as playing
 from gato.envs.collect import collect
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.envs.score import score
-from gato.envs.store import EpisodeStore
+from gato.envs.store import EpisodeStore, EpisodeWriter
 
 TASK = "toy/walk-v0"
 
@@ -261,6 +261,41 @@ def test_noise_is_refused_where_it_means_nothing(
     monkeypatch.setattr(sys.modules["gato.envs.toy"], "specs", lambda: {TASK: said})
     with pytest.raises(ValueError, match=r"noise is 0\.1; got Text"):
         collect([TASK], 1, tmp_path, noise=0.1)
+
+
+def test_attempts_are_dealt_so_that_no_worker_waits(tmp_path: Path, toy: ModuleType) -> None:
+    """Each worker has a task of its own, then helps; what would leave it idle is spare."""
+    plans = [
+        collecting._Plan(toy.SPEC, EpisodeWriter(tmp_path / str(k), toy.SPEC), 40, 0, 0.8)
+        for k in range(2)
+    ]
+    shares: dict[int, collecting._Share] = {}
+    last: dict[int, collecting._Plan] = {}
+    dealt: dict[int, list[int]] = {id(plan): [] for plan in plans}
+
+    def deal(worker: int) -> collecting._Share | None:
+        shares.pop(worker, None)
+        share = collecting._deal(plans, shares, last, worker)
+        if share is not None:
+            shares[worker], last[worker] = share, share.plan
+            dealt[id(share.plan)] += range(share.first, share.stop)
+        return share
+
+    first = [deal(0), deal(1)]
+    assert [share.plan for share in first] == plans
+    assert deal(0).plan is plans[0]
+    while plans[0].open:
+        assert deal(0).plan is plans[0]
+    helping = deal(0)
+    assert helping.plan is plans[1]
+    assert helping.stop - helping.first < first[1].stop - first[1].first  # ever smaller shares
+    while plans[1].open:
+        deal(1)
+    assert all(seeds == list(range(40)) for seeds in dealt.values())
+    spare = [deal(k % 2) for k in range(4 * collecting.SPARE)]
+    assert all(share.stop - share.first == 1 for share in spare)
+    assert deal(0) is None
+    assert all(len(seeds) == len(set(seeds)) for seeds in dealt.values())
 
 
 # ---- processes that are killed ---------------------------------------------------------------
