@@ -108,6 +108,7 @@ def train(
         ValueError: for a task that cannot be learned here, a bad setting, a folder of another
             training, or where Stable-Baselines3 is not installed.
     """
+    began = time.monotonic()
     _require_library()
     spec, out = registry.spec(task_id), Path(out)
     interface = Interface(spec)
@@ -135,7 +136,7 @@ def train(
         shutil.rmtree(out / "training", ignore_errors=True)
     (out / "training").mkdir(parents=True, exist_ok=True)
     with _one_thread():
-        run = _Run(spec, out, counters, saved)
+        run = _Run(spec, out, counters, saved, began)
         try:
             run.go(minutes, steps, until, progress)
         finally:
@@ -146,8 +147,10 @@ def train(
 class _Run:
     """A model, the worlds it learns in, and one it is tried in."""
 
-    def __init__(self, spec: TaskSpec, out: Path, counters: Counters, saved: Path | None) -> None:
-        self._spec, self._out, self._counters = spec, out, counters
+    def __init__(
+        self, spec: TaskSpec, out: Path, counters: Counters, saved: Path | None, began: float
+    ) -> None:
+        self._spec, self._out, self._counters, self._began = spec, out, counters, began
         self._worlds = _worlds(spec, counters)
         self._model = _model(self._worlds, counters)
         self._try_out = registry.make(spec.id)
@@ -178,12 +181,11 @@ class _Run:
         rate = self._model.learning_rate
         falls = done.settings["algorithm"] == "ppo"
         self._model.lr_schedule = lambda _: rate * max(1 - fraction(done), 0.05) if falls else rate
-        began, before = time.monotonic(), done.minutes
-        saved, pause = began, SAVE_SECONDS
+        before, saved, pause = done.minutes, time.monotonic(), SAVE_SECONDS
         while fraction(done) < 1 and not enough():
             self._model.learn(ROLLOUT * done.settings["envs"], reset_num_timesteps=False)
             done.steps, done.updates = self._model.num_timesteps, self._model._n_updates
-            done.minutes = before + (time.monotonic() - began) / 60
+            done.minutes = before + (time.monotonic() - self._began) / 60
             last = fraction(done.checks[-1]) if done.checks else 0.0
             checked = fraction(done) - last >= 1 / CHECKS or fraction(done) >= 1
             if checked:
