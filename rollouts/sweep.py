@@ -43,7 +43,7 @@ TEXT_PIECES = 320
 """The 256 bytes and a few pieces: any text is written, none is written well."""
 
 
-class Broken(Exception):
+class FaultError(Exception):
     """A task does not keep a promise; the message says which."""
 
 
@@ -124,7 +124,7 @@ def check(task_id: str) -> Row:
     start, fault, detail = time.monotonic(), "", ""
     try:
         _check(registry.spec(task_id))
-    except Broken as error:
+    except FaultError as error:
         fault = str(error)
     except Exception as error:  # whatever a simulator raises is its row's fault, not the sweep's
         fault = f"{type(error).__name__}: {' '.join(str(error).split())}"
@@ -160,7 +160,7 @@ class Watched(gym.Wrapper):
         for role in ("observation_space", "action_space"):
             ours, theirs = getattr(spec, role), getattr(env, role)
             if ours != theirs:
-                raise Broken(f"{role} is {theirs} and not its spec's {ours}")
+                raise FaultError(f"{role} is {theirs} and not its spec's {ours}")
         self._kept: list[tuple[Any, Any]] = []
 
     def reset(self, **options: Any) -> tuple[Any, dict[str, Any]]:
@@ -175,21 +175,21 @@ class Watched(gym.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._keep(observation, "step")
         if not _equal(action, before):
-            raise Broken(f"a step changes its action, from {before} to {action}")
+            raise FaultError(f"a step changes its action, from {before} to {action}")
         if not np.isscalar(reward) or not np.isfinite(reward):
-            raise Broken(f"the reward is {reward!r}")
+            raise FaultError(f"the reward is {reward!r}")
         return observation, float(reward), terminated, truncated, info
 
     def require_unchanged(self) -> None:
         """Raise where an observation is no longer what it was when it was returned."""
         for k, (returned, copy) in enumerate(self._kept):
             if not _equal(returned, copy):
-                raise Broken(f"observation {k} changes after it was returned")
+                raise FaultError(f"observation {k} changes after it was returned")
 
     def _keep(self, observation: Any, when: str) -> None:
         space = self.observation_space
         if not space.contains(observation):
-            raise Broken(
+            raise FaultError(
                 f"an observation of {when} is outside its space: {_outside(space, observation)}"
             )
         self._kept.append((observation, deepcopy(observation)))
@@ -217,7 +217,7 @@ def _require_same(first: Episode, second: Episode, when: str) -> None:
     a, b = _columns(first), _columns(second)
     for name in a:
         if not _equal(a[name], b[name]):
-            raise Broken(f"seed {first.seed} gives other {name} {when}")
+            raise FaultError(f"seed {first.seed} gives other {name} {when}")
 
 
 def _columns(episode: Episode) -> dict[str, Any]:
@@ -239,8 +239,8 @@ def decoded_actions(episode: Episode, spec: TaskSpec) -> list[Any]:
     """Return the actions of an episode as read back from its tokens.
 
     Raises:
-        Broken: where one is outside its space or not what was written: within half a bin for real
-            numbers, exactly else.
+        FaultError: where one is outside its space or not what was written: within half a bin for
+            real numbers, exactly else.
     """
     serializer = Serializer(
         CodecOptions(observations="scalar", scales="mu_law"), {"text": {MODEL_FILE: _text_model()}}
@@ -255,12 +255,12 @@ def decoded_actions(episode: Episode, spec: TaskSpec) -> list[Any]:
             grammar.push(int(token))
         action = grammar.value()
         if not spec.action_space.contains(action):
-            raise Broken(f"the tokens of action {t} read back as {action}, outside its space")
+            raise FaultError(f"the tokens of action {t} read back as {action}, outside its space")
         flat = flatten_value(spec.action_space, action, "action")
         for path, leaf in flatten_space(spec.action_space, "action").items():
             executed = episode.actions[path][t]
             if not _near(leaf, flat[path], executed):
-                raise Broken(f"action {t}, {path!r}: {executed} reads back as {flat[path]}")
+                raise FaultError(f"action {t}, {path!r}: {executed} reads back as {flat[path]}")
         decoded.append(action)
     return decoded
 

@@ -188,20 +188,20 @@ def test_actions_that_read_back_otherwise_are_found(monkeypatch: pytest.MonkeyPa
     decoded = sweep.decoded_actions(episode, spec)
     assert np.abs(np.array(decoded) - force).max() <= 4 / 1024 / 2 + 1e-6
     monkeypatch.setattr(sweep, "BINS", 1 << 16)
-    with pytest.raises(sweep.Broken, match=r"action 0, 'action': \[0.123\] reads back as"):
+    with pytest.raises(sweep.FaultError, match=r"action 0, 'action': \[0.123\] reads back as"):
         sweep.decoded_actions(episode, spec)
 
 
 def test_worker_processes_know_the_users_worlds_and_may_die(
     worlds: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    names = ["gym/Dies-v0", "gym/Walk-v0"]
+    names = ["gym/Walk-v0", "gym/Dies-v0"]
     code = main(["tasks", *names, "--check", "--json", "--workers", "1", "--import", worlds])
     assert code == 1
     told = json.loads(capfd.readouterr().out)
     assert [(row["id"], row["ok"], row.get("fault")) for row in told["tasks"]] == [
-        ("gym/my_worlds:Dies-v0", False, "worker process ended, exit code 7"),
         ("gym/my_worlds:Walk-v0", True, None),
+        ("gym/my_worlds:Dies-v0", False, "worker process ended, exit code 7"),
     ]
     counts = told["suites"]["gym"]
     assert (counts["ok"], counts["failed"]) == (1, 1)
