@@ -181,9 +181,9 @@ class BaseExpert:
 class MuJoCoPictures:
     """Draws what cameras of a MuJoCo model see.
 
-    Without shadows and reflections, which cost a CPU four fifths of the time: Meta-World at 64 x 64
-    takes 38 ms instead of 188. Cameras that hang upside down, as most of Meta-World's do, have
-    their picture turned. What is drawn is a copy of the state, so that the episode stays as it is.
+    Without shadows and reflections, which take a CPU four fifths of the time (Meta-World, 64 x 64).
+    Cameras that hang upside down, as most of Meta-World's do, have their picture turned. What is
+    drawn is a copy of the state, so that the episode stays as it is.
     """
 
     def __init__(self, env: gym.Env, view: View) -> None:
