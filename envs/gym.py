@@ -27,6 +27,8 @@ DEFAULT_MAX_STEPS = 1000
 
 _modules: dict[str, str] = {}
 """The modules given to `import_module`, by the ids that they register."""
+_found: dict[str, tuple[Any, TaskSpec]] = {}
+"""Specs by the name asked for, each with its registration: finding one starts the environment."""
 
 
 def specs() -> dict[str, TaskSpec]:
@@ -53,11 +55,12 @@ def import_module(name: str) -> list[str]:
             f"gymnasium.register(id=..., entry_point=...) in it."
         )
     _modules.update(dict.fromkeys(new, name))
+    _found.clear()  # ids from now on name the module
     return [f"{SUITE}/{name}:{i}" for i in new]
 
 
 def find(task_id: str) -> TaskSpec | None:
-    """Return the spec of ``gym/<registered id>``, which starts the environment once.
+    """Return the spec of ``gym/<registered id>``, which starts the environment the first time.
 
     The id of the spec names the module that registers the environment, where it is one of ours.
 
@@ -68,10 +71,13 @@ def find(task_id: str) -> TaskSpec | None:
     name = task_id.removeprefix(f"{SUITE}/")
     registered = _registered(name)
     module = _modules.get(name)
+    known, spec = _found.get(name, (None, None))
+    if known is registered:
+        return spec
     env = _make(name)
     try:
         space_to_json(env.observation_space), space_to_json(env.action_space)
-        return TaskSpec(
+        spec = TaskSpec(
             id=f"{SUITE}/{module}:{name}" if module else task_id,
             observation_space=env.observation_space,
             action_space=env.action_space,
@@ -80,6 +86,8 @@ def find(task_id: str) -> TaskSpec | None:
         )
     finally:
         env.close()
+    _found[name] = registered, spec
+    return spec
 
 
 def make(spec: TaskSpec) -> gymnasium.Env:

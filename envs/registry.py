@@ -112,7 +112,7 @@ def make(task_id: str, seed: int | None = None) -> gym.Env:
     module = _suite(task.suite)
     base_id, options = cameras.split(task_id)
     try:
-        env = module.make(spec(base_id))
+        env = module.make(spec(base_id) if options else task)
     except ImportError as error:
         raise _missing(task, module, error) from error
     if options:

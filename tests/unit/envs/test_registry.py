@@ -84,6 +84,26 @@ def test_any_gymnasium_environment_is_a_task() -> None:
     assert env.action_space.sample() == again.action_space.sample()
 
 
+def test_an_environment_is_started_once_to_find_its_spec() -> None:
+    class Simple(gym.Env):
+        observation_space = gym.spaces.Discrete(2)
+        action_space = gym.spaces.Discrete(2)
+        started = 0
+        metadata = {"render_modes": []}  # noqa: RUF012
+
+        def __init__(self) -> None:
+            Simple.started += 1
+
+    try:
+        for limit in (5, 6):  # registered anew, it is another task
+            gym.register("Simple-v0", Simple, max_episode_steps=limit)
+            assert [registry.spec("gym/Simple-v0").max_steps for _ in range(3)] == [limit] * 3
+            del gym.registry["Simple-v0"]
+        assert Simple.started == 2
+    finally:
+        gym.registry.pop("Simple-v0", None)
+
+
 def test_unsupported_spaces_are_refused() -> None:
     class Odd(gym.Env):
         observation_space = gym.spaces.Sequence(gym.spaces.Discrete(2))
