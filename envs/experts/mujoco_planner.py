@@ -45,8 +45,13 @@ class Plan:
     """Points of the random curve that disturbs a copy; between them it is straight."""
     spread: float = 0.5
     """Largest standard deviation of a knot, as a part of half the action range."""
-    final: float = 0.0
-    """Weight of the last step's value beyond its own: stands for the time after the horizon."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.replan <= self.horizon:
+            raise ValueError(
+                f"expected to execute between 1 and all {self.horizon} steps of a plan; "
+                f"got replan = {self.replan}."
+            )
 
 
 class MujocoPlanner:
@@ -73,7 +78,6 @@ class MujocoPlanner:
         self._rng = np.random.default_rng([seed, 0x9A7])
         self._simulator = Simulator(world.model, world.frame_skip, self._threads)
         self._actions = np.zeros((self._plan.horizon, *self._space.shape), np.float32)
-        self._states = np.zeros((0, 0))
         self._executed = self._left = 0
 
     def act(self, env: gym.Env, observation: Any) -> np.ndarray:
@@ -101,8 +105,7 @@ class MujocoPlanner:
         for turn in range(rounds):
             candidates = self._sample(centre, plan.spread / 2**turn)
             futures = self._simulator.rollouts(state, warmstart, candidates)
-            value = plan.value(futures)
-            score = np.nan_to_num(value.sum(axis=1) + plan.final * value[:, -1], nan=-np.inf)
+            score = np.nan_to_num(plan.value(futures).sum(axis=1), nan=-np.inf)
             order = score.argsort()
             centre = candidates[order[-plan.elites :]].mean(axis=0)
             if turn == 0 or score[order[-1]] > best:

@@ -143,6 +143,20 @@ def test_actions_follow_from_the_seed():
     env.close()
 
 
+def test_a_plan_is_at_least_as_long_as_what_is_executed_of_it():
+    with pytest.raises(ValueError, match="between 1 and all 5 steps of a plan; got replan = 6"):
+        Plan(REWARDS["cartpole-swingup"], samples=6, horizon=5, replan=6)
+
+
+def test_a_future_that_is_not_a_number_is_never_chosen():
+    def value(run):
+        return np.where(run.control[..., 0] > 0, np.nan, -run.control[..., 0])
+
+    actions = play("cartpole-swingup", steps=8, plan=Plan(value, samples=30, horizon=4, knots=2))
+    assert (actions <= 0).all()
+    assert actions.min() < 0
+
+
 def test_threads_change_nothing():
     env, planner, observation = start("cartpole-swingup")
     threaded = MujocoPlanner(registry.spec("dm_control/cartpole-swingup"), QUICK, threads=2)
