@@ -32,7 +32,7 @@ RATES = (6, 20)
 """Pictures shown per second, at least and at most; between them, a clip runs in real time."""
 FASTEST = 4
 """Times real time at most; an episode that would take longer is cut."""
-LARGEST = 256
+LARGEST = 320
 """Pixels of a side; larger pictures are shrunk by a whole number."""
 
 

@@ -143,7 +143,7 @@ def test_filming_changes_no_episode_and_shows_that_one(suite, agent: Agent, who:
         assert "played again" not in one.about, "the same return"
         with av.open(io.BytesIO(one.webm)) as container:
             frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
-        assert frames[0].shape == (one.height, one.width, 3) == (100, 172, 3)
+        assert frames[0].shape == (one.height, one.width, 3) == (150, 260, 3)
         assert len(frames) == played.length + 1
         left = [3 + one.seed % 6 - step for step in range(played.length + 1)]
         assert [f.mean() for f in frames] == pytest.approx([30 * n for n in left], abs=4)

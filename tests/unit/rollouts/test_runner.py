@@ -187,6 +187,15 @@ def test_an_expert_and_chance_act_where_the_environment_is(suite: ModuleType, wh
     assert len({str(actions) for actions in alone.values()}) > len(JOBS) // 2, "seeds differ"
 
 
+def test_chance_acts_in_worker_processes_as_in_this_one() -> None:
+    jobs = [Job("gym/CartPole-v1", seed, logged=True) for seed in range(6)]
+    alone, shared = (
+        run(lambda tasks, seeds: HostPolicy("random"), jobs, workers=workers) for workers in (1, 2)
+    )
+    assert [(p.score, p.actions) for p in alone] == [(p.score, p.actions) for p in shared]
+    assert all(set(p.actions) <= {0, 1} for p in alone), "what was done, not who was asked"
+
+
 def test_actions_are_kept_where_the_job_asks(suite: ModuleType, agent: Agent) -> None:
     jobs = [replace(job, logged=job.seed == 3) for job in JOBS]
     for p in play(agent, jobs, max_batch=4):
