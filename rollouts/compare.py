@@ -24,8 +24,8 @@ Result = Mapping[str, Any]
 REQUIRED = ("checkpoint", "settings", "versions", "tasks", "summary")
 OF_A_TASK = ("measure", "returns", "successes", "random_score", "expert_score")
 REFERENCES = ("random_score", "expert_score")
-NO_MATTER = ("workers", "max_batch", "device")
-"""Settings that decide how fast episodes are played, not what is played."""
+NO_MATTER = ("workers", "max_batch", "device", "histories", "experts")
+"""Settings of how fast episodes are played, and of the policies themselves."""
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -143,10 +143,10 @@ def _warnings(results: Mapping[str, Result], shared: Sequence[str]) -> list[str]
     for part in ("settings", "versions"):
         keys = {k: None for n in names for k in results[n][part]}
         for key in keys:
-            values = [_of(results[n][part], key, shared) for n in names]
-            if key not in NO_MATTER and any(v != values[0] for v in values):
+            values = _differing([_of(results[n][part], key, shared) for n in names])
+            if key not in NO_MATTER and values:
                 shown = "; ".join(f"{n}: {v}" for n, v in zip(names, values, strict=True))
-                told.append(f"{part} differ in {key} ({shown[:300]})")
+                told.append(f"{part} differ in {key} ({shown})")
     for task in shared:
         rows = [results[n]["tasks"][task] for n in names]
         counts = [len(row["returns"]) for row in rows]
@@ -161,6 +161,17 @@ def _warnings(results: Mapping[str, Result], shared: Sequence[str]) -> list[str]
         if alone:
             told.append(f"only some results have {', '.join(alone)} ({name}); left out")
     return told
+
+
+def _differing(values: list[Any]) -> list[Any]:
+    """Return values that are not all the same, of mappings what is not; else none."""
+    first = values[0]
+    if all(v == first for v in values):
+        return []
+    if not all(isinstance(v, Mapping) for v in values):
+        return values
+    keys = {k: None for v in values for k in v if any(w.get(k) != v[k] for w in values)}
+    return [{k: v.get(k) for k in keys} for v in values]
 
 
 def _of(part: Mapping[str, Any], key: str, shared: Sequence[str]) -> Any:

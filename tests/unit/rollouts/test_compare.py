@@ -78,7 +78,9 @@ def test_chance_alone_is_seldom_called_a_difference() -> None:
 def test_what_is_not_the_same_is_told() -> None:
     first, other = result(0), result(1)
     assert compare({"a": first, "b": other})["warnings"] == []
-    other["settings"] = {"episodes": 40, "seed": 3, "workers": 8}
+    first["settings"]["max_steps"] = {"made/count-v0": 9, "made/reach-v0": 6, "made/worse-v0": 3}
+    other["settings"] = {"episodes": 40, "seed": 3, "workers": 8, "histories": "longer"}
+    other["settings"]["max_steps"] = {**first["settings"]["max_steps"], "made/reach-v0": 7}
     other["versions"] = {"numpy": "1.0"}
     other["tasks"]["made/count-v0"]["seeds"] = list(range(100, 140))
     other["tasks"]["made/reach-v0"]["expert_score"] = 0.8
@@ -88,6 +90,7 @@ def test_what_is_not_the_same_is_told() -> None:
     told = " | ".join(found["warnings"])
     for words in (
         "settings differ in seed (a: 0; b: 3)",
+        "settings differ in max_steps (a: {'made/reach-v0': 6}; b: {'made/reach-v0': 7})",
         "versions differ in numpy (a: None; b: 1.0)",
         "made/count-v0 was played at other seeds",
         "made/reach-v0 has other reference scores; those of a are used",
@@ -96,6 +99,7 @@ def test_what_is_not_the_same_is_told() -> None:
     ):
         assert words in told
     assert "workers" not in told, "these decide no score"
+    assert "histories" not in told, "these are the policy"
     (reach,) = (found["tasks"]["made/reach-v0"],)
     rate = np.mean(other["tasks"]["made/reach-v0"]["successes"])
     assert reach["scores"]["b"]["expert_normalised"] == pytest.approx((rate - 0.1) / 0.8)
