@@ -22,9 +22,9 @@ def test_rules_succeed(name: str) -> None:
 def test_strokes_that_were_tried_succeed_more_often_than_the_rule() -> None:
     task_id = "fetch/FetchSlide-v4"
     rule, tried = (
-        score(task_id, 4, kind=kind, first_seed=8)["success_rate"] for kind in ("scripted", "auto")
+        score(task_id, 2, kind=kind, first_seed=8)["success_rate"] for kind in ("scripted", "auto")
     )
-    assert rule < 0.8 < tried
+    assert (rule, tried) == (0.0, 1.0)  # few tries suffice at these seeds
 
 
 def test_trying_leaves_the_simulator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

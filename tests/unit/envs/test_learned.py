@@ -100,6 +100,7 @@ def test_a_training_goes_on_and_says_when_it_is_done(
     assert main([*arguments, "--steps", "256"]) == DONE  # nothing is left to do
     assert "finished" in capsys.readouterr().out
     assert read_counters(newest(folder / "training")) == before
+    (folder / "training" / ".999.new").mkdir()  # a kill while it was being written
     assert main([*arguments, "--steps", "600", "--json"]) == DONE
     told = json.loads(capsys.readouterr().out)
     after = read_counters(newest(folder / "training"))
@@ -110,6 +111,15 @@ def test_a_training_goes_on_and_says_when_it_is_done(
     assert len(list((folder / "training").iterdir())) == 1  # older states are gone
     assert main([*arguments, "--steps", "600", "--seed", "1"]) == BAD_INPUT
     assert "--no-resume" in capsys.readouterr().err
+
+
+def test_training_learns_and_stops_where_that_is_enough(tmp_path: Path) -> None:
+    told = []
+    done = train(CARTPOLE, tmp_path / "x", steps=60_000, until=120.0, progress=told.append)
+    assert done.best.score >= 120.0  # a random policy reaches about 22
+    assert done.steps < 40_000
+    assert told[-1].best == done.best.score
+    assert score(CARTPOLE, 5, kind=str(tmp_path / "x"), first_seed=0)["mean_return"] > 80.0
 
 
 def test_trials_after_the_last_state_still_count(trained: dict[str, Path], tmp_path: Path) -> None:
