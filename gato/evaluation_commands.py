@@ -131,11 +131,12 @@ def _print(result: dict[str, Any]) -> None:
     )
     found = result["summary"]
     if found["tasks"]:
-        low, high = found["episodes_iqm_ci95"]
+        low, high = found["mean_ci95"]
         print(
-            f"of expert: {found['episodes_iqm']:.3f} ({low:.3f} to {high:.3f}), the interquartile "
-            f"mean of all episodes; {found['tasks_at_50_percent']} of {found['tasks']} tasks at "
-            f"half or more, {found['tasks_at_100_percent']} at all of it"
+            f"of expert: {found['mean']:.3f} ({low:.3f} to {high:.3f}), mean of {found['tasks']} "
+            f"tasks; interquartile mean of the tasks {found['expert_normalised_iqm']:.3f}, of all "
+            f"episodes {found['episodes_iqm']:.3f}; {found['tasks_at_50_percent']} tasks at half "
+            f"or more, {found['tasks_at_100_percent']} at all of it"
         )
     for name, why in found["excluded_because"].items():
         print(f"left out of that: {name} ({why})")

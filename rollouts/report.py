@@ -55,22 +55,17 @@ def _head(title: str, result: Result) -> str:
     counted = found["tasks"]
     figures = []
     if counted:
+        half, whole = found["tasks_at_50_percent"], found["tasks_at_100_percent"]
         figures = [
-            (
-                percent(found["episodes_iqm"]),
-                _sure("of expert, interquartile mean of all episodes", found["episodes_iqm_ci95"]),
+            _sure("of expert, mean of the tasks", found["mean"], found["mean_ci95"]),
+            _sure("interquartile mean of the tasks", found["expert_normalised_iqm"], found["ci95"]),
+            _sure(
+                "interquartile mean of all episodes",
+                found["episodes_iqm"],
+                found["episodes_iqm_ci95"],
             ),
-            (
-                percent(found["expert_normalised_iqm"]),
-                _sure("interquartile mean of the tasks", found["ci95"]),
-            ),
-            (percent(found["mean"]), _sure("mean of the tasks", found["mean_ci95"])),
-            (percent(found["median"]), "median of the tasks"),
-            (
-                f"{found['tasks_at_50_percent']} / {counted}",
-                "tasks at half of the expert's score or more",
-            ),
-            (f"{found['tasks_at_100_percent']} / {counted}", "tasks at the expert's score or more"),
+            (f"{half} / {counted}", "tasks at half of the expert's score or more"),
+            (f"{whole} / {counted}", "tasks at the expert's score or more"),
         ]
     if human := found["human"]:
         about = (
@@ -91,8 +86,8 @@ def _head(title: str, result: Result) -> str:
     return f"<h1>{text(title)}</h1>\n<p class='dim'>{text(said)}</p>\n{cards(figures)}"
 
 
-def _sure(about: str, ends: Sequence[float]) -> str:
-    return f"{about} ({interval(ends)})"
+def _sure(about: str, value: float, ends: Sequence[float]) -> tuple[str, str]:
+    return percent(value), f"{about} ({interval(ends)})"
 
 
 def _scale(rows: Iterable[Mapping[str, Any]]) -> Scale:
