@@ -208,8 +208,29 @@ def load(folder: Path) -> tuple[dict[str, Any], Actor]:
         raise _damaged(folder / WEIGHTS, error) from error
     if about.get("sha256") != _checksum(tensors):
         raise _damaged(folder / WEIGHTS, "the checksum does not fit")
-    flags = {name: about[name] == "true" for name in ("discrete", "squash")}
-    return description, Actor(tensors, about["activation"], **flags)
+    flags = {name: about.get(name) == "true" for name in ("discrete", "squash")}
+    actor = Actor(tensors, about.get("activation", ""), **flags)
+    if fault := _fault(actor):
+        raise _damaged(folder / WEIGHTS, fault)
+    return description, actor
+
+
+def _fault(actor: Actor) -> str | None:
+    """Return why an actor that was read cannot act, if so; a checksum only says who wrote it."""
+    depth = (len(actor.tensors) - 2) // 2
+    names = {f"layers.{k}.{part}" for k in range(depth) for part in ("weight", "bias")}
+    if not depth or set(actor.tensors) != {MEAN, STD} | names:
+        return f"it holds {sorted(actor.tensors)}"
+    if actor.activation not in ("tanh", "relu"):
+        return f"its activation is {actor.activation!r}"
+    if not all(np.isfinite(tensor).all() for tensor in actor.tensors.values()):
+        return "its numbers are not all finite"
+    sizes = [actor.tensors[MEAN].shape]
+    sizes += [actor.tensors[f"layers.{k}.bias"].shape for k in range(depth)]
+    fit = actor.tensors[STD].shape == sizes[0] and all(len(size) == 1 for size in sizes)
+    for k in range(depth):
+        fit = fit and actor.tensors[f"layers.{k}.weight"].shape == sizes[k + 1] + sizes[k]
+    return None if fit else "its layers do not fit together"
 
 
 def _checksum(tensors: Mapping[str, np.ndarray]) -> str:

@@ -195,6 +195,26 @@ def test_a_damaged_expert_is_named(
         registry.make_expert(CARTPOLE, str(folder))
 
 
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"layers.0.bias": np.zeros(3, np.float32)}, "do not fit"),
+        ({"layers.0.bias": np.full(64, np.nan, np.float32)}, "finite"),
+        ({"layers.9.bias": np.zeros(3, np.float32)}, "it holds"),
+        ({"activation": "sigmoid"}, "activation"),
+    ],
+)
+def test_a_network_that_cannot_act_is_refused_when_it_is_read(
+    change: dict[str, Any], fault: str, trained: dict[str, Path]
+) -> None:
+    _, actor = learned.load(trained["ppo"])
+    assert learned._fault(actor) is None
+    change = {"activation": actor.activation, **change}
+    activation = change.pop("activation")
+    changed = dataclasses.replace(actor, tensors={**actor.tensors, **change}, activation=activation)
+    assert fault in learned._fault(changed)
+
+
 def test_a_damaged_state_is_named(trained: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "expert"
     shutil.copytree(trained["ppo"], folder)
