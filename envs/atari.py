@@ -70,8 +70,8 @@ GAMES = {
 """ROMs that ale-py ships with a reward, by the size of their minimal action set."""
 
 
-SCRIPTED = ("boxing",)
-"""Games with a scripted expert."""
+SCRIPTED = ("boxing", "breakout", "freeway", "pong")
+"""Games with a scripted expert; the others have the look-ahead planner, which plays any game."""
 
 
 def specs() -> dict[str, TaskSpec]:
@@ -100,7 +100,7 @@ def _spec(game: str, actions: int) -> TaskSpec:
         action_space=spaces.Discrete(actions),
         max_steps=MAX_STEPS,
         control_hz=60.0 / FRAME_SKIP,
-        expert="scripted" if game in SCRIPTED else "none",
+        expert="scripted" if game in SCRIPTED else "planner",
     )
 
 
@@ -110,11 +110,23 @@ def make(spec: TaskSpec) -> gym.Env:
 
 
 def expert(spec: TaskSpec, kind: str) -> Any:
-    """Return the game's scripted expert, which reads positions from the emulator's memory."""
-    require_kind(spec, kind, "scripted")
-    from gato.envs.experts.atari import EXPERTS
+    """Return the game's scripted expert, or the look-ahead planner, which plays any game."""
+    game = _game(spec.id)
+    require_kind(spec, kind, *(("scripted",) if game in SCRIPTED else ()), "planner")
+    if kind == "planner":
+        from gato.envs.experts.ale_planner import AlePlanner
 
-    return EXPERTS[_game(spec.id)]()
+        return AlePlanner(spec)
+    from gato.envs.experts.atari import BoxingExpert
+    from gato.envs.experts.atari_look_ahead import BreakoutExpert, FreewayExpert, PongExpert
+
+    experts = {
+        "boxing": BoxingExpert,
+        "breakout": BreakoutExpert,
+        "freeway": FreewayExpert,
+        "pong": PongExpert,
+    }
+    return experts[game]()
 
 
 class AtariEnv(gym.Env):
@@ -135,6 +147,7 @@ class AtariEnv(gym.Env):
         self.ale.loadROM(roms.get_rom_path(_game(spec.id)))
         self.ale.reset_game()
         self._start = self.ale.cloneState()
+        self._start_screen = self.ale.getScreenRGB()  # a restored state comes without its picture
         self._actions = self.ale.getMinimalActionSet()
         assert len(self._actions) == self.action_space.n, (spec.id, len(self._actions))
         self.action_names = tuple(action.name for action in self._actions)
@@ -149,9 +162,10 @@ class AtariEnv(gym.Env):
         self.ale.reset_game()  # clears the screen: some games draw only parts of it
         self.ale.restoreState(self._start)
         self._last = self._actions[0]
-        for _ in range(self.np_random.integers(MAX_IDLE_FRAMES + 1)):
+        idle = int(self.np_random.integers(MAX_IDLE_FRAMES + 1))
+        for _ in range(idle):
             self.ale.act(self._actions[0])
-        self._frames[:] = self.ale.getScreenRGB()
+        self._frames[:] = self.ale.getScreenRGB() if idle else self._start_screen
         return self._observe(), self._info()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -170,6 +184,24 @@ class AtariEnv(gym.Env):
                 self.ale.getScreenRGB(self._frames[i - FRAME_SKIP + 2])
         terminated = self.ale.game_over(with_truncation=False)
         return self._observe(), reward, terminated, False, self._info()
+
+    def snapshot(self) -> tuple[Any, Any]:
+        """Return the emulator's state, without the chance of the episode, for `restore`."""
+        return self.ale.cloneState(), self._last
+
+    def restore(self, snapshot: tuple[Any, Any]) -> None:
+        """Go back to a snapshot; what the player saw last stays."""
+        state, self._last = snapshot
+        self.ale.restoreState(state)
+
+    def imagine(self, action: int, rng: np.random.Generator) -> float:
+        """Play a decision as `step` does but with the chance of `rng`, and return its reward."""
+        wanted, reward = self._actions[action], 0.0
+        for stick in (rng.random(FRAME_SKIP) < STICKY).tolist():
+            if not stick:
+                self._last = wanted
+            reward += self.ale.act(self._last)
+        return reward
 
     def close(self) -> None:
         """Let go of the emulator; the environment cannot be used any more."""

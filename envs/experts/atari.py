@@ -1,4 +1,4 @@
-"""Scripted Atari experts: rules on positions that the frame shows, read from memory.
+"""The scripted Boxing expert: rules on positions that the frame shows, read from memory.
 
 A rule here depends on the present frame alone, changes its mind only across wide bands, and uses
 no chance, so that a policy that sees pixels can learn it and small mistakes do not matter.
@@ -66,7 +66,3 @@ def _boxers(env: gym.Env) -> tuple[int, int, int, int]:
     """Return x and y of the player (white), then of the opponent (black)."""
     ram = env.unwrapped.ram()
     return int(ram[32]), int(ram[34]), int(ram[33]), int(ram[35])
-
-
-EXPERTS = {"boxing": BoxingExpert}
-"""Experts by ROM."""

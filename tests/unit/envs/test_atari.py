@@ -64,11 +64,6 @@ def test_unknown_game_offers_the_closest():
         registry.spec("atari/Boxin-v5")
 
 
-def test_game_without_expert_says_so():
-    with pytest.raises(ValueError, match="has none"):
-        registry.make_expert("atari/Tetris-v5")
-
-
 @pytest.fixture(scope="module")
 def boxing():
     pytest.importorskip("ale_py")
@@ -105,6 +100,15 @@ def test_an_episode_follows_from_its_seed(boxing):
         assert np.array_equal(one, two)
         assert np.array_equal(one, three)
     assert not np.array_equal(first[0], other[0])  # same actions, other chance
+
+
+def test_the_first_frame_follows_from_the_seed_also_without_idle_frames(boxing):
+    seeds = (s for s in range(999) if np.random.default_rng(s).integers(31) == 0)
+    for seed in (next(seeds), next(seeds)):
+        fresh, _ = registry.make(BOXING).reset(seed=seed)
+        play(boxing, 1, 60)
+        again, _ = boxing.reset(seed=seed)
+        assert np.array_equal(fresh, again)  # not the last frame of the episode before
 
 
 def test_observations_fit_the_space_and_share_no_memory(boxing):
