@@ -77,6 +77,7 @@ def test_any_gymnasium_environment_is_a_task() -> None:
     spec = registry.spec("gym/CartPole-v1")
     assert (spec.max_steps, spec.suite, spec.expert) == (500, "gym", "none")
     env = registry.make("gym/CartPole-v1", seed=3)
+    assert env.render().shape == (400, 600, 3)
     assert env.observation_space == spec.observation_space
     first = env.unwrapped.state
     again = registry.make("gym/CartPole-v1", seed=3)
