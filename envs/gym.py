@@ -127,18 +127,17 @@ def _import(module: str) -> None:
 
 
 def _make(name: str) -> gymnasium.Env:
-    mode = _render_mode(name)
     try:
         return gymnasium.make(
-            name, disable_env_checker=True, max_episode_steps=-1, render_mode=mode
+            name, disable_env_checker=True, max_episode_steps=-1, **_render_mode(name)
         )
     except gymnasium.error.DependencyNotInstalled as error:
         raise ValueError(f"gym/{name} needs another package: {error}") from error
 
 
-def _render_mode(name: str) -> str | None:
-    """Return the mode that lets `render` return a picture, where the environment has it."""
+def _render_mode(name: str) -> dict[str, str]:
+    """Return the option that lets `render` return a picture, where the environment has it."""
     entry = _registered(name).entry_point
     creator = gymnasium.envs.registration.load_env_creator(entry) if type(entry) is str else entry
     modes = getattr(creator, "metadata", {}).get("render_modes", ())
-    return "rgb_array" if "rgb_array" in modes else None
+    return {"render_mode": "rgb_array"} if "rgb_array" in modes else {}
