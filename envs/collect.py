@@ -14,13 +14,11 @@ Convention: the seed of attempt k is ``seed * ATTEMPTS + k``, below `EVALUATION_
 
 from __future__ import annotations
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +97,7 @@ def collect(
                 "min_fraction": min_fraction,
             }
             writer = EpisodeWriter(
-                folder, spec, settings=settings, versions=package_versions(spec.suite)
+                folder, spec, settings=settings, versions=registry.versions(spec.suite)
             )
             stack.callback(writer.close)  # what an interrupted run has collected is kept
             plans.append(_Plan(spec, writer, episodes, seed * ATTEMPTS, min_fraction))
@@ -293,14 +291,3 @@ def _check_settings(
         space = registry.spec(task_id).action_space
         if noise:
             disturb(space, space.sample(), noise, np.random.default_rng(0))
-
-
-def package_versions(suite: str) -> dict[str, str]:
-    """Return the versions of what a suite's episodes depend on."""
-    versions = {"python": platform.python_version()}
-    for name in registry.packages(suite):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"  # starting the environment will name the extra
-    return versions

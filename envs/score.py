@@ -15,7 +15,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import gymnasium as gym
@@ -194,13 +193,8 @@ def check_policy(policy: str) -> None:
 
 def versions(suite: str) -> str:
     """Return the versions of what decides a suite's scores: ``metaworld 3.1.1; mujoco 3.3.0``."""
-    found = []
-    for name in registry.packages(suite):
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} not installed")
-    return "; ".join(found)
+    found = registry.versions(suite)
+    return "; ".join(f"{name} {found[name]}" for name in registry.packages(suite))
 
 
 _Job = tuple[str, str, str, int]

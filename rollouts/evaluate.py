@@ -9,13 +9,12 @@ it counts with the rewards it had, and as no success.
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -251,13 +250,5 @@ def summarise(spec: TaskSpec, played: Sequence[Played], seed: int = 0) -> dict[s
 
 
 def _versions(task_ids: Sequence[str]) -> dict[str, str]:
-    names = {"gato", "torch", "numpy", "gymnasium"}
-    for suite in {task.split("/")[0] for task in task_ids}:
-        names |= set(registry.packages(suite))
-    versions = {"python": platform.python_version()}
-    for name in sorted(names):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    ours = {name: version(name) for name in ("gato", "gymnasium", "numpy", "torch")}
+    return registry.versions(*sorted({task.split("/")[0] for task in task_ids})) | ours

@@ -16,7 +16,6 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
-from gato.envs.collect import package_versions
 from gato.envs.episode import Episode, TaskSpec, flatten_space, flatten_value, unflatten_value
 from gato.envs.store import EpisodeStore
 
@@ -61,7 +60,7 @@ def replay(store: EpisodeStore, indices: Sequence[int]) -> Iterator[Replayed]:
 def changed_versions(manifest: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
     """Return the packages that are not those a store was made with: (then, now) by name."""
     suite = str(manifest["spec"]["id"]).split("/")[0]
-    now = {"numpy": np.__version__, **package_versions(suite)}
+    now = {"numpy": np.__version__, **registry.versions(suite)}
     then = manifest["versions"]
     return {k: (then[k], now[k]) for k in then if k in now and then[k] != now[k]}
 
