@@ -217,7 +217,7 @@ class AtariEnv(gym.Env):
         return self._frames[1].copy()
 
     def _observe(self) -> np.ndarray:
-        return shrink(self._frames.max(axis=0), HEIGHT, WIDTH)
+        return shrink(np.maximum(*self._frames), HEIGHT, WIDTH)
 
     def _info(self) -> dict[str, Any]:
         return {"lives": self.ale.lives()}
@@ -238,17 +238,21 @@ def shrink(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Convention: rounded half up, exactly, in integers; the same bytes on every machine.
     """
-    tall = _sum_overlaps(frame, height)  # (height, W, 3)
-    small = _sum_overlaps(tall.transpose(1, 0, 2), width).transpose(1, 0, 2)  # (height, width, 3)
+    tall = _sum_overlaps(frame, height, 0, np.uint16)  # (height, W, 3)
+    small = _sum_overlaps(tall, width, 1, np.uint32)  # (height, width, 3)
     area = _area(frame.shape[0], height) * _area(frame.shape[1], width)
-    return ((small + area // 2) // area).astype(np.uint8, order="C")
+    return ((small + area // 2) // area).astype(np.uint8)
 
 
-def _sum_overlaps(lines: np.ndarray, parts: int) -> np.ndarray:
-    """Return sums of `lines` over `parts` equal intervals of the first axis, by overlap."""
-    total = np.uint32(0)
-    for weights, at in _overlaps(len(lines), parts):
-        total = total + lines[at] * weights[:, None, None]
+def _sum_overlaps(lines: np.ndarray, parts: int, axis: int, dtype: type) -> np.ndarray:
+    """Return sums of `lines` over `parts` equal intervals of an axis, by overlap, as `dtype`."""
+    assert 255 * _area(lines.shape[axis], parts) <= np.iinfo(dtype).max, (lines.shape, parts)
+    shape = (-1, 1, 1) if axis == 0 else (1, -1, 1)
+    total: np.ndarray | None = None
+    for weights, at in _overlaps(lines.shape[axis], parts):
+        part = np.multiply(lines.take(at, axis), weights.astype(dtype).reshape(shape), dtype=dtype)
+        total = part if total is None else np.add(total, part, out=total)
+    assert total is not None
     return total
 
 

@@ -142,7 +142,7 @@ class BreakoutExpert(LookAheadExpert):
 
     OPTIONS = (0, -3, 3, -6, 6)
     """Where to take the ball, off the paddle's middle."""
-    EVERY, HORIZON = 6, 40
+    EVERY, HORIZON, SAMPLES = 3, 40, 2
     NEAR, PADDLE = 110, 175
     """Rows: from where on the ball counts as coming down, and of the paddle."""
     BAND, COAST = 8, 0.6
