@@ -7,6 +7,7 @@ import pytest
 
 from gato.envs import registry
 from gato.envs.experts.ale_planner import AlePlanner
+from gato.envs.experts.atari_look_ahead import BreakoutExpert
 
 pytest.importorskip("ale_py")
 
@@ -78,6 +79,16 @@ def test_scripted_expert_beats_random_early(game, steps, least):
     actions = rng.integers(registry.spec(task_id).action_space.n, size=steps).tolist()
     score = play(task_id, registry.make_expert(task_id), steps)[2]
     assert score >= least > play(task_id, None, steps, actions)[2]
+
+
+@pytest.mark.parametrize(("score", "action"), [((8, 0x63), "LEFT"), ((8, 0x64), "RIGHT")])
+def test_breakout_ends_once_nothing_is_left_to_win(score, action):
+    before = np.zeros(128, np.uint8)
+    before[[99, 101, 72]] = 80, 150, 120  # the ball comes down to the left of the paddle
+    now = before.copy()
+    now[[99, 101]] = 82, 154
+    now[[76, 77]] = score
+    assert BreakoutExpert().rule(before, now, 0, 0) == action
 
 
 def test_planner_beats_random():
