@@ -140,6 +140,7 @@ class AtariEnv(gym.Env):
 
         self.observation_space = spec.observation_space
         self.action_space = spec.action_space
+        self._task, self._twin = spec, None
         ALEInterface.setLoggerMode(LoggerMode.Error)
         self.ale = ALEInterface()
         self.ale.setInt("random_seed", 0)  # the emulator's own chance: memory at power-on
@@ -185,12 +186,23 @@ class AtariEnv(gym.Env):
         terminated = self.ale.game_over(with_truncation=False)
         return self._observe(), reward, terminated, False, self._info()
 
+    def twin(self) -> AtariEnv:
+        """Return a second emulator in the present state, to look ahead in.
+
+        A restored state comes without its picture, of which some games draw only parts: a look
+        ahead in the emulator that plays would be seen in later frames.
+        """
+        if self._twin is None:
+            self._twin = AtariEnv(self._task)
+        self._twin.restore(self.snapshot())
+        return self._twin
+
     def snapshot(self) -> tuple[Any, Any]:
         """Return the emulator's state, without the chance of the episode, for `restore`."""
         return self.ale.cloneState(), self._last
 
     def restore(self, snapshot: tuple[Any, Any]) -> None:
-        """Go back to a snapshot; what the player saw last stays."""
+        """Go to a snapshot, of this emulator or its twin; what was seen last stays."""
         state, self._last = snapshot
         self.ale.restoreState(state)
 
@@ -205,6 +217,8 @@ class AtariEnv(gym.Env):
 
     def close(self) -> None:
         """Let go of the emulator; the environment cannot be used any more."""
+        if self.__dict__.get("_twin") is not None:
+            self._twin.close()
         for name in ("ale", "_start", "_actions", "_last"):
             self.__dict__.pop(name, None)
 

@@ -1,7 +1,7 @@
 """A look-ahead planner for any game of the Arcade Learning Environment.
 
-Rolling-horizon search: every `HOLD` decisions the emulator's state is copied, candidate plans are
-played on from the copy, and the best is followed until the next search.
+Rolling-horizon search: every `HOLD` decisions the state is copied to a second emulator, candidate
+plans are played on there, and the best is followed until the next search.
 
 ```
 candidates    the plan kept from the last search, lengthened to the horizon
@@ -11,8 +11,8 @@ value         sum over decisions t of DISCOUNT^t * reward; a lost life costs LIF
               reward that the searches of this episode have seen
 ```
 The search draws the sticky actions that it meets from its own generator, never from the
-episode's, so it plans against chance that it cannot foresee. It leaves the emulator as it found
-it: an episode is the same whether its actions were planned in it or read from a log.
+episode's, so it plans against chance that it cannot foresee; and an episode is the same whether its
+actions were planned in it or read from a log.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ LIFE = 5.0
 HELD = 3.0
 """Decisions that a plan drawn from nothing holds an action, on average."""
 FRAME_SKIP = 4
+_PLAN = HORIZON * FRAME_SKIP  # frames that one plan may take
 
 
 class AlePlanner:
     """Plays any game of the suite by searching with its emulator; deterministic given its seed."""
 
     def __init__(self, spec: TaskSpec, frames: int = FRAMES) -> None:
-        if frames < FRAME_SKIP:
+        if frames * HOLD < _PLAN:
             raise ValueError(
-                f"expected at least {FRAME_SKIP} frames per decision for {spec.id!r}, one "
-                f"simulated decision; got {frames}."
+                f"expected at least {_PLAN // HOLD} frames per decision for {spec.id!r}, one "
+                f"plan per search; got {frames}."
             )
         self._actions = int(spec.action_space.n)  # type: ignore[attr-defined]
         self._frames = frames
@@ -60,7 +61,7 @@ class AlePlanner:
     def act(self, env: gym.Env, observation: Any) -> np.int64:
         """Return the plan's next action, after a search where one is due."""
         if self._age >= HOLD:
-            self._plan = self._search(env.unwrapped)
+            self._plan = self._search(env.unwrapped.twin())
             self._age = 0
         self._age += 1
         action, self._plan = self._plan[0], self._plan[1:]
@@ -73,7 +74,7 @@ class AlePlanner:
         best = np.concatenate([self._plan, self._draw(HORIZON - len(self._plan))])
         best_value, spent = self._play(game, best)
         game.restore(root)
-        while (budget := budget - spent * FRAME_SKIP) > 0:
+        while (budget := budget - spent * FRAME_SKIP) >= _PLAN:
             kept = int(self._rng.integers(HORIZON)) if self._rng.random() < 0.5 else 0
             plan = np.concatenate([best[:kept], self._draw(HORIZON - kept)])
             value, spent = self._play(game, plan)

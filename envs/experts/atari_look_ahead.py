@@ -1,15 +1,14 @@
 """Scripted Atari experts for Pong, Breakout and Freeway: a rule, and a short look ahead.
 
 Each expert is a rule with one parameter (where on the paddle to take the ball, how long to wait
-before crossing). Every few decisions the rule is played on from a copy of the emulator's state
+before crossing). Every few decisions the rule is played on in a second emulator, in the same state,
 with each value of the parameter, and the best is followed until the next look:
 
 ```
 look        for each value: play the rule HORIZON decisions on, from the copy; note what it earned
 follow      play the rule with the best value for EVERY decisions
 ```
-The sticky actions met while looking ahead are drawn from the expert's own generator, and the
-emulator is left as it was found.
+The sticky actions met while looking ahead are drawn from the expert's own generator.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class LookAheadExpert:
         game = env.unwrapped
         ram = game.ram()
         if self._age >= self.EVERY and self.open(self._before, ram):
-            self._look(game, ram)
+            self._look(game.twin(), ram)
             self._age = 0
         action = self.rule(self._before, ram, self._option, self._age)
         self._before = ram
