@@ -134,6 +134,7 @@ def train(
         _catch_up(counters, out)
     if not resume:
         shutil.rmtree(out / "training", ignore_errors=True)
+        (out / learned.DESCRIPTION).unlink(missing_ok=True)  # its trials are not the new training's
     (out / "training").mkdir(parents=True, exist_ok=True)
     with _one_thread():
         run = _Run(spec, out, counters, saved, began)
@@ -359,11 +360,20 @@ def _refuse_foreign(out: Path, resume: bool) -> None:
 def _catch_up(counters: Counters, out: Path) -> None:
     """Count trials that a killed run had made after it last put its state down.
 
-    The best of them stands in the folder, and only a better one may replace it.
+    The best of them stands in the folder, and only a better one may replace it. An expert that
+    another training left there counts for nothing.
     """
-    if (out / learned.DESCRIPTION).exists():
-        told = [Check(**check) for check in learned.load(out)[0].get("checks", [])]
-        counters.checks = max(counters.checks, told, key=len)
+    path = out / learned.DESCRIPTION
+    if not path.exists():
+        return
+    description = learned.load(out)[0]
+    if {name: description.get(name) for name in counters.settings} != counters.settings:
+        return
+    try:
+        told = [Check(**check) for check in description.get("checks", [])]
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged ({error}). Start anew with --no-resume.") from error
+    counters.checks = max(counters.checks, told, key=len)
 
 
 def _require_library() -> None:

@@ -131,6 +131,34 @@ def test_trials_after_the_last_state_still_count(trained: dict[str, Path], tmp_p
     assert short.best == counters.best
 
 
+def test_trials_of_another_training_do_not_count(trained: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "expert"
+    shutil.copytree(trained["ppo"], folder)
+    counters = read_counters(newest(folder / "training"))
+    for name in ("task", "algorithm", "envs", "seed"):
+        other = dataclasses.replace(
+            counters, checks=[], settings={**counters.settings, name: "other"}
+        )
+        training._catch_up(other, folder)
+        assert other.checks == []
+    description = json.loads((folder / "expert.json").read_text())
+    for damage in ([{"stpes": 1}], [3], 7):
+        (folder / "expert.json").write_text(json.dumps({**description, "checks": damage}))
+        with pytest.raises(ValueError, match=r"expert\.json is damaged.*--no-resume"):
+            training._catch_up(dataclasses.replace(counters), folder)
+
+
+def test_a_training_begun_anew_leaves_nothing_of_the_old(
+    trained: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "expert"
+    shutil.copytree(trained["ppo"], folder)
+    monkeypatch.setattr(training._Run, "go", lambda *_: None)  # killed before its first trial
+    assert train(CARTPOLE, folder, steps=600, envs=2, resume=False).checks == []
+    assert train(CARTPOLE, folder, steps=600, envs=2).checks == []
+    assert not (folder / "expert.json").exists()
+
+
 def test_only_training_seeds_are_met(trained: dict[str, Path]) -> None:
     spec = registry.spec(CARTPOLE)
     env = TrainingEnv(spec, [0, 0, 0])
