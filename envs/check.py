@@ -1,8 +1,9 @@
-"""Whether an episode is what its task promises."""
+"""Whether an episode is what its task promises, and whether a store goes on as it began."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -29,6 +30,28 @@ def check_episode(episode: Episode, spec: TaskSpec) -> None:
         column = getattr(episode, name)
         if column.shape != (steps,) or not np.isfinite(column).all():
             raise ValueError(f"expected {steps} finite {name} in an {what}; got {column!r:.200}.")
+
+
+def check_goes_on(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise ValueError where the store at `path` cannot go on: its manifest says something else."""
+    for key in ("id", "observation_space", "action_space"):
+        if old["spec"][key] != new["spec"][key]:
+            raise ValueError(
+                f"expected a store with {key} {new['spec'][key]} at {path}; "
+                f"got {old['spec'][key]}. Choose another folder."
+            )
+    packages = (old["versions"].keys() & new["versions"].keys()) - {"python", "numpy"}
+    for what, names in (
+        ("settings", old["settings"].keys() | new["settings"].keys()),
+        ("versions", packages),
+    ):
+        for key in sorted(names):
+            was, now = old[what].get(key), new[what].get(key)
+            if was != now:
+                raise ValueError(
+                    f"the store at {path} was begun with {key}={was!r}; got {now!r}. "
+                    f"Go on with the same {what}, or choose another folder."
+                )
 
 
 def _check_columns(

@@ -36,7 +36,7 @@ from urllib.parse import quote
 import gymnasium as gym
 import numpy as np
 
-from gato.envs.check import check_episode
+from gato.envs.check import check_episode, check_goes_on
 from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.envs.files import (
     array_bytes,
@@ -67,7 +67,8 @@ class EpisodeWriter:
         spec: the task; episodes must fit its spaces.
         shard_steps: steps after which a shard is closed; by default about 32 MiB worth.
         settings: how the episodes are made; a store goes on only under the settings it began with.
-        versions: of the packages that make them, kept in the manifest.
+        versions: of the packages that make them, kept in the manifest; a store goes on only under
+            those it began with, but for python's and numpy's.
     """
 
     def __init__(
@@ -150,19 +151,7 @@ class EpisodeWriter:
 
     def _go_on(self) -> None:
         old, new = read_manifest(self.path, FORMAT), self._manifest
-        for key in ("id", "observation_space", "action_space"):
-            if old["spec"][key] != new["spec"][key]:
-                raise ValueError(
-                    f"expected a store with {key} {new['spec'][key]} at {self.path}; "
-                    f"got {old['spec'][key]}. Choose another folder."
-                )
-        for key in sorted(old["settings"].keys() | new["settings"].keys()):
-            was, now = old["settings"].get(key), new["settings"].get(key)
-            if was != now:
-                raise ValueError(
-                    f"the store at {self.path} was begun with {key}={was!r}; got {now!r}. "
-                    f"Go on with the same settings, or choose another folder."
-                )
+        check_goes_on(self.path, old, new)
         self._manifest = old
         if old["shards"] and old["shards"][-1]["open"]:
             store = EpisodeStore(self.path)

@@ -204,6 +204,16 @@ def test_a_store_goes_on_only_as_it_began(tmp_path: Path, toy: ModuleType) -> No
         EpisodeWriter(tmp_path, replace(toy.SPEC, id="toy/run-v0"), settings={"noise": 0.1})
 
 
+def test_a_store_goes_on_only_with_the_versions_it_began_with(
+    tmp_path: Path, toy: ModuleType
+) -> None:
+    made = {"python": "3.11.1", "mujoco": "3.3.0"}
+    EpisodeWriter(tmp_path, toy.SPEC, versions=made).close()
+    EpisodeWriter(tmp_path, toy.SPEC, versions={**made, "python": "3.12.0"}).close()
+    with pytest.raises(ValueError, match=r"mujoco='3\.3\.0'; got '3\.4\.0'.*same versions"):
+        EpisodeWriter(tmp_path, toy.SPEC, versions={**made, "mujoco": "3.4.0"})
+
+
 def test_stores_travel_to_other_processes(tmp_path: Path, toy: ModuleType) -> None:
     write(tmp_path, toy, range(4))
     store = pickle.loads(pickle.dumps(EpisodeStore(tmp_path)))
