@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gato.envs import registry
+from gato.envs import cameras, registry
 from gato.envs.episode import EVALUATION_SEED_START, Episode, TaskSpec
 from gato.envs.play import Attempts, Failed, close_worlds, disturb, player
 from gato.envs.store import EpisodeWriter
@@ -72,7 +72,9 @@ def collect(
             the expert's clean actions.
         workers: processes; with 1 the work is done in this one.
         min_fraction: episodes below this part of the way from the random to the expert score are
-            dropped; where the task measures success, those without it are.
+            dropped; where the task measures success, those without it are. The score that this
+            makes stands in the store's settings; nothing is dropped, and it is told, where the
+            table of scores names none, or an expert no better than chance.
         timeout: seconds that one step or reset may take before its worker process is ended, which
             is a death like any other. In this process (`workers` 1) nothing ends it.
         progress: see `Progress`.
@@ -85,6 +87,7 @@ def collect(
     _check_settings(task_ids, episodes, seed, noise, workers, min_fraction)
     kinds = {task_id: _expert(task_id, expert) for task_id in task_ids}
     folders = {task_id: Path(out) / registry.folder_of(task_id) for task_id in task_ids}
+    least = _least_scores(task_ids, min_fraction, expert)
     with ExitStack() as stack:
         stack.callback(close_worlds)
         plans = []
@@ -95,12 +98,13 @@ def collect(
                 "seed": seed,
                 "noise": noise,
                 "min_fraction": min_fraction,
+                "least_score": least[task_id],
             }
             writer = EpisodeWriter(
                 folder, spec, settings=settings, versions=registry.versions(spec.suite)
             )
             stack.callback(writer.close)  # what an interrupted run has collected is kept
-            plans.append(_Plan(spec, writer, episodes, seed * ATTEMPTS, min_fraction))
+            plans.append(_Plan(spec, writer, episodes, seed * ATTEMPTS, least[task_id]))
         pool = Pool(workers, player, timeout=timeout)
         stack.callback(pool.close)
         _run(plans, pool, expert, noise, progress)
@@ -115,7 +119,8 @@ class _Plan:
     writer: EpisodeWriter
     wanted: int
     first_seed: int
-    min_fraction: float
+    least_score: float | None
+    """What an episode must reach to be kept, where the task does not measure success."""
     tried: int = 0
     kept: int = 0
     flushed: float = field(default_factory=time.monotonic)
@@ -170,13 +175,9 @@ class _Plan:
             )
 
     def _good(self, episode: Episode) -> bool:
-        spec = self.spec
-        if spec.measure == "success":
+        if self.spec.measure == "success":
             return bool(episode.success)
-        if spec.random_score is None or spec.expert_score is None:
-            return True
-        span = spec.expert_score - spec.random_score
-        return episode.score >= spec.random_score + self.min_fraction * span
+        return self.least_score is None or episode.score >= self.least_score
 
 
 @dataclass(eq=False)
@@ -188,6 +189,9 @@ class _Share:
     """The first that it has not reported."""
     stop: int
     died: bool = False
+    """Whether its worker died, so that the rest is reported one by one."""
+    suspect: int | None = None
+    """The seed at which one died that reported one by one."""
 
 
 def _run(
@@ -229,12 +233,17 @@ def _run(
 
 
 def _died(share: _Share, error: WorkerDiedError, lost: list[_Share]) -> list[Failed]:
-    """Let a share be played once more; return its first attempt as failed where that was done."""
-    where = f"{share.plan.spec.id!r} at seeds {share.first} to {share.stop - 1}"
-    if share.died:
+    """Let a share be played once more; return its first attempt as failed where that died twice.
+
+    A worker that reports many attempts at once may have died at any of them.
+    """
+    if share.suspect == share.first:
         reason = f"the {error}, twice: a simulator crashed or memory ran out. Try one worker."
         return [Failed(share.first, reason)]
+    where = f"{share.plan.spec.id!r} at seeds {share.first} to {share.stop - 1}"
     print(f"{where}: {error}; playing these once more in a new one", file=sys.stderr)
+    if share.died or share.stop - share.first == 1:
+        share.suspect = share.first
     share.died = True
     lost.append(share)
     return []
@@ -265,6 +274,36 @@ def _expert(task_id: str, kind: str) -> str:
     found = registry.make_expert(task_id, kind)
     kind = registry.spec(task_id).expert if kind == "auto" else kind
     return str(getattr(found, "settings", kind))
+
+
+def _least_scores(
+    task_ids: Sequence[str], min_fraction: float, kind: str
+) -> dict[str, float | None]:
+    """Return the least score of a kept episode by task; None where there is none, which is told.
+
+    None without a word where the task measures success.
+    """
+    least: dict[str, float | None] = dict.fromkeys(task_ids)
+    unknown = []
+    for task_id in task_ids:
+        spec = registry.spec(task_id)
+        low, high = spec.random_score, spec.expert_score
+        if spec.measure == "success":
+            continue
+        if low is None or high is None or high <= low:
+            unknown.append(task_id)
+        else:
+            least[task_id] = low + min_fraction * (high - low)
+    if unknown:
+        task = cameras.split(unknown[0])[0]
+        own = f" --expert {kind}" if registry.spec(task).expert == "none" else ""
+        print(
+            f"every episode is kept, good or bad, of {', '.join(unknown)}: no score of an expert "
+            f"above the random policy's is known. Measure them: gato experts score {task!r} "
+            f"--policy both --write{own}",
+            file=sys.stderr,
+        )
+    return least
 
 
 def _check_settings(

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,10 +19,12 @@ from gymnasium import spaces
 
 from gato.envs import collect as collecting
 from gato.envs import play as playing
+from gato.envs import registry
 from gato.envs.collect import collect
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.envs.score import score
 from gato.envs.store import EpisodeStore, EpisodeWriter
+from gato.envs.workers import WorkerDiedError
 
 TASK = "toy/walk-v0"
 
@@ -266,7 +268,7 @@ def test_noise_is_refused_where_it_means_nothing(
 def test_attempts_are_dealt_so_that_no_worker_waits(tmp_path: Path, toy: ModuleType) -> None:
     """Each worker has a task of its own, then helps; what would leave it idle is spare."""
     plans = [
-        collecting._Plan(toy.SPEC, EpisodeWriter(tmp_path / str(k), toy.SPEC), 40, 0, 0.8)
+        collecting._Plan(toy.SPEC, EpisodeWriter(tmp_path / str(k), toy.SPEC), 40, 0, None)
         for k in range(2)
     ]
     shares: dict[int, collecting._Share] = {}
@@ -296,6 +298,54 @@ def test_attempts_are_dealt_so_that_no_worker_waits(tmp_path: Path, toy: ModuleT
     assert all(share.stop - share.first == 1 for share in spare)
     assert deal(0) is None
     assert all(len(seeds) == len(set(seeds)) for seeds in dealt.values())
+
+
+def test_the_least_score_stands_in_the_store(
+    tmp_path: Path,
+    toy: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    """Returns of the toy are 1 or 0; a table that changes may not change a store halfway."""
+    suite = sys.modules["gato.envs.toy"]
+    spec = replace(toy.SPEC, measure="return")
+
+    def filled(out: str, episodes: int, **scores: float) -> EpisodeStore:
+        monkeypatch.setattr(registry, "_scored", lambda spec: replace(spec, **scores))
+        monkeypatch.setattr(suite, "specs", lambda: {TASK: spec})
+        registry._specs.cache_clear()
+        return EpisodeStore(collect([TASK], episodes, tmp_path / out, workers=1)[TASK])
+
+    store = filled("a", 20, random_score=0.0, expert_score=1.0)
+    assert store.settings["least_score"] == 0.8
+    assert store.returns.min() == 1.0
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError, match=r"least_score=0\.8; got 0\.4"):
+        filled("a", 21, random_score=0.0, expert_score=0.5)
+    for out, scores in {"b": {}, "c": {"random_score": 0.5, "expert_score": 0.1}}.items():
+        store = filled(out, 20, **scores)
+        assert store.settings["least_score"] is None
+        assert store.returns.min() == 0.0
+        told = capsys.readouterr().err
+        assert f"gato experts score '{TASK}' --policy both --write\n" in told
+        assert told.count("every episode is kept") == 1
+
+
+def test_only_a_seed_that_died_twice_fails() -> None:
+    share = collecting._Share(SimpleNamespace(spec=SimpleNamespace(id=TASK)), 5, 100)
+    death, lost = WorkerDiedError("worker process ended", 0), []
+    assert collecting._died(share, death, lost) == []  # at any of 5 to 99
+    share.first = 60  # 5 to 59 were played one by one
+    assert collecting._died(share, death, lost) == []
+    share.first = 61
+    assert collecting._died(share, death, lost) == []
+    (failed,) = collecting._died(share, death, lost)
+    assert failed.seed == 61
+    assert "twice" in failed.reason
+    alone = collecting._Share(share.plan, 7, 8)
+    assert collecting._died(alone, death, lost) == []
+    assert collecting._died(alone, death, lost)[0].seed == 7
+    assert lost == [share] * 3 + [alone]
 
 
 # ---- processes that are killed ---------------------------------------------------------------
