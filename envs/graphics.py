@@ -23,6 +23,8 @@ BACKENDS = {
 NONE = "disable"
 """The value of MUJOCO_GL with which MuJoCo simulates and does not draw."""
 
+TRY_SECONDS = 60.0
+"""After which a driver that hangs counts as one that does not work."""
 _TRY = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
 
 
@@ -61,9 +63,13 @@ def fault(backend: str) -> str | None:
     """
     environment = {k: v for k, v in os.environ.items() if k != "PYOPENGL_PLATFORM"}
     environment["MUJOCO_GL"] = backend
-    tried = subprocess.run(
-        [sys.executable, "-c", _TRY], env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", _TRY]
+    try:
+        tried = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=TRY_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"it did not draw within {TRY_SECONDS:g} s"
     return None if tried.returncode == 0 else _error_in(tried.stderr)
 
 

@@ -37,9 +37,6 @@ TASKS = {
 
 pictures = MuJoCoPictures
 
-EXPERTS: dict[str, str] = {}
-"""The kind of expert of those names that have one."""
-
 
 def specs() -> dict[str, TaskSpec]:
     """Return the tasks by id, ``mujoco/<Name>-v5``."""
@@ -51,7 +48,6 @@ def specs() -> dict[str, TaskSpec]:
             max_steps=max_steps,
             control_hz=control_hz,
             instruction=instruction,
-            expert=EXPERTS.get(name, "none"),
         )
         for name, (observed, actions, bound, max_steps, control_hz, instruction) in TASKS.items()
     }

@@ -91,6 +91,7 @@ def spec(task_id: str) -> TaskSpec:
         found = _specs(suite).get(task_id)
         if found is None and hasattr(_suite(suite), "find"):
             found = _suite(suite).find(task_id)
+            found = found and _scored(found)
         if found is not None:
             return found
     close = difflib.get_close_matches(task_id, task_ids(), n=3, cutoff=0.5)
@@ -135,10 +136,10 @@ def make_expert(task_id: str, kind: str = "auto") -> Expert:
     Raises:
         ValueError: where the task has no such expert, or its simulator is not installed.
     """
+    task = spec(task_id)
     base_id, options = cameras.split(task_id)
     if options:
         return cameras.BaseExpert(make_expert(base_id, kind))
-    task = spec(task_id)
     if kind == "auto" and task.expert == "none":
         raise ValueError(
             f"expected a task with an expert; {task_id!r} has none. Choose one that has."

@@ -157,11 +157,13 @@ class _Raised:
     """Carries what a handler raised to the parent."""
 
     def __init__(self, error: Exception) -> None:
+        told = traceback.format_exc()
         try:
-            error.add_note(traceback.format_exc())
+            error.add_note(told)
             pickle.loads(pickle.dumps(error))
         except Exception:  # an exception of a simulator's own kind may not travel
             error = RuntimeError(f"{type(error).__name__}: {error}")
+            error.add_note(told)
         self.error = error
 
 

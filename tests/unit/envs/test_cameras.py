@@ -232,6 +232,12 @@ def test_a_machine_that_cannot_draw_says_what_was_tried(tmp_path: Path) -> None:
     assert "apt install libosmesa6" in told
 
 
+def test_a_backend_that_hangs_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphics, "_TRY", "import time; time.sleep(30)")
+    monkeypatch.setattr(graphics, "TRY_SECONDS", 0.2)
+    assert graphics.fault.__wrapped__("egl") == "it did not draw within 0.2 s"
+
+
 @pytest.mark.sim
 def test_a_wrong_setting_names_one_that_works() -> None:
     for value in ("nonsense", "disable"):

@@ -12,6 +12,7 @@ import pytest
 
 from gato.envs import registry
 from gato.envs.episode import TaskSpec
+from gato.envs.references import Reference
 
 LISTED = [*registry.task_ids("metaworld/*"), *registry.task_ids("babyai/*")]
 
@@ -45,6 +46,17 @@ def test_listing_imports_no_simulator() -> None:
         "assert not simulators & (set(sys.modules) - before)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_task_that_is_not_listed_has_its_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = Reference("gym/CartPole-v1", "random", "return", 22.0, 9.0, 20, 0, "", "", "made up")
+    monkeypatch.setattr(registry, "references", lambda: {row.task: {"random": row}})
+    assert registry.spec("gym/CartPole-v1").random_score == 22.0
+
+
+def test_an_expert_is_refused_where_its_task_is() -> None:
+    with pytest.raises(ValueError, match=r"Add camera=NAME"):
+        registry.make_expert("metaworld/reach-v3?size=32x32")
 
 
 def test_unknown_names_offer_the_closest() -> None:

@@ -76,8 +76,9 @@ def test_what_a_handler_raises_is_raised_here(pool: Pool) -> None:
         pool.receive()
     assert "Traceback" in caught.value.__notes__[0]
     pool.send(1, ("odd",))
-    with pytest.raises(RuntimeError, match="Odd: 1 2"):
+    with pytest.raises(RuntimeError, match="Odd: 1 2") as caught:
         pool.receive()
+    assert "raise Odd(1, 2)" in caught.value.__notes__[0]
 
 
 def test_how_far_a_dead_worker_came_is_known(pool: Pool) -> None:
