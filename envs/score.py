@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import time
 import traceback
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -23,26 +24,34 @@ import numpy as np
 from gato.envs import registry
 from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START, TaskSpec
+from gato.envs.play import Tick, close_worlds, silent, start, world
 from gato.envs.references import Reference
 from gato.envs.workers import Pool, WorkerDiedError
 
 SWEEPS = 1 << 10
 """Seeds of sweeps, each with room for `ATTEMPTS` episodes."""
 PLAYED_BY_US = ("expert", "random")
+ACTIONS = 1
+"""Sets the draws of random actions apart from a world's own; any other constant would do."""
 
 Progress = Callable[[str], None]
 """Called with a task id after each of its episodes."""
 
 
 class RandomExpert:
-    """Acts uniformly at random, by the seed of the episode."""
+    """Acts uniformly at random, by the task and the seed of the episode.
+
+    The world is reset with the same seed: drawn from it alone, the first actions would be the
+    noise of the world's start, and those of all tasks alike.
+    """
 
     def __init__(self, spec: TaskSpec) -> None:
         self._space = spec.action_space
+        self._key = (ACTIONS, zlib.crc32(spec.id.encode()))
 
     def reset(self, env: gym.Env, seed: int) -> None:
         """Seed the draws of an episode."""
-        self._space.seed(seed)
+        self._space.seed(int(np.random.SeedSequence([seed, *self._key]).generate_state(1)[0]))
 
     def act(self, env: gym.Env, observation: Any) -> Any:
         """Return a random action."""
@@ -125,9 +134,11 @@ def score(
         first_seed: the seed of the first episode.
     """
     check_policy(policy)
-    env, player, _ = _start.__wrapped__(task_id, policy, kind)  # ours alone, and closed below
-    played = [one_episode(env, player, first_seed + k) for k in range(episodes)]
-    env.close()
+    env, player = start(task_id, kind, _MAKE[policy])
+    try:
+        played = [one_episode(env, player, first_seed + k) for k in range(episodes)]
+    finally:
+        env.close()
     successes = [e.success for e in played]
     return {
         "policy": policy,
@@ -147,6 +158,7 @@ def score_all(
     kind: str = "auto",
     seed: int = 0,
     workers: int = 1,
+    timeout: float | None = 600.0,
     progress: Progress | None = None,
 ) -> Iterator[Score]:
     """Play episodes of many tasks and yield each task's as soon as they are all there.
@@ -157,6 +169,8 @@ def score_all(
         kind: which experts, as in `registry.make_expert`.
         seed: of the sweep, [0, 1024): chooses the evaluation seeds.
         workers: processes; with 1 the episodes are played in this one.
+        timeout: seconds that one step or reset may take before its worker process is ended, which
+            fails an episode at the second time. In this process nothing ends it.
         progress: see `Progress`.
 
     Raises:
@@ -176,7 +190,7 @@ def score_all(
     named = [(registry.spec(task).id, policy) for task, policy in pairs]
     jobs = [(task, policy, kind, first + k) for task, policy in named for k in range(episodes)]
     kept: dict[tuple[str, str], list[Played]] = {}
-    for task_id, policy, played in _results(jobs, workers):
+    for task_id, policy, played in _results(jobs, workers, timeout):
         done = kept.setdefault((task_id, policy), [])
         done.append(played)
         if progress:
@@ -202,9 +216,9 @@ _Job = tuple[str, str, str, int]
 _Result = tuple[str, str, Played]
 
 
-def _results(jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
+def _results(jobs: Sequence[_Job], workers: int, timeout: float | None) -> Iterator[_Result]:
     """Yield results as they come. An episode whose worker dies is played once more, then failed."""
-    waiting, pool = deque(jobs), Pool(workers, _player)
+    waiting, pool = deque(jobs), Pool(workers, _player, timeout=timeout)
     asked: dict[int, _Job] = {}
     once: set[_Job] = set()
 
@@ -229,37 +243,35 @@ def _results(jobs: Sequence[_Job], workers: int) -> Iterator[_Result]:
                 ask(worker)
     finally:
         pool.close()
-        _start.cache_clear()
+        close_worlds()
 
 
-def _player(tick: Callable[[], None]) -> Callable[[_Job], _Result]:
+def _player(tick: Tick) -> Callable[[_Job], _Result]:
     """Return what plays episodes in a worker process."""
-    return _job
+    return partial(_job, tick)
 
 
-def _job(job: _Job) -> _Result:
+def _job(tick: Tick, job: _Job) -> _Result:
     task_id, policy, kind, seed = job
-    env, player, name = _start(task_id, policy, kind)
+    env, player = world(task_id, kind, _MAKE[policy])
     try:
-        played = one_episode(env, player, seed)
+        played = one_episode(env, player, seed, tick)
     except Exception:  # whatever a simulator raises ends its episode, not the sweep
-        _start.cache_clear()  # it may not be fit for another
+        close_worlds()  # it may not be fit for another
         return task_id, policy, Played(seed, error=traceback.format_exc())
-    settings = getattr(player, "settings", name)
-    return task_id, policy, Played(**{**vars(played), "expert": settings})
+    name = registry.spec(task_id).expert if kind == "auto" else kind
+    settings = "" if policy == "random" else getattr(player, "settings", name)
+    return task_id, policy, replace(played, expert=settings)
 
 
-@lru_cache(maxsize=1)
-def _start(task_id: str, policy: str, kind: str) -> tuple[gym.Env, registry.Expert, str]:
-    """Return an environment, who plays in it, and of what kind he is; starting may cost seconds."""
-    spec = registry.spec(task_id)
-    env = registry.make(task_id)
-    if policy == "random":
-        return env, RandomExpert(spec), ""
-    return env, registry.make_expert(task_id, kind), spec.expert if kind == "auto" else kind
+def _random(task_id: str, _: str) -> RandomExpert:
+    return RandomExpert(registry.spec(task_id))
 
 
-def one_episode(env: gym.Env, player: registry.Expert, seed: int) -> Played:
+_MAKE = {"expert": registry.make_expert, "random": _random}
+
+
+def one_episode(env: gym.Env, player: registry.Expert, seed: int, tick: Tick = silent) -> Played:
     """Return one episode in short; its observations would not fit into memory for long games."""
     began = time.perf_counter()
     observation, _ = env.reset(seed=seed)
@@ -268,6 +280,7 @@ def one_episode(env: gym.Env, player: registry.Expert, seed: int) -> Played:
     while not ended:
         action = player.act(env, observation)
         observation, reward, terminated, truncated, info = env.step(action)
+        tick()
         if not np.isfinite(reward):
             raise ValueError(f"expected finite rewards; got {reward} at step {steps}.")
         total, steps, ended = total + float(reward), steps + 1, bool(terminated or truncated)

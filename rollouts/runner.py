@@ -15,6 +15,7 @@ jobs and `max_batch`, never by timing.
 from __future__ import annotations
 
 import sys
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -211,7 +212,7 @@ def run(
         jobs: episodes to play; their order decides who shares a batch.
         workers: processes that step simulators; 1 steps them in this one.
         max_batch: most rows decoded at once.
-        seed: of the policies' own draws, together with each job's seed.
+        seed: of the policies' own draws, together with each job's task and seed.
         timeout: seconds that one step or reset may take before its worker process is ended, which
             is a death like any other. In this process (`workers` 1) nothing ends it.
         on_played: called as episodes end.
@@ -224,7 +225,8 @@ def run(
         raise ValueError(f"workers and max_batch must be at least 1; got {workers}, {max_batch}")
 
     def seed_of(job: Job) -> int:
-        return int(np.random.SeedSequence([seed, job.seed]).generate_state(1)[0])
+        key = [seed, job.seed, zlib.crc32(job.task.encode())]
+        return int(np.random.SeedSequence(key).generate_state(1)[0])
 
     groups = {g.number: g for g in _deal(jobs, workers, max_batch)}
     results: dict[Job, Played] = {}

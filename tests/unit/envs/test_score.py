@@ -12,12 +12,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from gymnasium import spaces
+from gymnasium.utils import seeding
 
 from gato.cli import BAD_INPUT, DONE, FAILURE, main
 from gato.envs import references, registry
-from gato.envs.episode import EVALUATION_SEED_START
+from gato.envs.episode import EVALUATION_SEED_START, TaskSpec
 from gato.envs.references import Reference
-from gato.envs.score import ATTEMPTS, score, score_all
+from gato.envs.score import ATTEMPTS, RandomExpert, score, score_all
 
 TASK = "toy/walk-v0"
 BABYAI = "babyai/GoToLocalS5N2-v0"
@@ -51,6 +53,21 @@ def test_workers_do_not_change_scores() -> None:
     assert row.versions.startswith("minigrid ")
     alone = score(BABYAI, 5, policy="random", first_seed=first)
     assert alone["returns"] == [e.score for e in here["random"].episodes]
+
+
+def test_random_actions_are_neither_the_worlds_noise_nor_another_tasks() -> None:
+    space = spaces.Box(-1, 1, (8,), np.float64)
+
+    def draws(task: str, seed: int) -> list[float]:
+        player = RandomExpert(TaskSpec(task, space, space, 9, 1.0))
+        player.reset(None, seed)
+        return [*player.act(None, None), *player.act(None, None)]
+
+    assert draws("toy/one-v0", 3) == draws("toy/one-v0", 3)
+    noise = seeding.np_random(3)[0].uniform(-1, 1, 16)  # what `env.reset(seed=3)` draws from
+    seen = [draws("toy/one-v0", 3), draws("toy/two-v0", 3), draws("toy/one-v0", 4), noise]
+    correlations = np.corrcoef(seen)[np.triu_indices(4, 1)]
+    assert np.abs(correlations).max() < 0.9
 
 
 def test_an_expert_tells_its_settings(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,6 +135,50 @@ def test_a_failed_episode_is_told_and_the_sweep_goes_on(
     assert TASK not in references.references()
 
 
+def test_worlds_are_closed_whatever_happens(
+    toy: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = [], []
+    module = registry._suite("toy")
+
+    def make(spec: TaskSpec) -> object:
+        opened.append(toy.Walk())
+        return opened[-1]
+
+    monkeypatch.setattr(module, "make", make)
+    monkeypatch.setattr(toy.Walk, "close", closed.append)
+    list(score_all([(TASK, "expert"), (TASK, "random")], 2))
+    assert len(opened) == 2
+    assert closed == opened
+    monkeypatch.setattr(toy.Walk, "step", lambda *_: 1 / 0)
+    list(score_all([(TASK, "random")], 2))  # each failed episode ends its world
+    with pytest.raises(ZeroDivisionError):
+        score(TASK, 1)
+    with pytest.raises(ValueError, match="folder of a learned one"):
+        score(TASK, 1, kind="nobody")
+    assert len(opened) == 6
+    assert closed == opened
+
+
+def test_only_the_tasks_own_expert_gets_its_row(
+    toy: ModuleType, table: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["experts", "score", TASK, "--episodes", "1", "--workers", "1", "--write"]
+    assert main([*arguments, "--expert", "planner"]) == BAD_INPUT
+    err = capsys.readouterr().err
+    assert f"expected the scripted expert of '{TASK}'" in err
+    assert "Leave out --expert" in err
+    assert TASK not in references.references()
+    assert main([*arguments, "--expert", "planner", "--policy", "random"]) == DONE
+    assert main([*arguments, "--expert", "scripted"]) == DONE
+    assert set(references.references()[TASK]) == {"expert", "random"}
+    orphan = dataclasses.replace(toy.SPEC, id="toy/crawl-v0", expert="none")
+    monkeypatch.setattr(registry._suite("toy"), "specs", lambda: {orphan.id: orphan})
+    registry._specs.cache_clear()
+    assert main([*arguments[:2], orphan.id, *arguments[3:], "--expert", "planner"]) == DONE
+    assert references.references()[orphan.id]["expert"].expert == "planner"
+
+
 DYING = """
 import os
 import gymnasium as gym
@@ -154,6 +215,41 @@ def test_an_episode_whose_worker_dies_is_played_once_more(
     assert [bool(e.error) for e in always.episodes] == [False, True, False, False]
     assert "twice, its worker process ended, exit code 3" in always.failed[0].error
     assert [e.score for e in always.episodes] == [1.0, 0.0, 1.0, 1.0]
+
+
+HANGING = """
+import time
+import gymnasium as gym
+import numpy as np
+
+class Hangs(gym.Env):
+    observation_space = gym.spaces.Box(0, 1, (1,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.left = seed, 20
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        time.sleep(60 if self.seed % 2 else 0.1)
+        self.left -= 1
+        return np.zeros(1, np.float32), 1.0, self.left == 0, False, {}
+
+gym.register("Hangs-v0", entry_point=Hangs)
+"""
+
+
+def test_an_episode_that_hangs_is_ended_and_one_that_is_slow_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Two seconds of steps are waited for, though 1.5 without one would not be."""
+    (tmp_path / "hanging_worlds.py").write_text(HANGING)
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = ["gym/hanging_worlds:Hangs-v0", "--policy", "random", "--episodes", "2"]
+    assert main(["experts", "score", *arguments, "--workers", "2", "--timeout", "1.5"]) == FAILURE
+    err = capsys.readouterr().err
+    assert "1 episodes failed" in err
+    assert "twice, its worker process was ended: nothing came of it in 1.5 s" in err
 
 
 def test_patterns_leave_out_tasks_without_an_expert_and_say_so(

@@ -80,6 +80,20 @@ def test_actions_do_not_depend_on_the_batch(suite: ModuleType, agent: Agent) -> 
     assert actions_of(1) == actions_of(5) == actions_of(64)
 
 
+def test_tasks_of_one_seed_draw_differently(suite: ModuleType) -> None:
+    seen: dict[str, int] = {}
+
+    def make_policy(tasks: list[str], seeds: list[int]) -> HostPolicy:
+        seen.update(zip(tasks, seeds, strict=True))
+        return HostPolicy("random")
+
+    for _ in range(2):
+        before = dict(seen)
+        run(make_policy, [Job(task, 3) for task in TASKS], workers=1)
+    assert len(set(seen.values())) == len(TASKS)
+    assert before == seen
+
+
 def test_an_environment_that_throws_fails_its_episode(suite: ModuleType, agent: Agent) -> None:
     plain = suite.make
 
