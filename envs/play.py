@@ -21,13 +21,17 @@ REPORT_SECONDS = 0.5
 """Work after which a player hands over what he has: small enough to lose, and to hold."""
 WORLDS = 8
 """Environments that a process keeps; starting one may cost seconds."""
-_worlds: dict[tuple[str, str], tuple[gym.Env, registry.Expert]] = {}
+World = tuple[gym.Env, registry.Expert]
+"""An environment and who acts in it."""
+Make = Callable[[str, str], registry.Expert]
+"""Returns who acts in a task, by its id and who was asked for, as `registry.make_expert`."""
+_worlds: dict[tuple[str, str, Make], World] = {}
 
 
 Tick = Callable[[], None]
 
 
-def _silent() -> None:
+def silent() -> None:
     """Tell nobody."""
 
 
@@ -37,7 +41,7 @@ def play(
     spec: TaskSpec,
     seed: int,
     noise: float,
-    tick: Tick = _silent,
+    tick: Tick = silent,
 ) -> Episode:
     """Return the episode that `expert` plays after ``env.reset(seed=seed)``.
 
@@ -119,14 +123,14 @@ def _play_some(tick: Tick, wanted: Attempts) -> list[Episode | Failed]:
 
 
 def attempt(
-    task_id: str, kind: str, seed: int, noise: float, tick: Tick = _silent
+    task_id: str, kind: str, seed: int, noise: float, tick: Tick = silent
 ) -> Episode | Failed:
     """Return the episode of one seed, checked; or why there is none.
 
     Raises:
         ValueError: where the task or its expert cannot be started at all.
     """
-    env, expert = _world(task_id, kind)
+    env, expert = world(task_id, kind)
     spec = registry.spec(task_id)
     try:
         episode = play(env, expert, spec, seed, noise, tick)
@@ -146,14 +150,24 @@ def close_worlds(kept: int = 0) -> None:
             env.close()
 
 
-def _world(task_id: str, kind: str) -> tuple[gym.Env, registry.Expert]:
-    """Return an environment and an expert that this process goes on using."""
-    found = _worlds.pop((task_id, kind), None)
+def world(task_id: str, who: str, make: Make = registry.make_expert) -> World:
+    """Return an environment and who acts in it, both of which this process goes on using."""
+    found = _worlds.pop((task_id, who, make), None)
     if found is None:
         close_worlds(WORLDS - 1)
-        found = registry.make(task_id), registry.make_expert(task_id, kind)
-    _worlds[task_id, kind] = found
+        found = start(task_id, who, make)
+    _worlds[task_id, who, make] = found
     return found
+
+
+def start(task_id: str, who: str, make: Make) -> World:
+    """Return a new environment and who acts in it; the one is closed where there is no other."""
+    env = registry.make(task_id)
+    try:
+        return env, make(task_id, who)
+    except BaseException:
+        env.close()
+        raise
 
 
 def disturb(space: gym.Space, clean: Any, noise: float, rng: np.random.Generator) -> Any:

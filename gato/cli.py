@@ -312,7 +312,7 @@ def _experts(p: Parser) -> None:
     a.add_argument(
         "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"
     )
-    a.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    _workers(a)
     a.add_argument("--write", action="store_true", help="replace these rows of envs/scores.csv")
     _import(a)
     _seed(a)

@@ -59,6 +59,8 @@ def _score(chosen: Arguments) -> int:
 
     policies = PLAYED_BY_US if chosen.policy == "both" else (chosen.policy,)
     pairs = _pairs(chosen.tasks, policies, chosen.expert)
+    if chosen.write:
+        _refuse_another(pairs, chosen.expert)
     before = references()
     rows, failures = [], []
     with progress_bar() as bar:
@@ -69,6 +71,7 @@ def _score(chosen: Arguments) -> int:
             kind=chosen.expert,
             seed=chosen.seed,
             workers=chosen.workers,
+            timeout=chosen.timeout,
             progress=lambda task: bar.update(all_, advance=1, description=task),
         )
         for one in scores:
@@ -112,6 +115,18 @@ def _pairs(patterns: list[str], policies: tuple[str, ...], kind: str) -> list[tu
     if without:
         print(f"left out, without an expert: {', '.join(without)}", file=sys.stderr)
     return pairs
+
+
+def _refuse_another(pairs: list[tuple[str, str]], kind: str) -> None:
+    """Raise ValueError where the table would name another expert than the one that `auto` plays."""
+    for task_id, policy in pairs:
+        own = registry.spec(task_id).expert
+        if policy == "expert" and kind not in ("auto", own) and own != "none":
+            raise ValueError(
+                f"expected the {own} expert of {task_id!r}, whose score the table holds; got "
+                f"{kind!r}. Leave out --expert to measure that one, or --write to measure this "
+                f"one without replacing its row."
+            )
 
 
 def _scored(one: Any, row: Reference, old: dict[str, Reference]) -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_worlds_are_closed_whatever_happens(
         return opened[-1]
 
     monkeypatch.setattr(module, "make", make)
-    monkeypatch.setattr(toy.Walk, "close", closed.append)
+    monkeypatch.setattr(toy.Walk, "close", lambda env: closed.append(env))
     list(score_all([(TASK, "expert"), (TASK, "random")], 2))
     assert len(opened) == 2
     assert closed == opened
