@@ -1,9 +1,11 @@
 """Any registered Gymnasium environment as a task: ``gym/<registered id>``.
 
 One that a module of the user's registers is ``gym/<module>:<registered id>``, as in Gymnasium
-itself: the module is imported wherever the task is started, in worker processes too, and a store
-or checkpoint that names the task finds it again. After `import_module`, which ``--import`` calls,
-the module may be left out.
+itself: the module is imported wherever the task is started, in worker processes too. After
+`import_module`, which ``--import`` calls, the module may be left out.
+
+Importing runs code. So a task that is named by a file (a store, a checkpoint) and not by the user
+is started only where its module is imported already; see `require_imported`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import difflib
 import importlib
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium
 
+from gato.envs import cameras
 from gato.envs.episode import TaskSpec, require_kind, space_to_json
 
 SUITE = "gym"
@@ -57,6 +61,22 @@ def import_module(name: str) -> list[str]:
     _modules.update(dict.fromkeys(new, name))
     _found.clear()  # ids from now on name the module
     return [f"{SUITE}/{name}:{i}" for i in new]
+
+
+def require_imported(task_ids: Iterable[str]) -> None:
+    """Refuse task ids, read from a file, that would import a module nobody has asked for.
+
+    Raises:
+        ValueError: for the first such id, with what to do.
+    """
+    for task_id in task_ids:
+        suite, _, name = cameras.split(task_id)[0].partition("/")
+        module = name.rpartition(":")[0]
+        if suite == SUITE and module and module not in sys.modules:
+            raise ValueError(
+                f"expected tasks whose modules are imported; a file names {task_id!r}, and what "
+                f"it imports runs on this machine. If you trust it, run with --import {module}."
+            )
 
 
 def find(task_id: str) -> TaskSpec | None:

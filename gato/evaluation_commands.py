@@ -71,6 +71,7 @@ def evaluate(chosen: Arguments) -> int:
 def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
     """Return who plays and what."""
     from gato import load
+    from gato.envs.gym import require_imported
     from gato.rollouts.players import PLAYERS
     from gato.world_commands import matching
 
@@ -80,7 +81,9 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
             raise ValueError(f"expected --tasks for {name!r}, which knows them all.")
         return name, matching(chosen.tasks)
     agent = load(chosen.checkpoint)
-    return agent, matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
+    ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
+    require_imported(ids)  # those that were typed in full are
+    return agent, ids
 
 
 def _check_writable(option: str, path: str | Path | None) -> None:

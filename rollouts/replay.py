@@ -17,6 +17,7 @@ import numpy as np
 
 from gato.envs import registry
 from gato.envs.episode import Episode, TaskSpec, flatten_space, flatten_value, unflatten_value
+from gato.envs.gym import require_imported
 from gato.envs.store import EpisodeStore
 
 
@@ -43,8 +44,10 @@ def replay(store: EpisodeStore, indices: Sequence[int]) -> Iterator[Replayed]:
     """Yield what became of episodes of a store, in one environment.
 
     Raises:
-        ValueError: for an episode that is not there, or a task whose simulator is.
+        ValueError: for an episode that is not there, a task whose simulator is not, or one whose
+            module is not imported (see `gym.require_imported`).
     """
+    require_imported([store.spec.id])
     for index in indices:
         if not -len(store) <= index < len(store):
             raise ValueError(f"expected an episode in [0, {len(store)}); got {index}.")

@@ -1,16 +1,24 @@
 """Checkpoints and pictures that are damaged or odd are refused, or fitted, in plain words."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 from PIL import Image
 
+import gato
 from gato import cli
 from gato.checkpoint import resolve
 from gato.corpora import CorpusConfig, open_corpus
+from gato.envs import registry
+from gato.envs.play import play
 from gato.envs.records import RecordWriter
+from gato.envs.score import RandomExpert
+from gato.envs.store import EpisodeWriter
 from gato.terminal import MAX_PATCHES, read_image
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import MODEL_FILE, Text
@@ -72,6 +80,41 @@ def test_a_manifest_of_another_kind_is_named(
     (tmp_path / "manifest.json").write_text(content)
     assert cli.main(["data", "info", str(tmp_path)]) == cli.BAD_INPUT
     assert "expected a store of format 'gato-episodes-1'" in capsys.readouterr().err
+
+
+EVIL = """
+import gymnasium
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+gymnasium.register("Evil-v0", "gymnasium.envs.classic_control.cartpole:CartPoleEnv")
+"""
+
+
+@pytest.mark.parametrize("what", ["store", "checkpoint", "pattern"])
+def test_a_file_imports_no_module_that_was_not_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    what: str,
+) -> None:
+    module = f"evil_{what}"
+    (tmp_path / f"{module}.py").write_text(EVIL)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gato, "load", lambda path: SimpleNamespace(tasks=[task]), raising=False)
+    task = f"gym/{module}:Evil-v0"
+    command = ["eval", str(tmp_path), *(["--tasks", "gym/*"] if what == "pattern" else [])]
+    if what == "store":
+        spec = replace(registry.spec("gym/CartPole-v1"), id=task)
+        with EpisodeWriter(tmp_path / "store", spec) as writer:
+            writer.append(play(registry.make("gym/CartPole-v1"), RandomExpert(spec), spec, 0, 0.0))
+        command = ["replay", str(tmp_path / "store")]
+    assert cli.main(command) == cli.BAD_INPUT
+    assert f"run with --import {module}." in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists()
+    if what == "store":
+        assert cli.main([*command, "--import", module]) == cli.DONE
+        assert (tmp_path / "ran").exists()
+    gymnasium.registry.pop("Evil-v0", None)
 
 
 def test_a_corpus_of_episodes_and_records_is_refused(stores: Path) -> None:
