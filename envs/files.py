@@ -74,6 +74,27 @@ def check_sha256(path: Path, expected: str) -> None:
         )
 
 
+def lock_folder(path: Path, *, wait: bool) -> int:
+    """Return a descriptor that holds the lock of a folder until it is closed.
+
+    Raises:
+        ValueError: where another holds it and this may not wait.
+    """
+    import fcntl  # not on Windows, where stores and tables can be read all the same
+
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BaseException as error:
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise ValueError(
+            f"{path} is being written by another process. Wait for it, or choose another folder."
+        ) from error
+    return descriptor
+
+
 def load_array(path: Path, mmap: bool = False) -> np.ndarray:
     """Return the array in a .npy file.
 

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from gato.envs.files import write_atomically
+from gato.envs.files import lock_folder, write_atomically
 
 TABLE = Path(__file__).with_name("scores.csv")
 POLICIES = ("random", "expert", "human")
@@ -91,11 +91,8 @@ def write(rows: Iterable[Reference]) -> None:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder; the table itself cannot carry one, since it is replaced."""
-    import fcntl  # not on Windows, where the table can be read all the same
-
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = lock_folder(folder, wait=True)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)  # and with it the lock

@@ -27,6 +27,7 @@ import json
 import math
 import os
 import shutil
+import weakref
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,7 @@ from gato.envs.files import (
     array_bytes,
     check_sha256,
     load_array,
+    lock_folder,
     read_manifest,
     store_format,
     sync_folder,
@@ -61,6 +63,8 @@ _STEP = ("rewards", "terminated", "truncated")
 
 class EpisodeWriter:
     """Appends episodes of one task to a store; opening an existing store goes on with it.
+
+    One at a time: until `close`, others that would write to the same store are refused.
 
     Args:
         path: the store's folder.
@@ -92,11 +96,16 @@ class EpisodeWriter:
             "shards": [],
         }
         self.path.mkdir(parents=True, exist_ok=True)
-        if (self.path / "manifest.json").exists():
-            self._go_on()
-        else:
-            self._write_manifest()
-        self._sweep()
+        self._unlock = weakref.finalize(self, os.close, lock_folder(self.path, wait=False))
+        try:
+            if (self.path / "manifest.json").exists():
+                self._go_on()
+            else:
+                self._write_manifest()
+            self._sweep()
+        except BaseException:
+            self._unlock()
+            raise
 
     def __len__(self) -> int:
         """Return the number of episodes so far, written or pending."""
@@ -139,7 +148,10 @@ class EpisodeWriter:
 
     def close(self) -> None:
         """Write what is pending; the store may be opened again to go on."""
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._unlock()
 
     def _write(self, *, is_open: bool) -> None:
         closed = [s for s in self._manifest["shards"] if not s["open"]]

@@ -214,6 +214,23 @@ def test_a_store_goes_on_only_with_the_versions_it_began_with(
         EpisodeWriter(tmp_path, toy.SPEC, versions={**made, "mujoco": "3.4.0"})
 
 
+def test_a_store_has_one_writer_at_a_time(tmp_path: Path, toy: ModuleType) -> None:
+    first = EpisodeWriter(tmp_path, toy.SPEC)
+    half = tmp_path / ".shard-00000-000001.1.tmp"
+    half.mkdir()  # what the first is about to rename
+    with pytest.raises(ValueError, match="being written by another process"):
+        EpisodeWriter(tmp_path, toy.SPEC)
+    assert half.exists()
+    first.append(toy.episode(0))
+    first.close()
+    with pytest.raises(ValueError, match="Choose another folder"):
+        EpisodeWriter(tmp_path, replace(toy.SPEC, id="toy/run-v0"))
+    second = EpisodeWriter(tmp_path, toy.SPEC)
+    assert len(second) == 1
+    del second  # as good as closed
+    EpisodeWriter(tmp_path, toy.SPEC).close()
+
+
 def test_stores_travel_to_other_processes(tmp_path: Path, toy: ModuleType) -> None:
     write(tmp_path, toy, range(4))
     store = pickle.loads(pickle.dumps(EpisodeStore(tmp_path)))
