@@ -5,9 +5,9 @@
 
 An action may be `players.Acts`: the host then asks an expert, who may look inside the simulator.
 
-A slot is a place for one environment; a host keeps environments that are not in use for the next
-slot that wants their task, since starting one may cost a second. Where a worker process dies, its
-environments are gone; it is told which slot's command it was at.
+A slot is a place for one environment; a host keeps `SPARE` environments that are not in use for
+the next slot that wants their task, since starting one may cost a second. Where a worker process
+dies, its environments are gone; it is told which slot's command it was at.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ import numpy as np
 from gato.envs import registry
 from gato.envs.workers import Pool, WorkerDiedError
 from gato.rollouts.players import Acts, make_actor
+
+SPARE = 8
+"""Most environments that a host keeps without using them: a simulator may hold 100 MB."""
 
 Command = tuple[Any, ...]
 Slot = Hashable
@@ -71,7 +74,8 @@ class Host:
         self._seen: dict[Slot, tuple[int, Any]] = {}
         """Of each slot, its seed and last observation."""
         self._actors: dict[Slot, registry.Expert] = {}
-        self._spare: dict[str, list[gym.Env]] = {}
+        self._spare: deque[tuple[str, gym.Env]] = deque()
+        """Not in use, each with its task; the oldest first."""
 
     def answer(self, message: tuple[Any, Sequence[Command]]) -> tuple[Any, list[Reply]]:
         """Carry out a group's commands."""
@@ -87,11 +91,9 @@ class Host:
 
     def close(self) -> None:
         """Close the environments."""
-        left = [env for _, env in self._used.values()]
-        for env in [*left, *(env for some in self._spare.values() for env in some)]:
-            with contextlib.suppress(Exception):  # nothing is asked of it any more
-                env.close()
-        self._used, self._spare = {}, {}
+        for _, env in [*self._used.values(), *self._spare]:
+            _close(env)
+        self._used, self._spare = {}, deque()
 
     def _one(self, what: str, slot: Slot, *arguments: Any) -> Reply:
         try:
@@ -104,16 +106,18 @@ class Host:
             told = traceback.format_exc()
             _, env = self._used.pop(slot, (None, None))
             if env is not None:
-                with contextlib.suppress(Exception):  # one that has thrown may do so again
-                    env.close()
+                _close(env)
             return Reply(slot, ended=True, success=False, error=told)
 
     def _reset(self, slot: Slot, task: str, seed: int) -> Reply:
         held, env = self._used.pop(slot, (None, None))
         if held != task:
             if held is not None and env is not None:
-                self._spare.setdefault(held, []).append(env)
-            env = self._spare[task].pop() if self._spare.get(task) else self._make(task)
+                self._spare.append((held, env))
+            env = self._take_spare(task)
+            env = self._make(task) if env is None else env
+            while len(self._spare) > SPARE:
+                _close(self._spare.popleft()[1])
         assert env is not None
         self._used[slot] = (task, env)
         observation, _ = env.reset(seed=seed)
@@ -121,6 +125,13 @@ class Host:
         self._seen[slot] = seed, observation
         self._actors.pop(slot, None)
         return Reply(slot, observation)
+
+    def _take_spare(self, task: str) -> gym.Env | None:
+        for i, (held, env) in enumerate(self._spare):
+            if held == task:
+                del self._spare[i]
+                return env
+        return None
 
     def _make(self, task: str) -> gym.Env:
         try:
@@ -156,6 +167,11 @@ class Host:
             actor.reset(env, seed)
             self._actors[slot] = actor
         return self._actors[slot].act(env, observation)
+
+
+def _close(env: gym.Env) -> None:
+    with contextlib.suppress(Exception):  # nothing is asked of it any more, and it may have thrown
+        env.close()
 
 
 def require_finite(value: Any, name: str) -> None:

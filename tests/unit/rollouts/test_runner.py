@@ -20,6 +20,8 @@ from gato.rollouts.players import HostPolicy
 from gato.rollouts.runner import Job, run
 from gato.tokenizers.serializer import History
 
+from .conftest import SPECS
+
 TASKS = ("made/count-v0", "made/reach-v0")
 JOBS = [Job(task, seed) for task in TASKS for seed in range(11)]
 
@@ -145,6 +147,28 @@ def test_environments_are_used_again(suite: ModuleType) -> None:
     host.run([("reset", slot, TASKS[0], 1) for slot in range(3)])
     host.run([("reset", 0, TASKS[1], 1), ("reset", 0, TASKS[0], 2), ("reset", 1, TASKS[0], 5)])
     assert started == [TASKS[0]] * 3 + [TASKS[1]]
+
+
+def test_few_unused_environments_are_kept(suite: ModuleType) -> None:
+    some = {f"made/count-v{i}": replace(SPECS[TASKS[0]], id=f"made/count-v{i}") for i in range(12)}
+    suite.specs = lambda: some
+    started, closed = [], []
+    plain = suite.make
+
+    def make(spec):
+        started.append(spec.id)
+        env = plain(spec)
+        env.close = lambda: closed.append(spec.id)
+        return env
+
+    suite.make = make
+    host = hosts.Host()
+    host.run([("reset", 0, task, 1) for task in some])
+    assert closed == list(some)[: 12 - 1 - hosts.SPARE], "the oldest"
+    host.run([("reset", 0, f"made/count-v{11 - hosts.SPARE}", 1)])
+    assert started == list(some), "the rest wait to be used again"
+    host.close()
+    assert sorted(closed) == sorted(some)
 
 
 def test_settings_are_checked(suite, agent: Agent) -> None:
