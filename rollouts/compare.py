@@ -22,8 +22,8 @@ from gato.rollouts.statistics import (
 
 Result = Mapping[str, Any]
 REQUIRED = ("checkpoint", "settings", "versions", "tasks", "summary")
-OF_A_TASK = ("measure", "returns", "successes", "random_score", "expert_score")
 REFERENCES = ("random_score", "expert_score")
+OF_A_TASK = ("measure", "returns", "successes", "mean_return", "success_rate", *REFERENCES)
 NO_MATTER = ("workers", "max_batch", "device", "histories", "experts")
 """Settings of how fast episodes are played, and of the policies themselves."""
 
@@ -45,6 +45,10 @@ def read_result(path: Path) -> dict[str, Any]:
         raise ValueError(f"expected the result of an evaluation in {path}; {what}. {advice}")
     for name, task in found["tasks"].items():
         missing = [k for k in OF_A_TASK if not isinstance(task, dict) or k not in task]
+        if not missing:
+            by_success = task["measure"] == "success"
+            needed = ("successes", "success_rate") if by_success else ("mean_return",)
+            missing = [k for k in needed if task[k] is None]
         if missing or not task["returns"]:
             what = f"{', '.join(missing)} missing" if missing else "there are none"
             raise ValueError(f"expected the episodes of {name!r} in {path}; {what}. {advice}")

@@ -43,6 +43,14 @@ def result(seed: int = 0, shift: float = 0.0, rate: float = 0.5, episodes: int =
     }
 
 
+def altered(name: str, **columns: object) -> str:
+    """Return JSON of a result with other entries of a task, or without, where they are ``...``."""
+    found = result()
+    task = found["tasks"][f"made/{name}-v0"] | columns
+    found["tasks"][f"made/{name}-v0"] = {k: v for k, v in task.items() if v is not ...}
+    return json.dumps(found)
+
+
 def test_differences_and_whether_chance_explains_them() -> None:
     found = compare({"a": result(0), "b": result(1, 3.0, 0.95), "c": result(2)})
     assert json.loads(json.dumps(found, allow_nan=False)) == found
@@ -124,6 +132,9 @@ def test_results_without_a_task_in_common_are_refused() -> None:
         ('{"checkpoint": "x", "settings": {}, "versions": {}, "summary": {}}', "tasks missing"),
         (json.dumps({**result(), "tasks": {"a/b": {"measure": "return"}}}), "returns, successes"),
         (json.dumps({**result(), "tasks": {"a/b": 3}}), "of 'a/b'"),
+        (altered("count", mean_return=...), "mean_return missing"),
+        (altered("reach", success_rate=...), "success_rate missing"),
+        (altered("reach", successes=None), "of 'made/reach-v0' in .*; successes missing"),
         (json.dumps({**result(), "tasks": [3]}), "its tasks are none"),
     ],
 )
