@@ -8,7 +8,6 @@ seed, in an environment that is drawn after every few steps.
 from __future__ import annotations
 
 import io
-import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,7 +70,10 @@ def require_video() -> None:
 
 
 def film(
-    recorder: Recorder, workers: int = 1, progress: Callable[[Clip], None] | None = None
+    recorder: Recorder,
+    workers: int = 1,
+    progress: Callable[[Clip], None] | None = None,
+    timeout: float | None = 600.0,
 ) -> list[Clip]:
     """Return a clip of each recorded episode, in their order.
 
@@ -79,10 +81,12 @@ def film(
         recorder: after the evaluation.
         workers: processes that draw; 1 draws in this one.
         progress: called after each.
+        timeout: seconds that one step may take before its worker process is ended; in this
+            process nothing ends it.
     """
     waiting, busy = deque(recorder.episodes), dict[int, Played]()
     found: dict[Any, Clip] = {}
-    pool = Pool(workers, _filmer)
+    pool = Pool(workers, _filmer, timeout=timeout)
     try:
         while waiting or busy:
             for worker in range(workers):
@@ -102,11 +106,16 @@ def film(
 
 
 def _filmer(tick: Callable[[], None]) -> Callable[[Played], Clip]:
-    return clip
+    return lambda played: clip(played, tick)
 
 
-def clip(played: Played) -> Clip:
-    """Return the clip of one episode; whatever goes wrong is its fault, in words."""
+def clip(played: Played, tick: Callable[[], None] = lambda: None) -> Clip:
+    """Return the clip of one episode; whatever goes wrong is its fault, in words.
+
+    Args:
+        played: with its actions.
+        tick: called after every step.
+    """
     task, seed = played.job.task, played.job.seed
     empty = Clip(task, seed)
     if not played.actions:
@@ -119,7 +128,7 @@ def clip(played: Played) -> Clip:
     try:
         hz = registry.spec(task).control_hz
         stride, rate = _pace(len(played.actions), hz)
-        frames, total = _drawn(env, played, stride)
+        frames, total = _drawn(env, played, stride, tick)
         steps = min(len(played.actions), (len(frames) - 1) * stride)
         speed = rate * stride / hz
         whole = steps + stride > len(played.actions)
@@ -155,7 +164,9 @@ def _pace(steps: int, control_hz: float) -> tuple[int, int]:
     return stride, min(max(round(control_hz / stride), least), most)
 
 
-def _drawn(env: gym.Env, played: Played, stride: int) -> tuple[list[np.ndarray], float]:
+def _drawn(
+    env: gym.Env, played: Played, stride: int, tick: Callable[[], None]
+) -> tuple[list[np.ndarray], float]:
     """Return pictures of an episode every `stride` steps and at its end, and its return."""
     env.reset(seed=played.job.seed)
     frames, total = [_draw(env, played.job.task)], 0.0
@@ -168,6 +179,7 @@ def _drawn(env: gym.Env, played: Played, stride: int) -> tuple[list[np.ndarray],
             if played.error is None:
                 raise
             break  # as it did when it was evaluated
+        tick()
         total += float(reward)
         ended = terminated or truncated or step == len(played.actions)
         if step % stride == 0 or ended:
@@ -212,9 +224,7 @@ def write_clips(clips: Sequence[Clip], folder: Path) -> list[Path]:
     written = []
     for one in clips:
         if one.webm is not None:
-            # "?", "=" and "&" of a task's options: "=" may stay, the others not everywhere
-            name = re.sub(r"[^\w./=-]", "_", one.task)
-            path = folder / f"{name}-{one.seed}.webm"
+            path = folder / f"{registry.folder_of(one.task)}-{one.seed}.webm"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, one.webm)
             written.append(path)

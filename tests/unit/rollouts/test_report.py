@@ -197,11 +197,33 @@ def test_a_missing_library_is_named(suite, monkeypatch) -> None:
     assert "gato[video]" in clip(Played(Job(TASKS[0], 5), actions=[np.int64(0)])).fault
 
 
+HANGS = """
+import time
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Hangs(CartPoleEnv):
+    def render(self):
+        time.sleep(60)
+
+gymnasium.register("Hangs-v0", Hangs)
+"""
+
+
+def test_a_renderer_that_hangs_is_ended(tmp_path, monkeypatch) -> None:
+    (tmp_path / "hanging_film.py").write_text(HANGS)
+    monkeypatch.syspath_prepend(tmp_path)
+    job = Job("gym/hanging_film:Hangs-v0", 5)
+    recorder = Recorder(episodes=[Played(job, length=1, actions=[np.int64(0)])])
+    (one,) = film(recorder, workers=2, timeout=3.0)
+    assert one.fault == "worker process was ended: nothing came of it in 3 s"
+
+
 def test_files_are_named_by_task_and_seed(tmp_path) -> None:
     task = "metaworld/push-v3?camera=corner2&size=80x64"
     clips = [Clip(task, 7, b"film"), Clip("a/b", 1, fault="none")]
     (path,) = write_clips(clips, tmp_path)
-    assert path == tmp_path / "metaworld" / "push-v3_camera=corner2_size=80x64-7.webm"
+    assert path == tmp_path / "metaworld" / "push-v3,camera-corner2,size-80x64-7.webm"
     assert path.read_bytes() == b"film"
 
 
