@@ -49,23 +49,34 @@ def evaluate(chosen: Arguments) -> int:
             recorder=recorder,
             progress=lambda task, played, wanted: bar.update(bars[task], completed=played),
         )
-    if chosen.json not in (None, "-"):  # first: what follows may fail
-        _write(Path(chosen.json), json.dumps(result, indent=1))
-    if recorder is not None:
-        _show(result, recorder, chosen)
-    if chosen.json == "-":
-        print_json(result)
-    else:
+    try:  # the figures first: what follows may fail, and must not for a reader who has left
+        if chosen.json == "-":
+            print_json(result)
+        elif chosen.json is not None:
+            _write(Path(chosen.json), json.dumps(result, indent=1))
+        failed = _tell(result, chosen.json != "-")
+    finally:
+        if recorder is not None:
+            _show(result, recorder, chosen)
+    return int(failed > 0)
+
+
+def _tell(result: dict[str, Any], table: bool) -> int:
+    """Print the figures, and which episode failed first; return how many did."""
+    from gato.envs.workers import last_words
+
+    if table:
         _print(result)
     failed = sum(len(task["failures"]) for task in result["tasks"].values())
     if failed:
         name, first = next(
             (t, r["failures"][0]) for t, r in result["tasks"].items() if r["failures"]
         )
-        last = first["traceback"].strip().splitlines()[-1]
-        told = f"{failed} episodes failed; {name} at seed {first['seed']}: {last}"
+        last = last_words(first["traceback"])
+        number = "1 episode" if failed == 1 else f"{failed} episodes"
+        told = f"{number} failed; {name} at seed {first['seed']}: {last}"
         print(f"gato: {told}", file=sys.stderr)
-    return int(failed > 0)
+    return failed
 
 
 def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
@@ -117,7 +128,7 @@ def _show(result: dict[str, Any], recorder: Recorder, chosen: Arguments) -> None
     else:
         with progress_bar() as bar:
             filmed = bar.add_task("videos", total=len(recorder.episodes))
-            clips = film(recorder, chosen.workers, lambda clip: bar.advance(filmed))
+            clips = film(recorder, chosen.workers, lambda clip: bar.advance(filmed), chosen.timeout)
     faults = {clip.fault: clip for clip in clips if clip.fault}
     for fault, clip in faults.items():
         print(f"no video of {clip.task}: {fault}", file=sys.stderr)

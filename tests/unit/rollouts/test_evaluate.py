@@ -168,6 +168,24 @@ def test_the_command_goes_on_after_a_failure_and_says_so(suite, tmp_path, capsys
     assert [len(row["returns"]) for row in rows] == [4, 4]
 
 
+def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    page = tmp_path / "a.html"
+    arguments = ["eval", "random", "--tasks", TASKS[0], "--episodes", "2", "--workers", "1"]
+    arguments += ["--report", str(page)]
+    with monkeypatch.context() as patch:
+        patch.setattr("gato.rollouts.report.report", full)
+        assert cli.main(arguments) == cli.FAILURE
+        assert TASKS[0] in capsys.readouterr().out
+        assert cli.main([*arguments, "--json"]) == cli.FAILURE
+        assert TASKS[0] in json.loads(capsys.readouterr().out)["tasks"]
+    monkeypatch.setattr("gato.evaluation_commands.print_table", full)
+    assert cli.main(arguments) == cli.FAILURE
+    assert TASKS[0] in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
