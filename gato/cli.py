@@ -235,6 +235,8 @@ def _eval(p: Parser) -> None:
     p.add_argument("checkpoint", type=Path, help=about)
     p.add_argument("--tasks", nargs="+", metavar="PATTERN", help="all that the model knows, else")
     p.add_argument("--episodes", type=int, default=20, help="per task")
+    about = "of eval expert: auto, scripted, planner, or a learned one's DIR"
+    p.add_argument("--expert", metavar="KIND", help=about)
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
     p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
     _workers(p)

@@ -43,6 +43,7 @@ def evaluate(chosen: Arguments) -> int:
             chosen.episodes,
             seed=chosen.seed,
             workers=chosen.workers,
+            expert=chosen.expert,
             temperature=chosen.temperature,
             prompt_store=chosen.prompts,
             timeout=chosen.timeout,
@@ -87,6 +88,8 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
     from gato.world_commands import matching
 
     name = str(chosen.checkpoint)
+    if chosen.expert is not None and name != "expert":
+        raise ValueError(f"expected --expert with `gato eval expert` only; got it with {name}.")
     if name in PLAYERS:
         if not chosen.tasks:
             raise ValueError(f"expected --tasks for {name!r}, which knows them all.")

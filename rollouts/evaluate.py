@@ -45,6 +45,7 @@ def evaluate(
     *,
     seed: int = 0,
     workers: int = 2,
+    expert: str | None = None,
     temperature: float | None = None,
     prompt_store: str | Path | None = None,
     prompt_steps: int = 1,
@@ -62,6 +63,8 @@ def evaluate(
         episodes: per task; episode i is reset with `EVALUATION_SEED_START` + i where `seed` is 0.
         seed: chooses other evaluation seeds, [0, 1024), and the draws of sampled actions.
         workers: processes that step simulators; 1 steps them in this one.
+        expert: which one ``"expert"`` is: ``auto`` (the default), ``scripted``, ``planner`` or
+            the folder of a learned one.
         temperature: of the actions; by default what each task was trained for.
         prompt_store: a store, or a folder of stores, of demonstrations to prompt with.
         prompt_steps: last steps of a demonstration that are shown.
@@ -76,7 +79,7 @@ def evaluate(
             seeds that the checkpoint was trained on.
     """
     _check(task_ids, episodes, seed, prompt_steps)
-    player = _player(checkpoint, temperature, prompt_store)
+    player = _player(checkpoint, expert, temperature, prompt_store)
     specs = {task: registry.spec(task) for task in task_ids}
     settings = {"episodes": episodes, "seed": seed, "temperature": temperature}
     settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs)}
@@ -108,9 +111,16 @@ def evaluate(
 
 
 def _player(
-    checkpoint: str | Path | Agent, temperature: float | None, prompt_store: str | Path | None
+    checkpoint: str | Path | Agent,
+    expert: str | None,
+    temperature: float | None,
+    prompt_store: str | Path | None,
 ) -> Agent | HostPlayer:
     """Return who plays; a folder that is called like a player is meant by ``./expert``."""
+    if expert is not None and str(checkpoint) != "expert":
+        raise ValueError(f"a kind of expert is chosen for 'expert' only; got {expert!r}.")
+    if expert == "random":
+        raise ValueError("expected an expert; got 'random'. Evaluate 'random' in its place.")
     if isinstance(checkpoint, Agent):
         return checkpoint
     if str(checkpoint) not in PLAYERS:
@@ -119,7 +129,7 @@ def _player(
         raise ValueError(
             f"{str(checkpoint)!r} is no model: it has no temperature and reads no prompts."
         )
-    return HostPlayer(str(checkpoint))
+    return HostPlayer(str(checkpoint), expert or "auto")
 
 
 def _refuse_training_seeds(player: Agent | HostPlayer, seeds: range) -> None:

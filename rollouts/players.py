@@ -17,8 +17,8 @@ from gato.envs import registry
 from gato.envs.episode import TaskSpec
 from gato.envs.score import RandomExpert
 
-PLAYERS = {"expert": "auto", "random": "random"}
-"""Names that stand in place of a checkpoint, each with the kind of its `Acts`."""
+PLAYERS = ("expert", "random")
+"""Names that stand in place of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def make_actor(task: str, kind: str) -> registry.Expert:
 class HostPolicy:
     """A policy of B rows whose every action is left to the host."""
 
-    def __init__(self, name: str) -> None:
-        self._acts = Acts(PLAYERS[name])
+    def __init__(self, name: str, kind: str = "auto") -> None:
+        self._acts = Acts(kind if name == "expert" else name)
 
     def reset(
         self,
@@ -61,19 +61,25 @@ class HostPolicy:
 
 
 class HostPlayer:
-    """Stands where an agent does: `name` is one of `PLAYERS`."""
+    """Stands where an agent does.
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    Args:
+        name: one of `PLAYERS`.
+        kind: which expert, as in `registry.make_expert`; not called ``random``, which is chance.
+    """
+
+    def __init__(self, name: str, kind: str = "auto") -> None:
+        self.name, self.kind = name, kind
 
     def policy(self, tasks: Sequence[str], *_: Any) -> HostPolicy:
         """Return the policy of a group of rows."""
-        return HostPolicy(self.name)
+        return HostPolicy(self.name, self.kind)
 
     def expert(self, spec: TaskSpec) -> str:
         """Return which expert plays a task.
 
         Raises:
-            ValueError: where it has none.
+            ValueError: where it has none, or not this one.
         """
-        return str(getattr(registry.make_expert(spec.id), "settings", spec.expert))
+        kind = spec.expert if self.kind == "auto" else self.kind
+        return str(getattr(registry.make_expert(spec.id, self.kind), "settings", kind))

@@ -168,6 +168,34 @@ def test_the_command_goes_on_after_a_failure_and_says_so(suite, tmp_path, capsys
     assert [len(row["returns"]) for row in rows] == [4, 4]
 
 
+def test_the_kind_of_expert_is_chosen(suite, agent: Agent, tmp_path, capsys) -> None:
+    class Kind(Knows):
+        def __init__(self, spec, kind: str) -> None:
+            super().__init__(spec, kind)
+            self.kind, self.settings = kind, f"{kind}, by hand"
+
+        def act(self, env, observation):
+            return super().act(env, observation) if self.kind == "planner" else np.int64(0)
+
+    suite.expert, suite.make = Kind, Rewards
+    returns = {}
+    for kind in ("planner", "auto"):
+        arguments = ["eval", "expert", "--tasks", TASKS[0], "--episodes", "4", "--workers", "1"]
+        assert cli.main([*arguments, "--expert", kind, "--json"]) == cli.DONE
+        result = json.loads(capsys.readouterr().out)
+        own = {"planner": "planner", "auto": "scripted"}[kind]
+        assert result["settings"]["experts"] == {TASKS[0]: f"{own}, by hand"}
+        row = result["tasks"][TASKS[0]]
+        returns[kind] = (row["returns"], row["lengths"])
+    assert returns["planner"][0] == returns["planner"][1]
+    assert sum(returns["auto"][0]) < sum(returns["auto"][1])
+    for player in (agent, "random"):
+        with pytest.raises(ValueError, match="for 'expert' only"):
+            evaluate(player, TASKS[:1], 1, expert="planner", workers=1)
+    with pytest.raises(ValueError, match="Evaluate 'random'"):
+        evaluate("expert", TASKS[:1], 1, expert="random", workers=1)
+
+
 def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch, capsys) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -190,6 +218,9 @@ def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch,
     ("arguments", "message"),
     [
         (["expert"], "expected --tasks for 'expert'"),
+        (["random", "--tasks", TASKS[0], "--expert", "planner"], "with `gato eval expert` only"),
+        (["nowhere", "--expert", "planner"], "with `gato eval expert` only"),
+        (["expert", "--tasks", TASKS[0], "--expert", "nobody"], "the folder of a learned one"),
         (["expert", "--tasks", "made/count-v0", "--temperature", "1"], "is no model"),
         (
             ["random", "--tasks", "made/count-v0", "--report", "/nowhere/a.html"],
