@@ -14,6 +14,7 @@ import math
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -107,8 +108,9 @@ class Pool:
             RuntimeError: where a worker process ended before it could be asked anything.
         """
         if self.count == 1:
-            self._handler = self._handler or self._make(lambda: None)
-            return [(0, self._handler(self._here.popleft()))]
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+                self._handler = self._handler or self._make(lambda: None)
+                return [(0, self._handler(self._here.popleft()))]
         asked = {w.pipe: i for i, w in enumerate(self._workers) if w is not None and w.waiting}
         assert asked, "nothing was asked, so no answer would ever come"
         answers: list[tuple[int, Any]] = []
@@ -218,6 +220,7 @@ class _Worker:
 def _serve(pipe: Connection, ticks: Any, make: Make) -> None:
     """Answer messages until the other end closes."""
     die_with_parent()
+    os.dup2(2, 1)  # what a simulator prints goes to stderr: stdout is for results
 
     def tick() -> None:
         ticks.value += 1
@@ -237,3 +240,10 @@ def _serve(pipe: Connection, ticks: Any, make: Make) -> None:
             pipe.send(answer)
         except OSError:
             return
+
+
+def last_words(told: str) -> str:
+    """Return the message at the end of a traceback, its first line."""
+    lines = told.strip().splitlines()
+    stack = [i for i, line in enumerate(lines) if line.startswith("  ")]
+    return lines[stack[-1] + 1] if stack and stack[-1] + 1 < len(lines) else lines[-1]

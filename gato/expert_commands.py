@@ -56,6 +56,7 @@ def _expert(task_id: str) -> dict[str, Any]:
 def _score(chosen: Arguments) -> int:
     """Play episodes at evaluation seeds and print, or write to the table, what they show."""
     from gato.envs.score import PLAYED_BY_US, score_all
+    from gato.envs.workers import last_words
 
     policies = PLAYED_BY_US if chosen.policy == "both" else (chosen.policy,)
     pairs = _pairs(chosen.tasks, policies, chosen.expert)
@@ -76,8 +77,7 @@ def _score(chosen: Arguments) -> int:
         )
         for one in scores:
             for played in one.failed:
-                last = played.error.strip().splitlines()[-1]
-                failures.append(f"{one.task} at seed {played.seed}: {last}")
+                failures.append(f"{one.task} at seed {played.seed}: {last_words(played.error)}")
                 print(failures[-1], played.error, sep="\n", file=sys.stderr)
             if one.failed:
                 continue

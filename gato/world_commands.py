@@ -143,18 +143,27 @@ def data(chosen: Arguments) -> None:
     from gato.envs.store import open_store
 
     folders = [f for path in chosen.stores for f in stores_at(path)]
-    rows = []
+    rows: list[dict[str, Any]] = []
+    faults = []
     for folder in folders:
-        store = open_store(folder)
-        if chosen.action == "validate":
-            store.validate()
-            rows.append({"store": str(folder), "valid": True, "items": len(store)})
-        else:
-            rows.append(_describe(folder, store))
+        try:
+            store = open_store(folder)
+            if chosen.action == "validate":
+                store.validate()
+                rows.append({"store": str(folder), "valid": True, "items": len(store)})
+            else:
+                rows.append(_describe(folder, store))
+        except ValueError as error:  # the other stores are looked at all the same
+            faults.append(error)
+            if chosen.action == "validate":
+                rows.append({"store": str(folder), "valid": False, "items": None})
     if chosen.json:
         print_json(rows)
-    else:
+    elif rows:
         print_table(rows)
+    if faults:
+        more = f" (and {len(faults) - 1} more stores)" if len(faults) > 1 else ""
+        raise ValueError(f"{faults[0]}{more}")
 
 
 def stores_at(path: Path) -> list[Path]:

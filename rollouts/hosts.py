@@ -102,7 +102,7 @@ class Host:
             )
         except UnavailableError:
             raise
-        except Exception:  # whatever a simulator raises ends its episode, not the evaluation
+        except (Exception, SystemExit):  # it ends a simulator's episode, not the evaluation
             told = traceback.format_exc()
             _, env = self._used.pop(slot, (None, None))
             if env is not None:

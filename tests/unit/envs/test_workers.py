@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gato.envs.workers import Pool, WorkerDiedError
+from gato.envs.workers import Pool, WorkerDiedError, last_words
 
 
 def handler(tick: Callable[[], None]) -> Callable[[Any], Any]:
@@ -32,6 +33,8 @@ def handler(tick: Callable[[], None]) -> Callable[[Any], Any]:
                 os._exit(3)
             case ("sleep", seconds):
                 time.sleep(seconds)
+            case ("print", text):
+                print(text, flush=True)
         return message, os.getpid()
 
     return handle
@@ -154,3 +157,24 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGKILL
     assert int(done.stdout) > 0
     assert time.monotonic() - begun < 40
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_workers_print_is_kept_from_the_results(
+    workers: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pool = Pool(workers, handler)
+    pool.send(0, ("print", "hello from a world"))
+    pool.receive()
+    pool.close()
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "hello from a world" in said.err
+
+
+def test_the_last_words_are_the_first_line_of_the_message() -> None:
+    try:
+        raise RuntimeError("boom\nin two lines")
+    except RuntimeError:
+        assert last_words(traceback.format_exc()) == "RuntimeError: boom"
+    assert last_words("the process ended") == "the process ended"

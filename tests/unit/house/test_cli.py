@@ -290,7 +290,22 @@ def test_a_damaged_store_is_refused(stores, tmp_path, capsys):
     content[-1] ^= 1
     file.write_bytes(content)
     assert cli.main(["data", "validate", str(tmp_path)]) == cli.BAD_INPUT
-    assert "damaged" in sentence(capsys)
+    said = capsys.readouterr()
+    assert said.err.startswith("gato: ")
+    assert "damaged" in said.err
+
+
+def test_a_damaged_store_does_not_hide_the_others(stores, tmp_path, capsys):
+    for name in ("arm", "words"):
+        shutil.copytree(stores / name, tmp_path / name)
+    (tmp_path / "arm" / "manifest.json").write_text("{")
+    assert cli.main(["data", "validate", str(tmp_path), "--json"]) == cli.BAD_INPUT
+    said = capsys.readouterr()
+    rows = {Path(row["store"]).name: row["valid"] for row in json.loads(said.out)}
+    assert rows == {"arm": False, "words": True}
+    assert "manifest.json" in said.err
+    assert cli.main(["data", "info", str(tmp_path), "--json"]) == cli.BAD_INPUT
+    assert len(json.loads(capsys.readouterr().out)) == 1
 
 
 def test_chat_answers_a_prompt(checkpoint, tmp_path, capsys):

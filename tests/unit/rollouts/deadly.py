@@ -1,7 +1,7 @@
 """A world that fails at chosen seeds, registered in any process that imports this file.
 
 ``$DEADLY`` is a folder; a file `SEED` in it says how episodes of that seed fail, at their third
-step: exit, kill, hang, throw, nan, reward. With ``once`` before it, only the first time.
+step: exit, leave, kill, hang, throw, nan, reward. With ``once`` before it, only the first time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,12 @@ class Deadly(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         self.steps += 1
-        fault = self._fault("exit", "kill", "hang", "throw", "nan", "reward")
+        fault = self._fault("exit", "leave", "kill", "hang", "throw", "nan", "reward")
         match fault:
             case "exit":
                 os._exit(7)
+            case "leave":
+                raise SystemExit(3)
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "hang":

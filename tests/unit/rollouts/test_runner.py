@@ -301,6 +301,7 @@ def test_a_simulator_that_hangs_is_ended(deadly: Callable[..., Outcome]) -> None
         ("nan", "got nan in observation/time (NaN"),
         ("reward", "got inf in reward (NaN"),
         ("throw", "RuntimeError: the arm fell off"),
+        ("leave", "SystemExit: 3"),
         ("reset", "RuntimeError: no such world"),
     ],
 )
