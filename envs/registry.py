@@ -223,6 +223,8 @@ def _missing(task: TaskSpec, module: ModuleType, error: ImportError) -> ValueErr
 
 @cache
 def _suite(name: str) -> ModuleType:
+    if name not in SUITES:
+        raise ValueError(f"expected a suite of {', '.join(SUITES)}; got {name!r}.")
     module = importlib.import_module(f"gato.envs.{name}")
     assert module.SUITE == name, (name, module.SUITE)
     return module

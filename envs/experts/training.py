@@ -44,7 +44,7 @@ CHECK_SEED = EVALUATION_SEED_START - 1024
 CHECK_EPISODES = 10
 CHECKS = 20
 """Trials in a whole training."""
-SAVE_SECONDS = 20.0
+SAVE_SECONDS = 5.0
 """Work that a kill may lose; more where saving takes long."""
 LONG_MINUTES = 60.0
 """From here on SAC is worth its slower steps, where actions are continuous."""
