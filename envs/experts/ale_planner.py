@@ -49,7 +49,7 @@ class AlePlanner:
             )
         self._actions = int(spec.action_space.n)  # type: ignore[attr-defined]
         self._frames = frames
-        self.settings = f"{frames} simulator frames per decision"
+        self.settings = f"planner: {frames} simulator frames per decision"
 
     def reset(self, env: gym.Env, seed: int) -> None:
         """Forget the episode before; `seed` is for the draws of plans and of imagined chance."""

@@ -106,6 +106,7 @@ def test_kinds_are_refused_and_settings_named():
     with pytest.raises(ValueError, match=r"scripted, planner or .*; got 'guess'"):
         registry.make_expert("atari/Pong-v5", "guess")
     assert registry.spec("atari/Tetris-v5").expert == "planner"
-    assert registry.make_expert("atari/Tetris-v5").settings == "200 simulator frames per decision"
+    settings = registry.make_expert("atari/Tetris-v5").settings
+    assert settings == "planner: 200 simulator frames per decision"
     with pytest.raises(ValueError, match="at least 20 frames per decision"):
         AlePlanner(registry.spec("atari/Pong-v5"), frames=3)
