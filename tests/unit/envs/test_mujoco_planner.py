@@ -3,7 +3,6 @@
 The slow twins are the simulators: their own step, and their own reward at the state it leads to.
 """
 
-import mujoco
 import numpy as np
 import pytest
 
@@ -11,8 +10,10 @@ from gato.envs import registry
 from gato.envs.experts.dm_control_rewards import PLANS, REWARDS
 from gato.envs.experts.mujoco_planner import MujocoPlanner, Plan
 from gato.envs.experts.mujoco_rollouts import Rollouts, Simulator, physics_state
+from gato.envs.graphics import load_mujoco
 
 pytestmark = pytest.mark.sim
+mujoco = load_mujoco()
 
 STEPS = 25
 QUICK = Plan(REWARDS["cartpole-swingup"], samples=6, horizon=20, replan=4)
