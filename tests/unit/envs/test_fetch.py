@@ -50,7 +50,6 @@ def test_an_expert_that_a_task_does_not_have_is_refused() -> None:
 
 
 def test_cameras_do_not_hide_an_experts_settings() -> None:
-    plain, seen = (
-        registry.make_expert(f"fetch/FetchSlide-v4{options}") for options in ("", "?size=32x32")
-    )
+    cameras = ("", "?camera=external_camera_0&size=32x32")
+    plain, seen = (registry.make_expert(f"fetch/FetchSlide-v4{options}") for options in cameras)
     assert plain.settings == seen.settings

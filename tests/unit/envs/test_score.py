@@ -199,7 +199,7 @@ class Dies(gym.Env):
             os._exit(3)
         return np.zeros(1, np.float32), 1.0, True, False, {}
 
-gym.register("Dies-v0", entry_point=Dies)
+gym.register("Dying-v0", entry_point=Dies)
 """
 
 
@@ -210,7 +210,7 @@ def test_an_episode_whose_worker_dies_is_played_once_more(
     (tmp_path / "marks").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("DYING_MARKS", str(tmp_path / "marks"))
-    task = "gym/dying_worlds:Dies-v0"
+    task = "gym/dying_worlds:Dying-v0"
     (always,) = score_all([(task, "random")], 4, workers=2)
     assert [bool(e.error) for e in always.episodes] == [False, True, False, False]
     assert "twice, its worker process ended, exit code 3" in always.failed[0].error

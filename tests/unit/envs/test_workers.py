@@ -47,6 +47,11 @@ class Odd(Exception):
         super().__init__(f"{a} {b}")
 
 
+@pytest.fixture(autouse=True)
+def _workers_find_this_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[3])
+
+
 @pytest.fixture
 def pool() -> Iterator[Pool]:
     made = Pool(2, handler, timeout=1.5)
