@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gato.corpora import CorpusConfig
+from gato.corpus_config import CorpusConfig
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.tokenizers.spaces import CodecOptions

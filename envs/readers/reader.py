@@ -1,0 +1,108 @@
+"""What every reader of a foreign format gives: a `Source` that says what it found and yields it.
+
+A reader is one module of this folder with
+
+    FORMAT      its name on the command line
+    EXTRA       the extra of this package that brings what it needs, or ""
+    recognises(location: str) -> bool          whether a path looks like its format; reads little
+    open_source(location, options) -> Source   raises ValueError, naming the field it cannot map
+
+Items are episodes (`gato.envs.episode`) or records (`gato.envs.records`). An item that cannot be
+read is yielded as a `BadItem`; whoever asked decides whether that is an error or counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from gato.envs.episode import Episode, TaskSpec
+
+PATCH = 16
+MAX_PIXELS = 178_956_970 // 2
+"""Pictures of more pixels are refused before they are decoded; Pillow warns from there on."""
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What a user may ask of a reader."""
+
+    task: str = ""
+    """Id of the task of all episodes, in place of the one that the data names."""
+    instruction: str = ""
+    """Of all episodes, in place of what the data says."""
+    split: str = "train"
+    """Of data that come in splits."""
+    limit: int = 0
+    """Items to read; 0 reads all."""
+    image_size: tuple[int, int] | None = None
+    """(width, height) that pictures are brought to; by default as `fit_image` says."""
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Our field -> the data's, where the names differ: ``{"text": "body"}``."""
+
+
+@dataclass(frozen=True)
+class BadItem:
+    """An item that could not be read."""
+
+    where: str
+    """File, and line, row or episode in it."""
+    reason: str
+
+
+@dataclass
+class Source:
+    """What a reader found, and how to read it."""
+
+    format: str
+    location: str
+    kind: Literal["episodes", "records"]
+    read: Callable[[], Iterator[Episode | Mapping[str, Any] | BadItem]]
+    """Each call reads anew, in the order of the data."""
+    tasks: dict[str, TaskSpec] = field(default_factory=dict)
+    """Of the episodes, by id."""
+    items: int | None = None
+    """Episodes or records; None where counting would mean reading all."""
+    steps: int | None = None
+    hours: float | None = None
+    """At the rate of control or of frames that the data names."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """The data's fields, and what each becomes (or why it is left out)."""
+    notes: list[str] = field(default_factory=list)
+    """What a user should know: resized pictures, clipped actions, fields left out."""
+
+
+def fit_image(image: np.ndarray, size: tuple[int, int] | None = None, longest: int = 128) -> Any:
+    """Return a picture, uint8 (H, W), (H, W, 1|3|4), as records hold them: RGB in whole patches.
+
+    Args:
+        image: what was decoded.
+        size: (width, height), multiples of 16; by default the nearest multiples of 16 of the
+            picture scaled down to `longest`, never up.
+        longest: pixels of the longer side at most, where no size is given.
+
+    Raises:
+        ValueError: for an array that is no picture, or a size that is no whole number of patches.
+    """
+    from PIL import Image
+
+    raw = np.asarray(image)
+    if raw.dtype != np.uint8 or raw.ndim not in (2, 3) or (raw.ndim == 3 and raw.shape[2] == 2):
+        raise ValueError(
+            f"expected a picture, uint8 (H, W) or (H, W, 1|3|4); got {raw.dtype} {raw.shape}."
+        )
+    picture = Image.fromarray(raw[..., 0] if raw.ndim == 3 and raw.shape[2] == 1 else raw)
+    if size is None:
+        shrink = min(1.0, longest / max(picture.size))
+        width, height = (max(1, round(n * shrink / PATCH)) * PATCH for n in picture.size)
+    else:
+        width, height = size
+    if min(width, height) < 1 or width % PATCH or height % PATCH:
+        raise ValueError(f"expected a size in multiples of {PATCH}; got {width}x{height}.")
+    rgb = picture.convert("RGB")
+    if rgb.size != (width, height):
+        rgb = rgb.resize((width, height), Image.Resampling.LANCZOS)
+    return np.array(rgb)
