@@ -38,6 +38,16 @@ class TrainConfig:
     """Steps per line of metrics.jsonl."""
     save_every: int = 500
     """Steps between checkpoints; the last two are kept."""
+    validate_every: int = 0
+    """Steps between measurements of the loss on what corpora hold out; 0 for never."""
+    validate_batches: int = 8
+    """Batches per corpus of such a measurement, the same ones every time."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks that are played while training goes on; never at the seeds of `gato eval`."""
+    eval_every: int = 0
+    """Steps between evaluations on `eval_tasks`; 0 for never."""
+    eval_episodes: int = 5
+    """Episodes per task of such an evaluation."""
 
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "float32", "bfloat16"):
@@ -45,6 +55,19 @@ class TrainConfig:
         for name in ("rows", "steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name, least in (
+            ("validate_every", 0),
+            ("validate_batches", 1),
+            ("eval_every", 0),
+            ("eval_episodes", 1),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; got {getattr(self, name)}")
+        if bool(self.eval_tasks) != bool(self.eval_every):
+            raise ValueError(
+                f"eval_tasks and eval_every go together: which tasks, and every how many steps; "
+                f"got {list(self.eval_tasks)} and {self.eval_every}"
+            )
         names = [c.name for c in self.corpora]
         if len(set(names)) != len(names):
             raise ValueError(f"corpora need different names; got {names}")
