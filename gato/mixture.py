@@ -36,6 +36,7 @@ class Mixture:
         rows: int,
         row_length: int,
         seed: int = 0,
+        parts: int = 1,
     ) -> None:
         """Make a mixture.
 
@@ -45,14 +46,19 @@ class Mixture:
             rows: rows per batch.
             row_length: tokens per row.
             seed: chooses every sample of the run.
+            parts: pieces of equal size that a batch is drawn in, each a pure function of
+                (seed, batch, piece): what several processes share.
 
         Raises:
-            ValueError: where no corpus has a positive weight.
+            ValueError: where no corpus has a positive weight, or `parts` does not divide `rows`.
         """
+        if parts < 1 or rows % parts:
+            raise ValueError(f"rows must be a multiple of parts; got {rows} rows in {parts} parts")
         self.corpora = [c for c in corpora if c.config.weight > 0]
         if not self.corpora:
             raise ValueError("a mixture needs at least one corpus of positive weight")
         self.serializer, self.rows, self.row_length, self.seed = serializer, rows, row_length, seed
+        self.parts, self.part_rows = parts, rows // parts
         self.names = [c.config.name for c in self.corpora]
         measured = np.array([self._measure(i) for i in range(len(self.corpora))])
         lengths, targets = measured[:, 0], measured[:, 1].mean(1)
@@ -79,7 +85,7 @@ class Mixture:
         wanted = wanted / wanted.sum()
         chance = wanted / lengths.mean(1)
         chance /= chance.sum()
-        n, most = len(wanted), self.rows * self.row_length
+        n, most = len(wanted), self.part_rows * self.row_length
         trials = max(2, min(_TRIED // most, 200))
         for _ in range(_ROUNDS if n > 1 else 0):
             rng, kept = self._rng(0, stream=2), np.zeros(n)
@@ -97,8 +103,8 @@ class Mixture:
 
     def _place(self, lengths: Sequence[int]) -> list[list[int]]:
         """Return which sequences go into each row: longest first, each where it first fits."""
-        rows: list[list[int]] = [[] for _ in range(self.rows)]
-        room = [self.row_length] * self.rows
+        rows: list[list[int]] = [[] for _ in range(self.part_rows)]
+        room = [self.row_length] * self.part_rows
         for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
             row = next((r for r, left in enumerate(room) if left >= lengths[i]), None)
             if row is not None:
@@ -106,13 +112,14 @@ class Mixture:
                 room[row] -= lengths[i]
         return rows
 
-    def _rng(self, index: int, stream: int = 0) -> np.random.Generator:
-        return np.random.Generator(np.random.Philox(key=self.seed, counter=[0, 0, stream, index]))
+    def _rng(self, index: int, stream: int = 0, part: int = 0) -> np.random.Generator:
+        counter = [0, part, stream, index]
+        return np.random.Generator(np.random.Philox(key=self.seed, counter=counter))
 
-    def sequences(self, index: int) -> list[tuple[int, TokenSequence]]:
-        """Return the (corpus, sequence) pairs of batch `index`, before packing."""
-        rng = self._rng(index)
-        budget = int(self.rows * self.row_length * _FILL)
+    def sequences(self, index: int, part: int = 0) -> list[tuple[int, TokenSequence]]:
+        """Return the (corpus, sequence) pairs of a part of batch `index`, before packing."""
+        rng = self._rng(index, part=part)
+        budget = int(self.part_rows * self.row_length * _FILL)
         drawn, used = [], 0
         while used < budget:
             which = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
@@ -123,11 +130,24 @@ class Mixture:
         return drawn
 
     def batch(self, index: int) -> TokenBatch:
-        """Return batch `index`; what does not fit of its sequences is dropped."""
-        drawn = self.sequences(index)
+        """Return batch `index`: the rows of its parts, one part after another."""
+        return self._pack([row for part in range(self.parts) for row in self._rows(index, part)])
+
+    def part(self, index: int, part: int) -> TokenBatch:
+        """Return rows [part * n, (part + 1) * n) of batch `index`, n being rows / parts."""
+        if not 0 <= part < self.parts:
+            raise ValueError(f"a part is one of {self.parts}, from 0; got {part}")
+        return self._pack(self._rows(index, part))
+
+    def _rows(self, index: int, part: int) -> list[list[tuple[int, TokenSequence]]]:
+        """Return the (corpus, sequence) pairs of every row; what does not fit is dropped."""
+        drawn = self.sequences(index, part)
         placed = self._place([len(s) for _, s in drawn])
-        rows = [[drawn[i][1] for i in row] for row in placed]
-        corpora = [[drawn[i][0] for i in row] for row in placed]
-        batch = pack(rows, self.row_length, self.serializer.control, corpora)
+        return [[drawn[i] for i in row] for row in placed]
+
+    def _pack(self, rows: list[list[tuple[int, TokenSequence]]]) -> TokenBatch:
+        sequences = [[s for _, s in row] for row in rows]
+        corpora = [[c for c, _ in row] for row in rows]
+        batch = pack(sequences, self.row_length, self.serializer.control, corpora)
         batch.target_weight = batch.target_weight * self._target_weight[batch.target_corpus]
         return batch

@@ -61,6 +61,26 @@ def test_a_batch_is_a_function_of_seed_and_index(written, tiny):
     assert not np.array_equal(other.batch(0).inputs, wanted[0].inputs)
 
 
+def test_a_batch_is_its_parts_one_after_another(written, tiny):
+    whole, parts = mixture(written, tiny, parts=2), mixture(written, tiny, parts=2)
+    batch = whole.batch(5)
+    pieces = [parts.part(5, p) for p in (1, 0)][::-1]  # drawn in another order
+    assert [p.rows for p in pieces] == [2, 2]
+    for name in ("inputs", "local", "position", "target_ids", "target_weight", "target_corpus"):
+        joined = np.concatenate([getattr(p, name) for p in pieces])
+        np.testing.assert_array_equal(joined, getattr(batch, name))
+    n = len(pieces[0].inputs)
+    at = np.concatenate([p.target_at + n * i for i, p in enumerate(pieces)])
+    np.testing.assert_array_equal(at, batch.target_at)
+    assert not np.array_equal(pieces[0].inputs, pieces[1].inputs)
+    one = mixture(written, tiny)
+    assert_same_batch(one.part(3, 0), one.batch(3))
+    with pytest.raises(ValueError, match="a part is one of 2, from 0; got 2"):
+        parts.part(0, 2)
+    with pytest.raises(ValueError, match="rows must be a multiple of parts; got 4 rows in 3"):
+        mixture(written, tiny, parts=3)
+
+
 def test_batches_are_valid_and_nearly_full(written, tiny):
     made = mixture(written, tiny, rows=8)
     filled = []
