@@ -25,6 +25,11 @@ class TrainConfig:
     corpora: tuple[CorpusConfig, ...] = ()
     embedders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per modality, options of its embedder: ``{"image": {"embedder": "conv"}}``."""
+    weigh: str = "tokens"
+    """What the corpora's weights are shares of: ``tokens`` or ``samples`` (sequences)."""
+    draw: str = "random"
+    """How a batch is shared: ``even`` gives every corpus its share of every batch, ``random``
+    draws a corpus for every sequence, so that shares hold in the long run only."""
     text_pieces: int = 2048
     """Size of the SentencePiece model trained on the corpora's text where none is given."""
     rows: int = 16
@@ -52,6 +57,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision must be auto, float32 or bfloat16; got {self.precision!r}")
+        for name, known in (("weigh", ("tokens", "samples")), ("draw", ("random", "even"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be {' or '.join(known)}; got {getattr(self, name)!r}"
+                )
         for name in ("rows", "steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")

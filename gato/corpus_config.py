@@ -34,8 +34,29 @@ class CorpusConfig:
     """Temperature of the actions sampled at rollout; 0 takes the likeliest."""
     loss_weight: float = 1.0
     """Weight of the corpus' mean loss, beside its share of the tokens."""
+    balance: str = "tasks"
+    """How a corpus of several stores chooses one: ``tasks``, each as often as any other;
+    ``steps``, by its steps or records; or a power of those, as text: ``"0.5"``."""
+    min_fraction: float | None = None
+    """Of an episode's score: the part of the way from the random to the expert score below which
+    it is left out; of the store's best return where the task has no expert score in returns."""
+    min_return: float | None = None
+    """Return below which an episode is left out."""
+    top: float = 1.0
+    """Share of a store's episodes that is kept, those of the highest returns."""
+    returns: bool = False
+    """Whether the return to come is predicted before every action, and asked to be high at
+    rollout."""
+    kappa: float = 10.0
+    """How much: the model's distribution over the return to come, from 0 (lowest of the data) to
+    1, is tilted by exp(kappa x return)."""
+    pairs: int = 1
+    """Captions, or questions about pictures, per sequence (five in Gato section 2.3)."""
+    validation: float = 0.0
+    """Share of the episodes or records that is never trained on, chosen by their number."""
 
     def __post_init__(self) -> None:
+        self._check_filters()
         if not 0 <= self.weight < math.inf or self.window < 0 or self.prompt_steps < 1:
             raise ValueError(
                 f"corpus {self.name!r}: weight and window must not be negative and prompt_steps "
@@ -44,6 +65,40 @@ class CorpusConfig:
         for name in ("prompt", "hide_actions"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"corpus {self.name!r}: {name} is a probability")
+
+    def _check_filters(self) -> None:
+        """Raise ValueError where a choice among items is none."""
+        wrong = {
+            "top must be above 0 and at most 1": not 0.0 < self.top <= 1.0,
+            "validation must be at least 0 and below 1": not 0.0 <= self.validation < 1.0,
+            "pairs must be at least 1": self.pairs < 1,
+            "kappa must be a number of at least 0": not 0.0 <= self.kappa < math.inf,
+            "min_fraction must be finite": not math.isfinite(self.min_fraction or 0.0),
+            "min_return must be finite": not math.isfinite(self.min_return or 0.0),
+        }
+        for rule in (r for r, broken in wrong.items() if broken):
+            raise ValueError(
+                f"corpus {self.name!r}: {rule}; got {getattr(self, rule.split()[0])!r}"
+            )
+        self.power()
+
+    def power(self) -> float:
+        """Return the power of a store's size that its chance is proportional to.
+
+        Raises:
+            ValueError: where `balance` is neither a name nor a number from 0 to 1.
+        """
+        try:
+            power = {"tasks": 0.0, "steps": 1.0}.get(self.balance)
+            power = float(self.balance) if power is None else power
+        except ValueError:
+            power = math.nan
+        if not 0.0 <= power <= 1.0:
+            raise ValueError(
+                f"corpus {self.name!r}: balance must be tasks, steps or a power from 0 to 1; "
+                f"got {self.balance!r}"
+            )
+        return power
 
 
 class Corpus(Protocol):
@@ -56,3 +111,9 @@ class Corpus(Protocol):
 
     def contents(self) -> dict[str, Any]:
         """Return how much it holds and, of episodes, the range of seeds: kept in checkpoints."""
+
+    def held_out(self) -> Corpus | None:
+        """Return the corpus of what is never trained on; None where nothing is held out."""
+
+    def notes(self) -> list[str]:
+        """Return what a person should know: what is left out, and why."""
