@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from gato.config import TrainConfig
-from gato.corpora import Corpus, EpisodeCorpus, RecordCorpus, open_corpus
+from gato.corpora import Corpus, EpisodeCorpus, open_corpus
+from gato.text_model import equal_parts
 from gato.tokenizers.modality import Spec
 from gato.tokenizers.serializer import History, Serializer
 from gato.tokenizers.text import MODEL_FILE, train_text_model
@@ -23,7 +23,8 @@ def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Ser
     bare = Serializer(config.codec, {"text": {MODEL_FILE: text_model}} if text_model else None)
     corpora = [open_corpus(c, bare) for c in config.corpora]
     if text_model is None:
-        text_model = train_text_model(_texts(corpora), config.text_pieces, seed=config.seed)
+        words = equal_parts(corpora, _TEXT_CHARACTERS)
+        text_model = train_text_model(words, config.text_pieces, seed=config.seed)
     serializer = Serializer(config.codec, {"text": {MODEL_FILE: text_model}})
     scales = fit_scales(corpora, config)
     for corpus in corpora:
@@ -33,38 +34,6 @@ def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Ser
             for store in corpus.stores:
                 serializer.add_task(store.spec, scales.get(store.spec.id), history)
     return serializer
-
-
-def _texts(corpora: list[Corpus]) -> Iterator[str]:
-    """Yield the corpora's text, an equal share of characters from each."""
-    share = _TEXT_CHARACTERS // max(1, len(corpora))
-    for corpus in corpora:
-        left = share
-        for text in _corpus_texts(corpus):
-            yield text
-            left -= len(text)
-            if left <= 0:
-                break
-
-
-def _corpus_texts(corpus: Corpus) -> Iterator[str]:
-    if isinstance(corpus, EpisodeCorpus):
-        for store in corpus.stores:
-            yield from [store.spec.instruction] * 50
-            for i in range(min(len(store), 500)):
-                for column in store.episode(i).observations.values():
-                    if not isinstance(column, np.ndarray):
-                        yield column[0]
-    elif isinstance(corpus, RecordCorpus):
-        for records in corpus.stores:
-            for i in range(len(records)):
-                record = records[i]
-                if "text" in record:
-                    yield record["text"]
-                for message in record.get("messages", ()):
-                    for part in message["content"]:
-                        if part["type"] == "text":
-                            yield part["text"]
 
 
 def fit_scales(corpora: list[Corpus], config: TrainConfig) -> dict[str, dict[str, Spec]]:

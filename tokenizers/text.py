@@ -14,6 +14,7 @@ from gato.tokenizers.modality import Modality, Segment, Spec, register
 _SPACE = "\u2581"  # SentencePiece's own sign for a space: spelled as bytes when text holds it
 _SPACE_BYTES = _SPACE.encode()
 MODEL_FILE = "text.model"
+_LONGEST = 1000  # characters of a line that the text model is trained on
 
 
 def train_text_model(texts: Iterable[str], size: int, *, seed: int = 0) -> bytes:
@@ -58,8 +59,23 @@ def train_text_model(texts: Iterable[str], size: int, *, seed: int = 0) -> bytes
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Yield lines; long ones in parts, for SentencePiece leaves out what has more than 4192 bytes.
+
+    >>> list(_sentences(["one\\ntwo"]))
+    ['one', 'two']
+    """
     for text in texts:
-        yield from (line for line in text.splitlines() if line and "\0" not in line)
+        for line in text.splitlines():
+            if "\0" in line:
+                continue
+            left = line
+            while len(left) > _LONGEST:
+                stop = left.rfind(" ", 1, _LONGEST)
+                stop = _LONGEST if stop < 0 else stop
+                yield left[:stop]
+                left = left[stop:]
+            if left:
+                yield left
 
 
 @register
