@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from gato.corpus_config import CorpusConfig
 from gato.envs.records import RecordStore
+from gato.kept import Kept, bytes_of
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 
@@ -16,15 +17,13 @@ from gato.tokenizers.stream import TokenSequence, concatenate
 class RecordCorpus:
     """Documents, captions and conversations."""
 
-    cache_entries = 50_000
-
     def __init__(
         self, config: CorpusConfig, stores: list[RecordStore], serializer: Serializer
     ) -> None:
         if not all(len(s) for s in stores):
             raise ValueError(f"corpus {config.name!r} at {config.path} holds an empty store")
         self.config, self.stores, self.serializer = config, stores, serializer
-        self._cache: OrderedDict[tuple[int, int], TokenSequence] = OrderedDict()
+        self._kept = Kept()
 
     def contents(self) -> dict[str, Any]:
         return {"records": sum(map(len, self.stores))}
@@ -58,20 +57,26 @@ class RecordCorpus:
         return beginning
 
     def _written(self, which: int, index: int) -> TokenSequence:
-        key = (which, index)
-        if key in self._cache:
-            return self._cache[key]
-        record = self.stores[which][index]
+        kept: TokenSequence | None = self._kept.get((which, index))
+        if kept is not None:
+            return kept
+        store = self.stores[which]
+        try:
+            written = self._write(store[index])
+        except ValueError as error:
+            raise ValueError(
+                f"corpus {self.config.name!r}, record {index} of {store.path}: {error}"
+            ) from error
+        self._kept.put((which, index), written, bytes_of(written))
+        return written
+
+    def _write(self, record: Mapping[str, Any]) -> TokenSequence:
         match record["kind"]:
             case "document":
-                written = self.serializer.document(record["text"])
+                return self.serializer.document(record["text"])
             case "caption":
-                written = self.serializer.caption(record["image"], record["text"])
+                return self.serializer.caption(record["image"], record["text"])
             case "conversation":
-                written = self.serializer.conversation(record["messages"])
+                return self.serializer.conversation(record["messages"])
             case other:
-                raise ValueError(f"corpus {self.config.name!r}: unknown kind of record {other!r}")
-        self._cache[key] = written
-        if len(self._cache) > self.cache_entries:
-            self._cache.popitem(last=False)
-        return written
+                raise ValueError(f"unknown kind of record {other!r}")

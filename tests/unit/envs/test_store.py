@@ -155,7 +155,7 @@ def test_lengths_that_do_not_add_up_are_named(tmp_path: Path, toy: ModuleType) -
     write(tmp_path, toy, range(3))
     file = next(tmp_path.glob("shard-*/lengths.npy"))
     np.save(file, np.load(file) + 1)
-    with pytest.raises(ValueError, match=r"of \d+ steps in all; got int64 \(3,\)"):
+    with pytest.raises(ValueError, match=r"expected \d+ steps in all in .*lengths.npy; got \d+"):
         EpisodeStore(tmp_path)
 
 

@@ -1,0 +1,306 @@
+"""Reading an episode store; its folder is drawn in `gato.envs.store`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gymnasium as gym
+import numpy as np
+
+from gato.envs.check import check_episode
+from gato.envs.columns import check_array, read_bytes, read_rows
+from gato.envs.episode import Episode, TaskSpec, flatten_space
+from gato.envs.files import check_sha256, read_manifest
+
+FORMAT = "gato-episodes-1"
+EPISODE_COLUMNS = {
+    "lengths": np.int64,
+    "returns": np.float64,
+    "seeds": np.int64,
+    "successes": np.int8,
+    "instructions": np.int32,
+}
+STEP_COLUMNS = {"rewards": np.float32, "terminated": np.bool_, "truncated": np.bool_}
+TEXTS, STARTS, INFO = "texts.json", "texts.starts.npy", "info.json"
+
+
+class EpisodeStore:
+    """Reads a store; a window of an episode is read without touching the rest.
+
+    `spec` is the task, `settings` how the episodes were made; `lengths`, `returns`, `successes`
+    and `seeds` have an entry per episode, `ends` the steps up to each one's end.
+    """
+
+    def __init__(self, path: str | Path, skip: Collection[str] = ()) -> None:
+        """Open a store.
+
+        Args:
+            path: its folder.
+            skip: names of shards to leave out, as if they had never been written.
+
+        Raises:
+            ValueError: where it is no store, or its index is damaged.
+        """
+        self.path = Path(path)
+        self.manifest = read_manifest(self.path, FORMAT)
+        self.spec = TaskSpec.from_json(self.manifest["spec"])
+        self.settings: dict[str, Any] = self.manifest["settings"]
+        self.skipped = tuple(sorted(skip))
+        self._shards = [s for s in self.manifest["shards"] if s["name"] not in self.skipped]
+        self._leaves = {
+            "observations": flatten_space(self.spec.observation_space, "observation"),
+            "actions": flatten_space(self.spec.action_space, "action"),
+        }
+        self._leaves["targets"] = self._leaves["actions"]
+        self._first = np.cumsum([0, *(s["episodes"] for s in self._shards)])
+        self._steps_before = np.cumsum([0, *(s["steps"] for s in self._shards)])
+        self.lengths = self._per_episode("lengths")
+        self.returns = self._per_episode("returns")
+        self.successes = self._per_episode("successes")
+        self.seeds = self._per_episode("seeds")
+        self.ends = np.cumsum(self.lengths)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __repr__(self) -> str:
+        steps = int(self.lengths.sum())
+        return f"EpisodeStore({self.spec.id!r}, {len(self)} episodes, {steps} steps)"
+
+    def __reduce__(self) -> tuple[type[EpisodeStore], tuple[Path, tuple[str, ...]]]:
+        return EpisodeStore, (self.path, self.skipped)
+
+    def episode(self, i: int) -> Episode:
+        """Return episode `i`; it has one observation more than decisions."""
+        i = self._index(i)
+        shard, row = self._place(i)
+        return self._cut(i, 0, int(self.lengths[i]), 1, self._info(shard, row))
+
+    def window(self, i: int, start: int, stop: int) -> Episode:
+        """Return decisions [start, stop) of episode `i` with as many observations, without info."""
+        i = self._index(i)
+        if not 0 <= start < stop <= self.lengths[i]:
+            raise ValueError(
+                f"expected a window in episode {i} of length {self.lengths[i]}; "
+                f"got [{start}, {stop})."
+            )
+        return self._cut(i, start, stop, 0, {})
+
+    def column(self, i: int, kind: str, path: str = "") -> np.ndarray | list[str]:
+        """Return one column of episode `i`, reading no other.
+
+        Args:
+            i: the episode.
+            kind: "observations", "actions" or "targets"; or "rewards", "terminated", "truncated".
+            path: of the leaf, where `kind` has leaves.
+        """
+        i = self._index(i)
+        stop = int(self.lengths[i]) + (kind == "observations")
+        return self._column(i, kind, path, 0, stop)
+
+    def validate(self) -> None:
+        """Read everything once.
+
+        Raises:
+            ValueError: naming the first file or episode that is not as it was written.
+        """
+        for shard in self._shards:
+            self._check_sums(shard)
+        for i in range(len(self)):
+            check_episode(self.episode(i), self.spec)
+
+    def faults(self, *, checksums: bool = False) -> Iterator[tuple[str, int, str]]:
+        """Yield (name, episodes, what is wrong) of each damaged shard.
+
+        Args:
+            checksums: read every byte; by default only headers and sizes are looked at.
+        """
+        for shard in self._shards:
+            try:
+                self._check_files(shard)
+                if checksums:
+                    self._check_sums(shard)
+            except ValueError as error:
+                yield shard["name"], shard["episodes"], str(error)
+
+    def _check_files(self, shard: Mapping[str, Any]) -> None:
+        folder = self.path / shard["name"]
+        for kind, path, dtype, shape in columns(self._leaves, shard):
+            name = file_name(kind, path)
+            with _checksum_told(shard, name):
+                check_array(folder / name, dtype, shape)
+        for name in (TEXTS, STARTS, INFO):
+            if name in shard["sha256"] and not (folder / name).is_file():
+                raise ValueError(f"expected {folder / name}; it is missing. Make the store again.")
+
+    def _check_sums(self, shard: Mapping[str, Any]) -> None:
+        for name, expected in shard["sha256"].items():
+            check_sha256(self.path / shard["name"] / name, expected)
+
+    def _cut(self, i: int, start: int, stop: int, extra: int, info: Mapping[str, Any]) -> Episode:
+        def leaves(kind: str, more: int = 0) -> dict[str, Any]:
+            return {p: self._column(i, kind, p, start, stop + more) for p in self._leaves[kind]}
+
+        shard, row = self._place(i)
+        entry = self._shards[shard]
+        names = self._rows(shard, "instructions", "", row, row + 1)
+        success = int(self.successes[i])
+        return Episode(
+            task=self.spec.id,
+            observations=leaves("observations", extra),
+            actions=leaves("actions"),
+            targets=leaves("targets") if entry["targets"] else None,
+            **{name: self._rows_of(i, name, start, stop) for name in STEP_COLUMNS},
+            instruction=self._texts(shard, names)[0],
+            seed=int(self.seeds[i]),
+            success=None if success < 0 else bool(success),
+            info=info,
+        )
+
+    def _column(self, i: int, kind: str, path: str, start: int, stop: int) -> Any:
+        rows = self._rows_of(i, kind, start, stop, path)
+        if kind == "observations" and is_text(self._leaves[kind][path]):
+            return self._texts(self._place(i)[0], rows)
+        return rows
+
+    def _rows_of(self, i: int, kind: str, start: int, stop: int, path: str = "") -> np.ndarray:
+        """Return rows of a column by step, counted from the beginning of episode `i`."""
+        shard, row = self._place(i)
+        first = int(self.ends[i] - self.lengths[i] - self._steps_before[shard])
+        if kind == "observations":
+            first += row  # each episode before has one row more
+        return self._rows(shard, kind, path, first + start, first + stop)
+
+    def _rows(self, shard: int, kind: str, path: str, start: int, stop: int) -> np.ndarray:
+        entry = self._shards[shard]
+        dtype, shape = layout(self._leaves, entry, kind, path)
+        name = file_name(kind, path)
+        with _checksum_told(entry, name):
+            return read_rows(f"{self.path}/{entry['name']}/{name}", dtype, shape, start, stop)
+
+    def _place(self, i: int) -> tuple[int, int]:
+        """Return the shard of an episode, and which of its episodes it is."""
+        shard = int(np.searchsorted(self._first, i, side="right")) - 1
+        return shard, i - int(self._first[shard])
+
+    def _texts(self, shard: int, rows: np.ndarray) -> list[str]:
+        """Return the strings that a column's indices stand for."""
+        entry = self._shards[shard]
+        file = self.path / entry["name"] / TEXTS
+        distinct = np.unique(rows).tolist()
+        if STARTS not in entry["sha256"]:
+            texts = _json(file, entry["sha256"][TEXTS])
+            found = {k: texts[k] for k in distinct}
+        else:
+            found = {k: self._text(entry, file, k) for k in distinct}
+        return [found[k] for k in rows.tolist()]
+
+    def _text(self, entry: Mapping[str, Any], file: Path, k: int) -> str:
+        shape = (entry["texts"] + 1,)
+        with _checksum_told(entry, STARTS):
+            start, stop = read_rows(file.with_name(STARTS), np.int64, shape, k, k + 2).tolist()
+        with _checksum_told(entry, TEXTS):
+            return str(_decoded(file, read_bytes(file, start, stop - 2)))  # ", " between two
+
+    def _info(self, shard: int, row: int) -> dict[str, Any]:
+        entry = self._shards[shard]
+        if INFO not in entry["sha256"]:
+            return {}
+        found: dict[str, Any] = _json(self.path / entry["name"] / INFO, entry["sha256"][INFO])[row]
+        return dict(found)
+
+    def _per_episode(self, name: str) -> np.ndarray:
+        dtype = EPISODE_COLUMNS[name]
+        parts = [np.zeros(0, dtype)]
+        for k, shard in enumerate(self._shards):
+            part = self._rows(k, name, "", 0, shard["episodes"])
+            if name == "lengths" and part.sum() != shard["steps"]:
+                raise ValueError(
+                    f"expected {shard['steps']} steps in all in "
+                    f"{self.path / shard['name'] / 'lengths.npy'}; got {part.sum()}. "
+                    f"The store is damaged: make it again."
+                )
+            parts.append(part)
+        return np.concatenate(parts)
+
+    def _index(self, i: int) -> int:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"expected an episode in [0, {len(self)}); got {i}.")
+        return int(i) % len(self)
+
+
+@contextlib.contextmanager
+def _checksum_told(shard: Mapping[str, Any], name: str) -> Iterator[None]:
+    """Add to the error about a file which one it should be."""
+    try:
+        yield
+    except ValueError as error:
+        written = shard["sha256"].get(name, "unknown")
+        raise ValueError(f"{error} Its sha256 was {written:.12}.") from None
+
+
+Leaves = Mapping[str, Mapping[str, gym.Space]]
+
+
+def columns(
+    leaves: Leaves, shard: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Any, tuple[int, ...]]]:
+    """Yield (kind, path, dtype, shape) of every array of a shard."""
+    names = [("", name) for name in (*EPISODE_COLUMNS, *STEP_COLUMNS)]
+    kinds = ("observations", "actions", *(["targets"] if shard["targets"] else []))
+    for kind, path in itertools.chain(names, ((k, p) for k in kinds for p in leaves[k])):
+        dtype, shape = layout(leaves, shard, kind or path, path if kind else "")
+        yield kind, path, dtype, shape
+
+
+def layout(
+    leaves: Leaves, shard: Mapping[str, Any], kind: str, path: str
+) -> tuple[Any, tuple[int, ...]]:
+    """Return the dtype and shape of one array of a shard."""
+    if kind in EPISODE_COLUMNS:
+        return EPISODE_COLUMNS[kind], (shard["episodes"],)
+    if kind in STEP_COLUMNS:
+        return STEP_COLUMNS[kind], (shard["steps"],)
+    leaf = leaves[kind][path]
+    rows = shard["steps"] + (shard["episodes"] if kind == "observations" else 0)
+    if is_text(leaf):
+        return np.int32, (rows,)
+    return leaf.dtype, (rows, *leaf.shape)
+
+
+def is_text(leaf: gym.Space) -> bool:
+    """Return whether a leaf is written as indices into the texts."""
+    return isinstance(leaf, gym.spaces.Text)
+
+
+@lru_cache(maxsize=4096)
+def file_name(kind: str, path: str = "") -> str:
+    """Return the file of a column."""
+    return f"{kind}.{quote(path, safe='')}.npy" if path and kind else f"{kind or path}.npy"
+
+
+@lru_cache(maxsize=8)
+def _json(file: Path, checksum: str) -> Any:
+    """Return what a JSON file of a shard holds; its checksum tells contents of one name apart."""
+    try:
+        return _decoded(file, file.read_bytes())
+    except OSError as error:
+        raise ValueError(
+            f"expected JSON in {file}; {error.strerror}. The store is damaged: make it again."
+        ) from error
+
+
+def _decoded(file: Path, content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ValueError(
+            f"expected JSON in {file}; {error}. The store is damaged: make it again."
+        ) from error
