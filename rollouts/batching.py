@@ -20,6 +20,8 @@ CHUNK = 64
 """Tokens of one row read at once, at most; longer pieces are split."""
 STEP = 16
 """Tokens by which a memory grows."""
+EXPECTED = 0.95
+"""Mass of the returns to come that may be drawn."""
 Spans = tuple[tuple[int, int], ...]
 """Ranges [start, stop) of stream ids that may come next."""
 
@@ -171,6 +173,28 @@ def choose(
     return chosen
 
 
+def choose_returns(
+    model: GatoModel,
+    states: Tensor,
+    spans: Spans,
+    kappas: Sequence[float],
+    generators: Sequence[np.random.Generator],
+) -> np.ndarray:
+    """Return one id per row (U,) of the return to come: what the model expects, tilted upwards.
+
+    Drawn in proportion to p(return) exp(kappa x level from 0 to 1) (Lee et al. 2022), among the
+    levels that make up most of the model's mass: those it hardly ever expects would else win by
+    the tilt alone.
+    """
+    logits = span_logits(model, states, spans).double().cpu().numpy()  # (U, levels)
+    level = np.linspace(0.0, 1.0, logits.shape[1])
+    chosen = np.zeros(len(logits), np.int64)
+    for i, (row, kappa, generator) in enumerate(zip(logits, kappas, generators, strict=True)):
+        tilted = np.where(_likely(row, EXPECTED), row + kappa * level, -np.inf)
+        chosen[i] = spans[0][0] + _draw(torch.from_numpy(tilted), 1.0, generator, 1.0)
+    return chosen
+
+
 def span_logits(model: GatoModel, states: Tensor, spans: Spans) -> Tensor:
     """Return the logits (U, ids in the spans) in float32."""
     weight = model.table.weight if model.head is None else model.head.weight
@@ -183,12 +207,21 @@ def _draw(logits: Tensor, temperature: float, generator: np.random.Generator, to
     probability = np.exp(scaled - scaled.max())
     probability /= probability.sum()
     if top_p < 1.0:
-        order = np.argsort(-probability, kind="stable")
-        before = np.cumsum(probability[order]) - probability[order]
-        probability[order[before >= top_p]] = 0.0
+        probability[~_likely(scaled, top_p)] = 0.0
     cumulative = np.cumsum(probability)
     drawn = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
     return int(min(drawn, len(cumulative) - 1))
+
+
+def _likely(logits: np.ndarray, mass: float) -> np.ndarray:
+    """Return bool, true in the smallest set of ids that holds `mass` of the probability."""
+    probability = np.exp(logits - logits.max())
+    probability /= probability.sum()
+    order = np.argsort(-probability, kind="stable")
+    before = np.cumsum(probability[order]) - probability[order]
+    kept = np.zeros(len(logits), bool)
+    kept[order[before < mass]] = True
+    return kept
 
 
 def check_sampling(temperature: float, top_p: float = 1.0) -> None:

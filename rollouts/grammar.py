@@ -17,17 +17,23 @@ from gato.tokenizers.stream import TokenSequence
 class ActionGrammar:
     """The ids written so far of one action, and which may come next.
 
-    Leaves come in the stream's order; one whose length depends on its value ends with <eos>.
+    Leaves come in the stream's order; one whose length depends on its value ends with <eos>. Where
+    the task is conditioned on the return to come, that is written first; it is not in the value.
     """
 
     def __init__(self, serializer: Serializer, task: TaskCodec) -> None:
         self.serializer, self.task = serializer, task
         self.written: list[list[int]] = [[] for _ in task.action]
         self._leaf = 0
+        self.awaits_return = task.history.returns is not None
+        """Whether the next id is the return to come."""
         self.allowed: Spans | None = self._allowed()
         """The spans of ids that may follow; None when the action is complete."""
 
     def _allowed(self) -> Spans | None:
+        if self.awaits_return:
+            ids = self.serializer.return_ids
+            return ((ids[0], ids[-1] + 1),)
         while self._leaf < len(self.task.action):
             _, modality, spec = self.task.action[self._leaf]
             owner, offset = self.serializer.modalities[modality], self.serializer.offset[modality]
@@ -44,6 +50,11 @@ class ActionGrammar:
 
     def push(self, token: int) -> None:
         """Take the next id, one of those allowed."""
+        if self.awaits_return:
+            self.awaits_return = False
+            self._last = (token, 0, -1)
+            self.allowed = self._allowed()
+            return
         _, modality, _ = self.task.action[self._leaf]
         self._last = (token, self._leaf, len(self.written[self._leaf]))
         if token == self.serializer.control["<eos>"]:
@@ -56,7 +67,7 @@ class ActionGrammar:
         """Return the id pushed last as the token that a model sees which is shown its actions."""
         token, leaf, place = self._last
         _, modality, spec = self.task.action[leaf]
-        if token == self.serializer.control["<eos>"]:
+        if place < 0 or token == self.serializer.control["<eos>"]:
             return single(token, self.serializer.number[CONTROL])
         local = np.array([token - self.serializer.offset[modality]])
         rows = self.serializer.modalities[modality].rows_of(local, spec, place)

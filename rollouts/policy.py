@@ -2,7 +2,9 @@
 
 Per decision and row: what is pending of the last action, the observation and ``<sep>`` go in as
 one chunk; the action comes out one allowed id at a time. Rows whose history hides actions get all
-dimensions from the same forward, since none of them is shown to the others.
+dimensions from the same forward, since none of them is shown to the others. Where a task is
+conditioned on the return to come, that is drawn first, tilted towards high ones, and read with the
+rest of the memory; the action is decided behind it.
 
     memory of a row   head | step 0 | step 1 | ... | observation <sep> | <- the action's ids
     after `window` decisions, or `reset`, it is empty and starts with the head again
@@ -10,6 +12,7 @@ dimensions from the same forward, since none of them is shown to the others.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,7 +23,7 @@ from torch import Tensor
 
 from gato.envs.episode import Episode, flatten_value
 from gato.model import GatoModel
-from gato.rollouts.batching import Chunk, Memory, check_sampling, choose
+from gato.rollouts.batching import Chunk, Memory, check_sampling, choose, choose_returns
 from gato.rollouts.grammar import ActionGrammar, action_count, single
 from gato.tokenizers.serializer import CONTROL, Serializer, TaskCodec
 from gato.tokenizers.stream import TokenSequence, concatenate
@@ -37,6 +40,8 @@ class _Row:
     generator: np.random.Generator
     together: int | None
     """How many ids of an action come from one forward; None where each waits for the last."""
+    kappa: float
+    """How far the return to come is tilted upwards, where the task is conditioned on it."""
     steps: int = 0
     """Decisions in memory."""
     pending: list[TokenSequence] = field(default_factory=list)
@@ -55,6 +60,7 @@ class Policy:
         temperature: float | None = None,
         seeds: Sequence[int] | None = None,
         prompts: Mapping[str, Episode] | None = None,
+        kappa: float | None = None,
     ) -> None:
         """Make a policy whose memory is empty.
 
@@ -66,13 +72,18 @@ class Policy:
             temperature: of the actions; by default what each task was trained for.
             seeds: of each row's random generator; by default its index.
             prompts: per task, steps of an episode to be shown before the first step.
+            kappa: how far returns to come are tilted upwards; by default what each task was
+                trained for.
 
         Raises:
             ValueError: for a task the model does not know.
         """
         if temperature is not None:
             check_sampling(temperature)
+        if kappa is not None and not 0.0 <= kappa < math.inf:
+            raise ValueError(f"kappa must be a number of at least 0; got {kappa}")
         self.model, self.serializer, self.temperature = model, serializer, temperature
+        self.kappa = kappa
         self.single = isinstance(tasks, str)
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         if not names:
@@ -95,7 +106,8 @@ class Policy:
         warm = history.temperature if self.temperature is None else self.temperature
         together = action_count(self.serializer, task) if history.hide_actions else None
         generator = np.random.default_rng(seed)
-        return _Row(task, self._head(task), warm, generator, together)
+        kappa = history.kappa if self.kappa is None else self.kappa
+        return _Row(task, self._head(task), warm, generator, together, kappa)
 
     def _head(self, task: TaskCodec) -> TokenSequence:
         name = task.task.id
@@ -105,7 +117,7 @@ class Policy:
                 shown = self.serializer.episode(self._prompts[name])
                 steps = shown.window(0, len(shown))
                 if task.history.hide_actions:
-                    steps = steps.hide(steps.target > 0)
+                    steps = steps.hide(self.serializer.actions_in(steps))
                 head = concatenate([head, steps])
                 if len(head) > self.model.config.memory // 2:
                     raise ValueError(
@@ -200,7 +212,8 @@ class Policy:
         for members, block in blocks:
             lengths[members] = len(block) // len(members)
         for r in rows:
-            fill[r] = (self.rows[r].together or 1) - 1
+            if self.rows[r].task.history.returns is None:  # else the return to come is first
+                fill[r] = (self.rows[r].together or 1) - 1
             lengths[r] += fill[r] + sum(len(p) for p in before[r])
         chunk = Chunk(lengths, self.serializer.control)
         for r in rows:
@@ -237,40 +250,59 @@ class Policy:
             at: (B,) position in the chunk whose state decides the first id.
         """
         unfinished = list(grammars)
-        current = states[unfinished, at[unfinished]]  # (U, D)
-        slot = 0
+        source = dict.fromkeys(grammars, states)  # by row: where its next id's state lies
+        left = {r: 1 if grammars[r].awaits_return else self.rows[r].together for r in grammars}
         while unfinished:
-            members = [self.rows[r] for r in unfinished]
-            spans = [grammars[r].allowed for r in unfinished]
-            ids = choose(
-                self.model,
-                current,
-                [s for s in spans if s is not None],
-                [m.temperature for m in members],
-                [m.generator for m in members],
-            )
+            if len({id(source[r]) for r in unfinished}) == 1:
+                current = source[unfinished[0]][unfinished, at[unfinished]]  # (U, D)
+            else:
+                current = torch.stack([source[r][r, at[r]] for r in unfinished])  # (U, D)
+            ids = self._choose(unfinished, grammars, current)
             for r, token in zip(unfinished, ids.tolist(), strict=True):
+                hides = self.rows[r].task.history.hide_actions and not grammars[r].awaits_return
                 grammars[r].push(token)
-                hides = self.rows[r].task.history.hide_actions
                 self.rows[r].pending = [self._masked if hides else grammars[r].last()]
+                at[r], left[r] = at[r] + 1, (left[r] or 1) - 1
             unfinished = [r for r in unfinished if grammars[r].allowed is not None]
-            slot += 1
-            if unfinished:
-                current = self._next(unfinished, states, at, slot)
+            waiting = [r for r in unfinished if not left[r]]
+            if waiting:
+                source |= dict.fromkeys(waiting, self._read(waiting))
+                at[waiting] = 0
+                left |= {r: self.rows[r].together for r in waiting}
 
-    def _next(self, unfinished: list[int], states: Tensor, at: np.ndarray, slot: int) -> Tensor:
-        """Return the states (U, D) that decide id number `slot` of each unfinished row."""
-        waiting = [r for r in unfinished if self.rows[r].together is None]
-        if not waiting:
-            return states[unfinished, at[unfinished] + slot]
-        lengths = np.zeros(len(self.rows), np.int64)
-        lengths[waiting] = 1
+    def _choose(
+        self, rows: list[int], grammars: Mapping[int, ActionGrammar], states: Tensor
+    ) -> np.ndarray:
+        """Return the next id of each row, decided by its state in (U, D)."""
+        asked = np.array([grammars[r].awaits_return for r in rows])
+        ids = np.zeros(len(rows), np.int64)
+        for which, returns in ((np.flatnonzero(~asked), False), (np.flatnonzero(asked), True)):
+            if not len(which):
+                continue
+            chosen = [rows[i] for i in which]
+            given = states if len(which) == len(rows) else states[which]
+            generators = [self.rows[r].generator for r in chosen]
+            spans = [grammars[r].allowed for r in chosen]
+            offered = [s for s in spans if s is not None]
+            if returns:
+                kappas = [self.rows[r].kappa for r in chosen]
+                ids[which] = choose_returns(self.model, given, offered[0], kappas, generators)
+            else:
+                warmth = [self.rows[r].temperature for r in chosen]
+                ids[which] = choose(self.model, given, offered, warmth, generators)
+        return ids
+
+    def _read(self, waiting: list[int]) -> Tensor:
+        """Read what is pending of these rows; return the states (B, Q, D) behind each token.
+
+        Of a row whose ids are decided together, this is the return to come, and <masked> in place
+        of all ids but the last.
+        """
+        lengths, fill = np.zeros((2, len(self.rows)), np.int64)
+        fill[waiting] = [(self.rows[r].together or 1) - 1 for r in waiting]
+        lengths[waiting] = 1 + fill[waiting]
         chunk = Chunk(lengths, self.serializer.control)
         for r in waiting:
             chunk.write([r], self.rows[r].pending[0])
-        read = self.memory.read(chunk)[:, 0]  # (B, D)
-        picked = [
-            read[r] if self.rows[r].together is None else states[r, at[r] + slot]
-            for r in unfinished
-        ]
-        return torch.stack(picked)
+        chunk.fill(np.array(waiting), fill[waiting])
+        return self.memory.read(chunk)

@@ -18,48 +18,11 @@ from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.tokenizers.modality import Modality, Segment, Spec, modality_classes
 from gato.tokenizers.spaces import CodecOptions, codec
 from gato.tokenizers.stream import TokenSequence, concatenate
-from gato.tokenizers.vocabulary import VocabularyLayout
+from gato.tokenizers.task_codec import History, TaskCodec, return_levels, to_come
+from gato.tokenizers.vocabulary import RETURN_TOKENS, VocabularyLayout
 
 CONTROL = "control"
 MAX_LOCAL = 511
-
-
-@dataclass(frozen=True)
-class History:
-    """What a policy remembers of an episode: decided in training, the same at rollout."""
-
-    window: int = 0
-    """Steps after which the memory starts anew; 0 keeps as many tokens as the model's window."""
-    hide_actions: bool = False
-    """Whether the model sees <masked> in place of its own actions."""
-    temperature: float = 0.0
-    """Temperature of sampled actions; 0 takes the likeliest."""
-
-
-@dataclass(frozen=True)
-class TaskCodec:
-    """How one task is written: (path, modality, spec) of every leaf, and what is remembered."""
-
-    task: TaskSpec
-    observation: tuple[tuple[str, str, Spec], ...]
-    action: tuple[tuple[str, str, Spec], ...]
-    history: History = History()
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "task": self.task.to_json(),
-            "observation": [list(leaf) for leaf in self.observation],
-            "action": [list(leaf) for leaf in self.action],
-            "history": asdict(self.history),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TaskCodec:
-        observation, action = (
-            tuple((p, m, dict(s)) for p, m, s in data[k]) for k in ("observation", "action")
-        )
-        history = History(**data["history"])
-        return cls(TaskSpec.from_json(data["task"]), observation, action, history)
 
 
 @dataclass
@@ -72,7 +35,7 @@ class SerializedEpisode:
     starts: np.ndarray
     """int64 (steps + 1,)"""
     actions: np.ndarray
-    """bool (T,), true at action tokens."""
+    """bool (T,), true at action tokens; the return to come is none."""
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -120,6 +83,7 @@ class Serializer:
         self.number = {name: i for i, name in enumerate(self.names)}
         self.offset = {n: self.layout.start(n) for n in known}
         self.control = {t: self.layout.control(t) for t in self.layout.control_tokens}
+        self.return_ids = tuple(self.control[t] for t in RETURN_TOKENS if t in self.control)
         self.tasks: dict[str, TaskCodec] = {t.task.id: t for t in tasks}
 
     # ---- tasks -------------------------------------------------------------------------------
@@ -231,6 +195,11 @@ class Serializer:
             parts += [self.text(text, 1.0), self.control_piece("<eos>", target=1.0)]
         return concatenate(parts)
 
+    def pairs(self, examples: Sequence[TokenSequence]) -> TokenSequence:
+        """Return examples about pictures as one, with one ``<bos>`` (Gato section 2.3)."""
+        first, *others = examples
+        return concatenate([first, *(e.slice(1, len(e)) for e in others)])
+
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> TokenSequence:
         """Return a conversation's tokens; only assistant turns are predicted.
 
@@ -265,15 +234,24 @@ class Serializer:
         parts = [self.control_piece("<bos>")]
         return concatenate([*parts, self.text(text)] if text else parts)
 
-    def episode(self, episode: Episode) -> SerializedEpisode:
-        """Return all steps of an episode; targets are its actions (the expert's where logged)."""
+    def episode(self, episode: Episode, returns: np.ndarray | None = None) -> SerializedEpisode:
+        """Return all steps of an episode; targets are its actions (the expert's where logged).
+
+        Args:
+            episode: whole, or a window of one.
+            returns: (T,) the return to come at each of its steps, for a task that is conditioned
+                on it; by default the sum of the rewards that are in `episode`.
+        """
         task = self.task(episode.task)
+        levels = self._levels(task, to_come(episode.rewards) if returns is None else returns)
         actions = episode.targets if episode.targets is not None else episode.actions
         pieces, counts, masks = [], [], []
         for start, stop in _runs(task, episode):
             observed = {p: episode.observations[p][start:stop] for p, _, _ in task.observation}
             taken = {p: actions[p][start:stop] for p, _, _ in task.action}
-            sequence, n, n_action = self._steps(task, observed, taken)
+            sequence, n, n_action = self._steps(
+                task, observed, taken, None if levels is None else levels[start:stop]
+            )
             pieces.append(sequence)
             counts += [n] * (stop - start)
             mask = np.zeros((stop - start, n), bool)
@@ -282,6 +260,16 @@ class Serializer:
         starts = np.cumsum([0, *counts])
         head = self.head(episode.task, episode.instruction or None)
         return SerializedEpisode(head, concatenate(pieces), starts, np.concatenate(masks))
+
+    def _levels(self, task: TaskCodec, returns: np.ndarray) -> np.ndarray | None:
+        """Return the ids (T,) of the returns to come; None for a task without them."""
+        if task.history.returns is None:
+            return None
+        return np.array(self.return_ids, np.int32)[return_levels(returns, task.history)]
+
+    def actions_in(self, sequence: TokenSequence) -> np.ndarray:
+        """Return bool (T,), true at the actions of an episode's steps, not at returns to come."""
+        return (sequence.target > 0) & ~np.isin(sequence.ids, self.return_ids)
 
     def observation(self, task_id: str, observation: Mapping[str, Any]) -> TokenSequence:
         """Return one observation's tokens and ``<sep>``: what the policy decodes an action from."""
@@ -292,7 +280,11 @@ class Serializer:
         return self._steps(self.task(task_id), columns, None)[0]
 
     def _steps(
-        self, task: TaskCodec, observed: Mapping[str, Any], actions: Mapping[str, Any] | None
+        self,
+        task: TaskCodec,
+        observed: Mapping[str, Any],
+        actions: Mapping[str, Any] | None,
+        returns: np.ndarray | None = None,
     ) -> tuple[TokenSequence, int, int]:
         """Return L steps of equal layout, the tokens per step and the action tokens per step."""
         name = task.task.id
@@ -302,6 +294,8 @@ class Serializer:
         length = len(blocks[0][1].ids)
         n_observation = sum(b.ids.shape[1] for _, b in blocks)
         blocks.append((CONTROL, Segment(np.full((length, 1), self.control["<sep>"], np.int32))))
+        if returns is not None:
+            blocks.append((CONTROL, Segment(returns[:, None])))
         if actions is not None:
             for path, modality, spec in task.action:
                 blocks.append(
@@ -311,11 +305,11 @@ class Serializer:
                     end = np.full((length, 1), self.control["<eos>"], np.int32)
                     blocks.append((CONTROL, Segment(end)))
         n = sum(b.ids.shape[1] for _, b in blocks)
-        n_action = n - n_observation - 1
+        n_action = n - n_observation - 1 - (returns is not None)
         local = np.zeros(n, np.int16)
         local[:n_observation] = np.minimum(np.arange(1, n_observation + 1), MAX_LOCAL)
         target = np.zeros(n, np.float32)
-        target[n - n_action :] = 1.0
+        target[n_observation + 1 :] = 1.0
         numbers = np.repeat(
             [self.number[m] for m, _ in blocks], [b.ids.shape[1] for _, b in blocks]
         )

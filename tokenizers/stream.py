@@ -2,13 +2,16 @@
 
     document      <bos> text .............................................. <eos>
     captioned     <bos> img img img img <sep> text ........................ <eos>
+    pairs         <bos> img .. <sep> text .. <eos> img .. <sep> text .. <eos> ...
     conversation  <bos> <system> text <user> img.. text <assistant> text <eos> <user> ...
     episode       <bos> [instruction] [prompt steps] step step step ...
     step          observation tokens, keys in lexicographic order | <sep> | action tokens
+    conditioned   observation tokens | <sep> | <return i> | action tokens
 
 Predicted (in capitals: what carries loss): TEXT and <EOS> of documents, captions and assistant
-turns, and ACTION tokens. Never images, proprioception or any other observation. The token at
-position p is predicted from the hidden state at p - 1.
+turns, ACTION tokens, and before them the <RETURN> to come of tasks that are conditioned on it.
+Never images, proprioception or any other observation. The token at position p is predicted from the
+hidden state at p - 1.
 
 Legend: T tokens of one sequence, B rows of a batch, N = B * row length, r payload rows, M targets.
 """

@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+RETURN_LEVELS = 32
+RETURN_TOKENS = tuple(f"<return {i}>" for i in range(RETURN_LEVELS))
+"""The return to come, from the lowest to the highest of a task's data."""
 CONTROL_TOKENS = (
     "<bos>",
     "<eos>",
@@ -21,6 +24,7 @@ CONTROL_TOKENS = (
     "<system>",
     "<user>",
     "<assistant>",
+    *RETURN_TOKENS,
 )
 CONTROL_SLOTS = 64
 """Control ids reserved, named or spare: naming a spare one later moves no id."""

@@ -1,0 +1,131 @@
+"""Which items of a store are drawn: return filters, what is held out, how stores are balanced."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from gato.corpus_config import CorpusConfig
+from gato.envs.store import EpisodeStore
+
+
+def held_out(items: int, share: float, name: str) -> np.ndarray:
+    """Return bool (items,), true for the share of a store's items that is never trained on.
+
+    One item of every 1 / share in a row, drawn from its place and the store's name alone: what is
+    held out stays so where a store grows, and is spread over all of it.
+    """
+    held = np.zeros(items, bool)
+    if share > 0:
+        block = np.arange(int(items * share) + 2)
+        starts = np.ceil(block / share - 1e-9).astype(np.int64)
+        length = np.diff(starts)
+        chosen = starts[:-1] + (_hash(block[:-1], name) % length.astype(np.uint64)).astype(np.int64)
+        held[chosen[chosen < items]] = True
+    return held
+
+
+def _hash(values: np.ndarray, name: str) -> np.ndarray:
+    """Return 64 well mixed bits of each value (splitmix64), other ones for each name."""
+    x = values.astype(np.uint64) + np.uint64(zlib.crc32(name.encode()) << 32)
+    for factor, shift in (
+        (0x9E3779B97F4A7C15, 30),
+        (0xBF58476D1CE4E5B9, 27),
+        (0x94D049BB133111EB, 31),
+    ):
+        x = x * np.uint64(factor)  # wraps around
+        x ^= x >> np.uint64(shift)
+    return x
+
+
+def sides(config: CorpusConfig, wanted: Sequence[np.ndarray], names: Sequence[str]) -> list[bool]:
+    """Check that something is left to train on of every store; return which hold something out.
+
+    Args:
+        config: of the corpus.
+        wanted: per store, bool (items,): what the filters let pass.
+        names: what the stores are called.
+
+    Raises:
+        ValueError: where a store has nothing to train on, or the corpus nothing held out.
+    """
+    found = []
+    for mask, name in zip(wanted, names, strict=True):
+        held = mask & held_out(len(mask), config.validation, name)
+        if (held == mask).all():
+            raise ValueError(
+                f"corpus {config.name!r}: validation={config.validation:g} leaves nothing to train "
+                f"on of the {np.count_nonzero(mask)} items of {name!r}; lower it or add data"
+            )
+        found.append(bool(held.any()))
+    if config.validation and not any(found):
+        raise ValueError(
+            f"corpus {config.name!r}: validation={config.validation:g} holds out none of its "
+            f"{sum(int(m.sum()) for m in wanted)} items; raise it or add data"
+        )
+    return found
+
+
+def good_episodes(config: CorpusConfig, store: EpisodeStore) -> tuple[np.ndarray, str]:
+    """Return bool (episodes,), true for those the return filters keep, and what they asked for.
+
+    Raises:
+        ValueError: where they keep none.
+    """
+    kept = np.ones(len(store), bool)
+    asked = []
+    if config.min_fraction is not None:
+        good, rule = _by_fraction(config.min_fraction, store)
+        kept &= good
+        asked.append(rule)
+    if config.min_return is not None:
+        kept &= store.returns >= config.min_return
+        asked.append(f"a return of {config.min_return:g}")
+    if config.top < 1.0:
+        # the best of all, ties by order, so that exactly this share is kept
+        best = np.argsort(-store.returns, kind="stable")[: max(1, round(config.top * len(store)))]
+        kept &= np.isin(np.arange(len(store)), best)
+        asked.append(f"the best {config.top:.0%}")
+    rule = ", ".join(asked)
+    if not kept.any():
+        raise ValueError(
+            f"corpus {config.name!r}: none of the {len(store)} episodes in {store.path} reaches "
+            f"{rule}; their returns go from {store.returns.min():g} to {store.returns.max():g}. "
+            f"Ask for less, or collect better ones."
+        )
+    return kept, rule
+
+
+def _by_fraction(fraction: float, store: EpisodeStore) -> tuple[np.ndarray, str]:
+    """Return which episodes get that part of the way to the expert, and the rule in words."""
+    spec = store.spec
+    if spec.measure == "success" and (store.successes >= 0).all():
+        if fraction <= 0:
+            return np.ones(len(store), bool), "any success"
+        return store.successes == 1, "success"
+    low, high = spec.random_score, spec.expert_score
+    if spec.measure == "return" and low is not None and high is not None and high > low:
+        least = low + fraction * (high - low)
+        return store.returns >= least, f"{fraction:g} of the way to the expert, {least:g}"
+    best, worst = float(store.returns.max()), min(0.0, float(store.returns.min()))
+    low = worst if low is None or spec.measure != "return" else min(low, best)
+    least = low + fraction * (best - low)
+    return store.returns >= least, f"{fraction:g} of the way to its best, {least:g}"
+
+
+def cumulative_shares(config: CorpusConfig, sizes: Sequence[int]) -> np.ndarray | None:
+    """Return the cumulated chance of each store; None where all are as likely."""
+    power = config.power()
+    if power == 0:
+        return None
+    weights = np.array(sizes, np.float64) ** power
+    return np.cumsum(weights / weights.sum())
+
+
+def pick(rng: np.random.Generator, stores: int, shares: np.ndarray | None) -> int:
+    """Return the index of a store drawn by its chance."""
+    if shares is None:
+        return int(rng.integers(stores))
+    return min(int(np.searchsorted(shares, rng.random(), side="right")), stores - 1)
