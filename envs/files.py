@@ -111,6 +111,17 @@ def load_array(path: Path, mmap: bool = False) -> np.ndarray:
     return np.asarray(array)
 
 
+def stores_below(path: Path) -> list[Path]:
+    """Return the store at `path`, or the stores in it, sorted; hidden folders hold unfinished ones.
+
+    Any folder with a manifest counts, so that a damaged store is told of and not passed over.
+    """
+    if (path / "manifest.json").is_file():
+        return [path]
+    found = sorted(file.parent for file in path.glob("**/manifest.json"))
+    return [f for f in found if not any(n.startswith(".") for n in f.relative_to(path).parts)]
+
+
 def store_format(path: Path) -> str:
     """Return the format that the manifest of the store at `path` names.
 

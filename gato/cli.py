@@ -119,9 +119,7 @@ def _late(name: str) -> Command:
     """Return the command as a function that imports its module when it is called."""
 
     def run(chosen: argparse.Namespace) -> Any:
-        module = importlib.import_module(
-            "gato.world_commands" if name in WORLD_COMMANDS else "gato.commands"
-        )
+        module = importlib.import_module(MODULES.get(name, "gato.commands"))
         return getattr(module, "evaluate" if name == "eval" else name)(chosen)
 
     return run
@@ -146,7 +144,8 @@ def _whole(least: int) -> Callable[[str], int]:
 
 def _workers(parser: Parser) -> None:
     cores = os.cpu_count() or 1
-    parser.add_argument("--workers", type=int, default=cores, help="processes of simulators")
+    about = "processes of simulators; with 0, this one, which then ends where a simulator ends it"
+    parser.add_argument("--workers", type=_whole(0), default=cores, metavar="N", help=about)
     about = "that one step may take before its process is ended (600)"
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=about)
 
@@ -184,7 +183,8 @@ def _tasks(p: Parser) -> None:
     p.add_argument("patterns", nargs="*", metavar="PATTERN", help="an id or a pattern: babyai/*")
     p.add_argument("--suite", help="only this suite's")
     p.add_argument("--check", action="store_true", help="play each a little: does it keep its word")
-    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes of --check")
+    cores = os.cpu_count() or 1
+    p.add_argument("--workers", type=_whole(0), default=cores, help="processes of --check")
     _import(p)
     _json(p)
 
@@ -227,6 +227,12 @@ def _train(p: Parser) -> None:
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
     )
     p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
+    _json(p)
+
+
+def _runs(p: Parser) -> None:
+    about = "a run, or a folder that is searched for runs (runs)"
+    p.add_argument("folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help=about)
     _json(p)
 
 
@@ -283,11 +289,59 @@ def _bench(p: Parser) -> None:
 
 
 def _data(p: Parser) -> None:
-    p.add_argument("action", choices=("info", "validate"))
-    p.add_argument(
-        "stores", nargs="+", type=Path, metavar="STORE", help="a store or a folder of them"
-    )
-    _json(p)
+    p.set_defaults(help=p.print_help, action=None)
+    actions = p.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+    for action, about in (
+        ("info", "describe stores, or data of other formats"),
+        ("validate", "read everything once, and name what is damaged"),
+    ):
+        a = actions.add_parser(action, help=about, description=about)
+        about = "a store, a folder of stores, or data of another format"
+        a.add_argument("locations", nargs="+", metavar="PATH", help=about)
+        _reading(a)
+        _json(a)
+    about = "take data of another format into stores"
+    a = actions.add_parser("import", help=about, description=about)
+    a.add_argument("source", metavar="SOURCE", help="a path, a name on a hub, or an address")
+    a.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the stores")
+    a.add_argument("--skip-bad", action="store_true", help="count what cannot be read; go on")
+    _reading(a)
+    _json(a)
+    about = "write stores as data sets of another format"
+    a = actions.add_parser("export", help=about, description=about)
+    a.add_argument("store", metavar="STORE", help="a store or a folder of them")
+    a.add_argument("--format", required=True, help="minari or lerobot")
+    a.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    _json(a)
+
+
+def _reading(p: Parser) -> None:
+    """Add what a user may ask of a reader of other formats."""
+    p.add_argument("--format", default="auto", help="of data that do not tell theirs (auto)")
+    p.add_argument("--task", metavar="ID", help="the task of all episodes")
+    p.add_argument("--instruction", metavar="TEXT", help="of all episodes")
+    p.add_argument("--split", metavar="NAME", help="of data that come in splits (train)")
+    p.add_argument("--limit", type=_whole(0), metavar="N", help="items to read; 0 reads all (0)")
+    about = "of pictures, in multiples of 16"
+    p.add_argument("--image-size", type=_size, metavar="WxH", help=about)
+    about = "our field=the data's, where names differ: text=body,image=photo"
+    p.add_argument("--columns", type=_pairs, metavar="A=B,...", help=about)
+    about = "bring actions outside their bounds to these, instead of refusing them"
+    p.add_argument("--clip-actions", action="store_true", help=about)
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal()):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT; got {text}")
+    return int(width), int(height)
+
+
+def _pairs(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(ours and theirs for ours, _, theirs in pairs):
+        raise argparse.ArgumentTypeError(f"expected OURS=THEIRS,...; got {text}")
+    return {ours: theirs for ours, _, theirs in pairs}
 
 
 def _replay(p: Parser) -> None:
@@ -340,10 +394,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "quickstart": ("make data, train, evaluate, caption and chat on two cores", _quickstart),
     "tasks": ("list the tasks", _tasks),
     "collect": ("let experts play and store their episodes", _collect),
-    "data": ("describe stores, or check every byte of them", _data),
+    "data": ("describe and check data; take them in from other formats, and give them out", _data),
     "replay": ("do what a store logged again: does the same come of it?", _replay),
     "show": ("print a task's or a store's stream, one token a line", _show),
     "train": ("train a preset on stores", _train),
+    "runs": ("list training runs: state, progress, last figures", _runs),
     "eval": ("play tasks with a checkpoint, its scores beside the expert's", _eval),
     "compare": ("compare results of evaluations", _compare),
     "chat": ("talk with a checkpoint", _chat),
@@ -352,8 +407,9 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "experts": ("list, score or train experts", _experts),
     "bench": ("measure speed", _bench),
 }
-WORLD_COMMANDS = ("tasks", "collect", "data", "show", "eval", "experts", "replay", "compare")
-"""Those that stand in `gato.world_commands`; the others in `gato.commands`."""
+WORLD_COMMANDS = ("tasks", "collect", "show", "eval", "experts", "replay", "compare")
+MODULES = {**dict.fromkeys(WORLD_COMMANDS, "gato.world_commands"), "data": "gato.data_commands"}
+"""Where commands stand that do not stand in `gato.commands`."""
 
 
 if __name__ == "__main__":

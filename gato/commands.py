@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gato.data_commands import with_imports
 from gato.printing import print_json, print_table, progress_bar
-from gato.world_commands import stores_at
 
 if TYPE_CHECKING:
     from gato.config import TrainConfig
@@ -53,8 +54,6 @@ def train(chosen: Arguments) -> None:
 
 def _overridden(config: TrainConfig, chosen: Arguments) -> TrainConfig:
     """Return the run with the overrides of the command line, which tyro reads."""
-    import dataclasses
-
     flags = {"steps": chosen.steps, "seed": chosen.seed}
     config = dataclasses.replace(config, **{k: v for k, v in flags.items() if v is not None})
     return _by_tyro(config, chosen.overrides) if chosen.overrides else config
@@ -99,8 +98,13 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.train import Progress, compute_dtype
     from gato.train import train as run
 
-    for corpus in config.corpora:
-        stores_at(Path(corpus.path))  # a wrong path is told before anything is printed
+    # a wrong path is told before anything is printed; what is no store becomes one
+    paths = with_imports([corpus.path for corpus in config.corpora])
+    corpora = [
+        dataclasses.replace(corpus, path=path)
+        for corpus, path in zip(config.corpora, paths, strict=True)
+    ]
+    config = dataclasses.replace(config, corpora=tuple(corpora))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(json.dumps(to_json(config), indent=1), file=sys.stderr)
     print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
@@ -183,6 +187,24 @@ def _image(path: Path) -> Any:
     from gato.terminal import read_image
 
     return read_image(path)
+
+
+def runs(chosen: Arguments) -> None:
+    """List runs, what they are doing, and what is wrong with their files."""
+    from gato.runs import describe, find_runs, row
+
+    found = [describe(run) for run in find_runs(chosen.folder)]
+    if chosen.json:
+        print_json(found)
+        return
+    if not found:
+        print(f"no runs in {chosen.folder}", file=sys.stderr)
+        return
+    print_table([row(run) for run in found])
+    for run in found:
+        for told in [run["reason"], *run["faults"]]:
+            if told:
+                print(f"{run['run']}: {told}")
 
 
 def bench(chosen: Arguments) -> None:

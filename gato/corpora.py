@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gato.corpus_config import Corpus, CorpusConfig
+from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
 from gato.envs.store import EpisodeStore, open_store
 from gato.episode_corpus import EpisodeCorpus
@@ -21,11 +22,7 @@ def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
         ValueError: where no store lies there, or it is empty.
     """
     root = Path(config.path)
-    folders = (
-        [root]
-        if (root / "manifest.json").exists()
-        else sorted(p.parent for p in root.glob("**/manifest.json"))
-    )
+    folders = stores_below(root)
     if not folders:
         raise ValueError(
             f"corpus {config.name!r}: expected a store or a folder of stores at {root}; found none"

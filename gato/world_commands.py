@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
+from gato.data_commands import stores_at
 from gato.envs import registry
 from gato.envs.cameras import split
 from gato.envs.episode import TaskSpec, flatten_space
+from gato.envs.gym import imported
 from gato.printing import console, print_json, print_table, progress_bar
 
 Arguments = argparse.Namespace
@@ -24,6 +25,7 @@ def tasks(chosen: Arguments) -> int | None:
         named = [i for i in matching(chosen.patterns) if chosen.suite in (None, i.split("/")[0])]
     else:
         named = registry.task_ids(f"{chosen.suite or '*'}/*")
+        named += imported() if chosen.suite in (None, "gym") else []
     if chosen.check:
         return _check(named, chosen)
     listed = [_task(registry.spec(i)) for i in named]
@@ -41,8 +43,6 @@ def _check(named: list[str], chosen: Arguments) -> int:
     """Sweep over tasks; print a row for each, and how many of each suite are in order."""
     from gato.rollouts.sweep import Row, summary, sweep, to_json
 
-    if chosen.workers < 1:
-        raise ValueError(f"expected at least 1 worker; got {chosen.workers}.")
     with progress_bar() as bar:
         all_ = bar.add_task("", total=len(named))
 
@@ -89,10 +89,10 @@ def matching(patterns: list[str], known: list[str] | None = None) -> list[str]:
         if not set(split(pattern)[0]) & set("*?["):
             found[registry.spec(pattern).id] = None  # an unknown one raises, with the closest
             continue
+        users = imported() if known is None else known
+        matched = [task_id for task_id in users if registry.matches(task_id, pattern)]
         if known is None:
-            matched = registry.task_ids(pattern)
-        else:
-            matched = [task_id for task_id in known if registry.matches(task_id, pattern)]
+            matched = registry.task_ids(pattern) + matched
         if not matched:
             raise ValueError(f"expected a pattern that matches a task; {pattern!r} matches none.")
         found.update(dict.fromkeys(matched))
@@ -136,56 +136,6 @@ def collect(chosen: Arguments) -> None:
         )
     for folder in folders.values():
         print(folder)
-
-
-def data(chosen: Arguments) -> None:
-    """Describe stores, or read everything in them once."""
-    from gato.envs.store import open_store
-
-    folders = [f for path in chosen.stores for f in stores_at(path)]
-    rows: list[dict[str, Any]] = []
-    faults = []
-    for folder in folders:
-        try:
-            store = open_store(folder)
-            if chosen.action == "validate":
-                store.validate()
-                rows.append({"store": str(folder), "valid": True, "items": len(store)})
-            else:
-                rows.append(_describe(folder, store))
-        except ValueError as error:  # the other stores are looked at all the same
-            faults.append(error)
-            if chosen.action == "validate":
-                rows.append({"store": str(folder), "valid": False, "items": None})
-    if chosen.json:
-        print_json(rows)
-    elif rows:
-        print_table(rows)
-    if faults:
-        more = f" (and {len(faults) - 1} more stores)" if len(faults) > 1 else ""
-        raise ValueError(f"{faults[0]}{more}")
-
-
-def stores_at(path: Path) -> list[Path]:
-    """Return the stores in a folder, or the store that it is."""
-    if (path / "manifest.json").is_file():
-        return [path]
-    found = sorted(p.parent for p in path.glob("**/manifest.json"))
-    if not found:
-        raise ValueError(f"expected a store or a folder of stores at {path}; found none.")
-    return found
-
-
-def _describe(folder: Path, store: Any) -> dict[str, Any]:
-    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    row = {"store": str(folder), "items": len(store), "steps": None, "mean_return": None}
-    row |= {"success_rate": None, "megabytes": round(size / 1e6, 1)}
-    if hasattr(store, "lengths") and len(store):
-        row["steps"] = int(store.lengths.sum())
-        row["mean_return"] = float(store.returns.mean())
-        if store.spec.measure == "success":
-            row["success_rate"] = sum(bool(s) for s in store.successes) / len(store)
-    return row
 
 
 def replay(chosen: Arguments) -> None:

@@ -13,6 +13,7 @@ read is yielded as a `BadItem`; whoever asked decides whether that is an error o
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -42,6 +43,8 @@ class ReadOptions:
     """(width, height) that pictures are brought to; by default as `fit_image` says."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Our field -> the data's, where the names differ: ``{"text": "body"}``."""
+    clip_actions: bool = False
+    """Bring actions outside their space to its bounds, and count them, instead of refusing them."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,12 @@ class Source:
     """The data's fields, and what each becomes (or why it is left out)."""
     notes: list[str] = field(default_factory=list)
     """What a user should know: resized pictures, clipped actions, fields left out."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What reading has changed so far, and how often: ``{"actions clipped": 17}``."""
+    made: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By task, the settings and versions that its store is to name, where the data know them."""
+    options: ReadOptions = field(default_factory=ReadOptions)
+    """What was asked for; `formats.open_source` fills it in."""
 
 
 def fit_image(image: np.ndarray, size: tuple[int, int] | None = None, longest: int = 128) -> Any:

@@ -21,6 +21,7 @@ DOORS = {
     *("gato", "gato.cli", "gato.commands", "gato.world_commands", "gato.printing"),
     *("gato.expert_commands", "gato.evaluation_commands", "gato.terminal", "gato.show"),
     *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
+    *("gato.data_commands", "gato.token_estimate"),
 }
 """What a person calls: it may import anything, and nothing below may import it."""
 STORES = {"gato.envs.episode", "gato.envs.store", "gato.envs.records", "gato.envs.files"}

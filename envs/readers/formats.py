@@ -1,0 +1,147 @@
+"""The formats by name: which module reads or writes each, and which of them a location is in."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from gato.envs.files import lock_folder
+from gato.envs.readers.reader import ReadOptions, Source
+from gato.envs.registry import folder_of
+from gato.envs.store import EpisodeStore
+
+READERS: dict[str, str] = {}
+"""Module by format. They are asked in this order whether they recognise a location: what knows its
+own data by a file that no other format has comes before what looks at the ends of names."""
+
+WRITERS: dict[str, str] = {}
+"""A writer is a module with FORMAT, EXTRA and ``export(store, out: Path, progress)``, which writes
+the episodes of one store as one data set into the new folder `out`."""
+
+Progress = Callable[[int, int | None], None]
+"""Called with the items done and, where it is known, of how many."""
+
+
+def open_source(
+    location: str | Path, format: str = "auto", options: ReadOptions | None = None
+) -> Source:
+    """Return what lies at a location, in whatever format, ready to be read.
+
+    Args:
+        location: a path, or what else the format takes: a name on a hub, an address.
+        format: one of `READERS`, or ``auto`` for the first that recognises the location.
+        options: what the user asks of the reader.
+
+    Raises:
+        ValueError: for an unknown format, a location that no reader recognises, a package that is
+            not installed, or data that cannot be mapped.
+    """
+    location, options = str(location), options or ReadOptions()
+    if options.limit < 0:
+        raise ValueError(f"expected a limit of items, 0 for all; got {options.limit}.")
+    name = recognise(location) if format == "auto" else format
+    reader = _module(READERS, name)
+    try:
+        source: Source = reader.open_source(location, options)
+    except ImportError as error:
+        raise _missing(reader, location, error) from error
+    return replace(source, options=options, read=lambda: _read(reader, source, options.limit))
+
+
+def recognised(location: str) -> str | None:
+    """Return the name of the first format that a location looks like, if any."""
+    return next((n for n in READERS if _module(READERS, n).recognises(location)), None)
+
+
+def recognise(location: str) -> str:
+    """Return the name of the first format that a location looks like.
+
+    Raises:
+        ValueError: where it looks like none.
+    """
+    name = recognised(location)
+    if name is not None:
+        return name
+    where = Path(location)
+    missing = "" if "://" in location or where.exists() else "; there is no such file or folder"
+    raise ValueError(
+        f"expected a store, or data of a format of {', '.join(READERS)}, at {location}{missing}. "
+        f"If it is one of these, name it: --format."
+    )
+
+
+def export(
+    stores: Sequence[EpisodeStore], format: str, out: Path, progress: Progress | None = None
+) -> list[Path]:
+    """Write stores as data sets of another format, and return their folders.
+
+    One store becomes `out`; several become ``out/<suite>/<name>`` each, in the folder's own order.
+    A data set appears under its name only when it is complete.
+
+    Raises:
+        ValueError: for an unknown format, a package that is not installed, a folder that is there
+            already, or a store that the format cannot hold.
+    """
+    writer = _module(WRITERS, format)
+    names = [folder_of(s.spec.id) for s in stores]
+    folders = [out] if len(stores) == 1 else [out / name for name in names]
+    for folder, store in zip(folders, stores, strict=True):
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"expected a new folder for {store.path}; {folder} is there already.")
+    if len(set(folders)) < len(folders):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise ValueError(f"expected one store of a task; got several of {twice}. Export each.")
+    for folder, store in zip(folders, stores, strict=True):
+        temporary = folder.with_name(f".{folder.name}.exporting")
+        temporary.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(temporary, wait=False)
+        try:
+            empty(temporary)  # what a killed export has left
+            writer.export(store, temporary / "data", progress)
+            (temporary / "data").replace(folder)
+        except ImportError as error:
+            raise _missing(writer, str(store.path), error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            os.close(lock)
+    return folders
+
+
+def empty(folder: Path) -> None:
+    """Remove everything inside a folder."""
+    for inside in folder.iterdir():
+        if inside.is_dir() and not inside.is_symlink():
+            shutil.rmtree(inside)
+        else:
+            inside.unlink()
+
+
+def _read(reader: ModuleType, source: Source, limit: int) -> Iterator[Any]:
+    try:
+        yield from itertools.islice(source.read(), limit or None)
+    except ImportError as error:
+        raise _missing(reader, source.location, error) from error
+
+
+def _module(table: dict[str, str], name: str) -> ModuleType:
+    if name not in table:
+        close = difflib.get_close_matches(name, table, n=1, cutoff=0.4)
+        hint = f" (closest: {close[0]})" if close else ""
+        raise ValueError(f"expected a format of {', '.join(table)}; got {name!r}{hint}.")
+    return importlib.import_module(table[name])
+
+
+def _missing(module: ModuleType, location: str, error: ImportError) -> ValueError:
+    extra = f' Install it: pip install "gato[{module.EXTRA}]"' if module.EXTRA else ""
+    return ValueError(
+        f"{location}: format {module.FORMAT!r} needs a package that does not import "
+        f"({error}).{extra}"
+    )

@@ -1,0 +1,345 @@
+"""Foreign data into stores of our own: every item checked, nothing half written or left out unsaid.
+
+An import fills a hidden folder beside its destination and takes its name at the end, so that it is
+there whole or not at all; one that was interrupted begins anew and gives the same bytes. Every
+store says in its ``import.json`` where it comes from and what was left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gato.envs.check import check_episode
+from gato.envs.episode import Episode, TaskSpec
+from gato.envs.files import lock_folder, store_format, stores_below, write_atomically
+from gato.envs.readers import formats
+from gato.envs.readers.formats import Progress
+from gato.envs.readers.reader import BadItem, ReadOptions, Source
+from gato.envs.records import RecordWriter, check_record
+from gato.envs.registry import folder_of
+from gato.envs.store import EpisodeWriter
+
+ORIGIN = "import.json"
+OPEN_WRITERS = 8
+"""Stores that are written at once; each holds what is pending of a shard in memory."""
+CACHE_FORM = 1
+"""Raised where the same data become other stores than before, so that caches are made anew."""
+
+
+@dataclass
+class Summary:
+    """What an import did."""
+
+    stores: list[Path] = field(default_factory=list)
+    kept: int = 0
+    steps: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Items left out, by reason."""
+    first: dict[str, str] = field(default_factory=dict)
+    """Where each reason was met first."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What was changed: clipped actions, resized pictures."""
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, bad: BadItem) -> None:
+        """Count an item that is left out."""
+        self.skipped[bad.reason] += 1
+        self.first.setdefault(bad.reason, bad.where)
+
+    def to_json(self) -> dict[str, Any]:
+        skipped = [
+            {"reason": reason, "items": n, "first": self.first[reason]}
+            for reason, n in self.skipped.items()
+        ]
+        return {
+            "kept": self.kept,
+            "steps": self.steps,
+            "skipped": skipped,
+            "counts": dict(self.counts),
+            "notes": self.notes,
+        }
+
+
+def import_source(
+    source: Source,
+    out: str | Path,
+    *,
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Summary:
+    """Store everything that a source yields.
+
+    Episodes fill one store per task under ``out/<suite>/<name>``, as `collect` does; records fill
+    one store at `out`. A store that was imported from the same place in the same way is replaced.
+
+    Args:
+        source: what `formats.open_source` has found.
+        out: folder of the stores.
+        skip_bad: count items that cannot be read or stored and leave them out.
+        progress: called after every item.
+
+    Raises:
+        ValueError: for the first bad item unless `skip_bad`, for a source without a good one, and
+            where something else lies at the destination.
+    """
+    out = Path(out)
+    with _staged(out, wait=False) as folder:
+        return _fill(source, folder, out, skip_bad, progress)
+
+
+def check_source(source: Source, progress: Progress | None = None) -> Summary:
+    """Read and check everything that a source yields, and store nothing."""
+
+    def check(item: Any) -> None:
+        if source.kind == "records":
+            check_record(item)
+        else:
+            check_episode(item, _spec(source, item))
+
+    summary = Summary()
+    for item in _good(source, summary, True, progress, check):
+        summary.steps += len(item) if source.kind == "episodes" else 0
+    summary.counts, summary.notes = Counter(source.counts), list(source.notes)
+    return summary
+
+
+def cached(
+    location: str | Path,
+    options: ReadOptions | None = None,
+    *,
+    format: str = "auto",
+    skip_bad: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Return a folder of stores with what lies at a location, imported where it is not yet.
+
+    It lies in ``$GATO_CACHE``, or ``~/.cache/gato``, under a name that follows from the location,
+    the sizes and times of its files, and the options; it may be deleted at any time.
+
+    Raises:
+        ValueError: see `formats.open_source` and `import_source`.
+    """
+    location, options = str(location), options or ReadOptions()
+    if format == "auto":
+        format = formats.recognise(location)
+    asked = {"format": format, "options": asdict(options), "skip_bad": skip_bad}
+    found = {"form": CACHE_FORM, "location": _whole(location), "files": _fingerprint(location)}
+    key = hashlib.sha256(json.dumps({**asked, **found}, sort_keys=True).encode()).hexdigest()
+    name = Path(location.rstrip("/")).name or "data"
+    folder = cache_folder() / "imports" / f"{name}-{key[:16]}"
+    if not folder.exists():
+        with _staged(folder, wait=True) as staged:
+            if not folder.exists():  # nobody has made it while we waited
+                source = formats.open_source(location, format, options)
+                _fill(source, staged, folder, skip_bad, progress)
+    return folder
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that can be made or fetched again."""
+    return Path(os.environ.get("GATO_CACHE") or Path.home() / ".cache" / "gato")
+
+
+def is_store(path: Path) -> bool:
+    """Return whether stores of our own lie at `path`, whole or damaged."""
+    found = stores_below(path)
+    ours = any(_ours(folder) for folder in found)
+    # a manifest of no format that we know is a store's, and opening it says what is wrong with it
+    return ours or (bool(found) and formats.recognised(str(path)) is None)
+
+
+def _ours(folder: Path) -> bool:
+    try:
+        return store_format(folder).startswith("gato-")
+    except ValueError:  # a damaged manifest: opening the store will say so
+        return True
+
+
+def _fill(
+    source: Source, folder: Path, out: Path, skip_bad: bool, progress: Progress | None
+) -> Summary:
+    """Write the stores into `folder`, and let them take their place at `out`."""
+    origin = {
+        "format": source.format,
+        "location": _whole(source.location),
+        "options": asdict(source.options),
+        "skip_bad": skip_bad,
+    }
+    summary, made = Summary(), folder / "stores"
+    made.mkdir()
+    for task in source.tasks if source.kind == "episodes" else ():
+        _check_place(out / folder_of(task), origin)
+    if source.kind == "records":
+        _check_place(out, origin)
+        writer = RecordWriter(made, Path(source.location.rstrip("/")).name or source.format)
+        with writer:
+            for record in _good(source, summary, skip_bad, progress, writer.append):
+                del record
+        stores = [made]
+    else:
+        with contextlib.closing(_Stores(source, made)) as sink:
+            for episode in _good(source, summary, skip_bad, progress, sink.append):
+                summary.steps += len(episode)
+        stores = list(sink.folders.values())
+    if not summary.kept:
+        said = next(iter(summary.first.items()), None)
+        why = f" The first, {said[1]}: {said[0]}" if said else ""
+        raise ValueError(
+            f"expected {source.kind} that can be stored at {source.location}; got none of "
+            f"{sum(summary.skipped.values())}.{why}"
+        )
+    summary.counts, summary.notes = Counter(source.counts), list(source.notes)
+    for store in stores:
+        text = json.dumps({**origin, **summary.to_json()}, indent=1)
+        write_atomically(store / ORIGIN, text.encode())
+    summary.stores = _publish(folder, made, out, stores, origin)
+    return summary
+
+
+def _good(
+    source: Source, summary: Summary, skip_bad: bool, progress: Progress | None, append: Any
+) -> Iterator[Any]:
+    """Append every item, yielding what was; a bad one is raised or counted."""
+    limit = source.options.limit
+    total = min(source.items, limit or source.items) if source.items is not None else limit or None
+    for number, item in enumerate(source.read()):
+        bad = item if isinstance(item, BadItem) else None
+        if bad is None:
+            try:
+                append(item)
+            except ValueError as error:
+                bad = BadItem(f"{source.location}, item {number}", str(error))
+        if bad is None:
+            summary.kept += 1
+            yield item
+        elif skip_bad:
+            summary.skip(bad)
+        else:
+            raise ValueError(
+                f"{bad.where}: {bad.reason.rstrip('.')}. Leave such items out: --skip-bad"
+            )
+        if progress:
+            progress(number + 1, total)
+
+
+class _Stores:
+    """One writer per task, of which the latest few are open."""
+
+    def __init__(self, source: Source, root: Path) -> None:
+        self._source, self._root = source, root
+        self._open: OrderedDict[str, EpisodeWriter] = OrderedDict()
+        self.folders: dict[str, Path] = {}
+
+    def append(self, episode: Episode) -> None:
+        spec = _spec(self._source, episode)
+        self._writer(spec).append(episode)
+
+    def close(self) -> None:
+        for task in list(self._open):
+            self._open.pop(task).close()
+        for task, folder in list(self.folders.items()):
+            if not json.loads((folder / "manifest.json").read_text())["shards"]:
+                del self.folders[task]  # none of its episodes was good
+                shutil.rmtree(folder)
+
+    def _writer(self, spec: TaskSpec) -> EpisodeWriter:
+        task = spec.id
+        if task not in self._open:
+            if len(self._open) == OPEN_WRITERS:
+                self._open.popitem(last=False)[1].close()
+            made: Mapping[str, Any] = self._source.made.get(task, {})
+            folder = self.folders.setdefault(task, self._root / folder_of(task))
+            self._open[task] = EpisodeWriter(
+                folder,
+                spec,
+                settings=made.get("settings", {"imported": self._source.format}),
+                versions=made.get("versions"),
+            )
+        self._open.move_to_end(task)
+        return self._open[task]
+
+
+def _spec(source: Source, episode: Episode) -> TaskSpec:
+    if episode.task not in source.tasks:
+        known = ", ".join(sorted(source.tasks))
+        raise ValueError(f"expected an episode of {known}; got one of {episode.task!r}.")
+    return source.tasks[episode.task]
+
+
+@contextlib.contextmanager
+def _staged(out: Path, *, wait: bool) -> Iterator[Path]:
+    """Yield an empty folder beside `out` that nobody else writes to; it vanishes at the end."""
+    folder = out.with_name(f".{out.name}.importing")
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(folder, wait=wait)
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(lock).st_ino == folder.stat().st_ino:
+                break
+        os.close(lock)  # whoever held it has removed the folder meanwhile
+    try:
+        formats.empty(folder)  # what a killed import has left
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _publish(
+    folder: Path, made: Path, out: Path, stores: list[Path], origin: Mapping[str, Any]
+) -> list[Path]:
+    """Let the stores take their places, and return these."""
+    places = [out / store.relative_to(made) for store in stores]
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        made.replace(out)
+        return places
+    for number, (store, place) in enumerate(zip(stores, places, strict=True)):
+        _check_place(place, origin)
+        if place.exists():
+            place.replace(folder / f"old-{number}")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        store.replace(place)
+    return places
+
+
+def _check_place(place: Path, origin: Mapping[str, Any]) -> None:
+    """Refuse a place where anything lies but an import of the same."""
+    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        was = json.loads((place / ORIGIN).read_text(encoding="utf-8"))
+        if all(was.get(key) == value for key, value in _plain(origin).items()):
+            return
+    raise ValueError(
+        f"expected nothing at {place}, or what was imported from {origin['location']} in the same "
+        f"way; something else is there. Choose another --out."
+    )
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _whole(location: str) -> str:
+    """Return a location that means the same from any folder."""
+    path = Path(location)
+    return str(path.resolve()) if "://" not in location and path.exists() else location
+
+
+def _fingerprint(location: str) -> list[list[Any]]:
+    """Return name, size and time of every file at a location; nothing where it is no path."""
+    root = Path(location)
+    if "://" in location or not root.exists():
+        return []
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    stats = [(file.relative_to(root).as_posix(), file.stat()) for file in files]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]

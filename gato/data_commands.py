@@ -1,0 +1,260 @@
+"""Commands about data: describe it, check it, take it in from other formats and give it out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gato.envs.episode import TaskSpec, flatten_space
+from gato.envs.files import stores_below
+from gato.envs.readers import formats, importing
+from gato.envs.readers.reader import ReadOptions, Source
+from gato.printing import print_json, print_table, progress_bar
+
+Arguments = argparse.Namespace
+
+
+def data(chosen: Arguments) -> None:
+    """Do one of the things that `gato data` does."""
+    if chosen.action is None:
+        chosen.help()
+        return
+    actions: dict[str, Callable[[Arguments], None]] = {
+        "info": info,
+        "validate": validate,
+        "import": import_data,
+        "export": export,
+    }
+    actions[chosen.action](chosen)
+
+
+def stores_at(path: Path) -> list[Path]:
+    """Return the stores in a folder, or the store that it is."""
+    found = stores_below(path)
+    if not found:
+        raise ValueError(f"expected a store or a folder of stores at {path}; found none.")
+    return found
+
+
+def with_imports(paths: list[str], skip_bad: bool = False) -> list[str]:
+    """Return paths of stores: those that hold none are imported into the cache first."""
+    found = []
+    for path in paths:
+        if "://" not in path and importing.is_store(Path(path)):
+            found.append(path)
+            continue
+        with _bar(path) as progress:
+            found.append(str(importing.cached(path, skip_bad=skip_bad, progress=progress)))
+    return found
+
+
+def info(chosen: Arguments) -> None:
+    """Describe stores, and data of other formats."""
+    from gato.token_estimate import Estimate
+
+    estimate = Estimate()
+    rows: list[dict[str, Any]] = []
+    foreign: list[dict[str, Any]] = []
+    faults: list[ValueError] = []
+    for location in chosen.locations:
+        try:
+            if _is_ours(location, chosen.format):
+                for folder in stores_at(Path(location)):
+                    _try(rows, faults, partial(_describe_store, folder, estimate))
+            else:
+                source = formats.open_source(location, chosen.format, read_options(chosen))
+                foreign.append(_describe_source(source, estimate))
+        except ValueError as error:  # the others are looked at all the same
+            faults.append(error)
+    if chosen.json:
+        print_json(rows + foreign)
+    else:
+        if rows:
+            print_table(rows)
+        for described in foreign:
+            _print_source(described)
+    _raise(faults)
+
+
+def validate(chosen: Arguments) -> None:
+    """Read everything once."""
+    from gato.envs.store import open_store
+
+    rows: list[dict[str, Any]] = []
+    faults: list[ValueError] = []
+    for location in chosen.locations:
+        try:
+            if not _is_ours(location, chosen.format):
+                rows.append(_validate_source(location, chosen, faults))
+                continue
+            for folder in stores_at(Path(location)):
+                row = {"store": str(folder), "valid": False, "items": None}
+                rows.append(row)
+                try:
+                    store = open_store(folder)
+                    store.validate()
+                    row |= {"valid": True, "items": len(store)}
+                except ValueError as error:
+                    faults.append(error)
+        except ValueError as error:
+            faults.append(error)
+    if chosen.json:
+        print_json(rows)
+    elif rows:
+        print_table(rows)
+    _raise(faults)
+
+
+def import_data(chosen: Arguments) -> None:
+    """Take data of another format into stores."""
+    source = formats.open_source(chosen.source, chosen.format, read_options(chosen))
+    with _bar(chosen.source) as progress:
+        summary = importing.import_source(
+            source, chosen.out, skip_bad=chosen.skip_bad, progress=progress
+        )
+    told = {"stores": [str(path) for path in summary.stores], **summary.to_json()}
+    if chosen.json:
+        print_json({"source": chosen.source, "format": source.format, **told})
+        return
+    for skipped in told["skipped"]:
+        print(f"left out {skipped['items']}: {skipped['reason']} (first: {skipped['first']})")
+    for what, count in told["counts"].items():
+        print(f"{what}: {count:,}")
+    for note in told["notes"]:
+        print(note)
+    for store in told["stores"]:
+        print(store)
+
+
+def export(chosen: Arguments) -> None:
+    """Write stores as data sets of another format."""
+    from gato.envs.store import EpisodeStore, open_store
+
+    folders = stores_at(Path(chosen.store))
+    opened = [open_store(folder) for folder in folders]
+    stores = [store for store in opened if isinstance(store, EpisodeStore) and len(store)]
+    if len(stores) < len(opened):
+        other = next(s for s in opened if not isinstance(s, EpisodeStore) or not len(s))
+        raise ValueError(f"expected stores with episodes at {chosen.store}; {other.path} has none.")
+    with _bar(str(chosen.store)) as progress:
+        written = formats.export(stores, chosen.format, chosen.out, progress)
+    rows = [
+        {"store": str(store.path), "written": str(folder), "episodes": len(store)}
+        for store, folder in zip(stores, written, strict=True)
+    ]
+    if chosen.json:
+        print_json(rows)
+    else:
+        print_table(rows)
+
+
+def read_options(chosen: Arguments) -> ReadOptions:
+    """Return what the command line asks of a reader."""
+    names = ("task", "instruction", "split", "limit", "image_size", "columns", "clip_actions")
+    given = {n: getattr(chosen, n) for n in names if getattr(chosen, n, None) is not None}
+    return replace(ReadOptions(), **given)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[formats.Progress]:
+    with progress_bar() as bar:
+        line = bar.add_task(Path(what).name or what, total=None)
+        yield lambda done, total: bar.update(line, completed=done, total=total)
+
+
+def _is_ours(location: str, format: str) -> bool:
+    return format == "auto" and "://" not in location and importing.is_store(Path(location))
+
+
+def _try(
+    rows: list[dict[str, Any]], faults: list[ValueError], describe: Callable[[], dict[str, Any]]
+) -> None:
+    try:
+        rows.append(describe())
+    except ValueError as error:
+        faults.append(error)
+
+
+def _raise(faults: list[ValueError]) -> None:
+    if faults:
+        more = f" (and {len(faults) - 1} more faults)" if len(faults) > 1 else ""
+        raise ValueError(f"{faults[0]}{more}")
+
+
+def _describe_store(folder: Path, estimate: Any) -> dict[str, Any]:
+    from gato.envs.store import EpisodeStore, open_store
+
+    store = open_store(folder)
+    size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    row: dict[str, Any] = {"store": str(folder), "items": len(store), "steps": None, "hours": None}
+    row |= {"mean_return": None, "success_rate": None, "megabytes": round(size / 1e6, 1)}
+    if isinstance(store, EpisodeStore) and len(store):
+        row["steps"] = int(store.lengths.sum())
+        row["hours"] = row["steps"] / store.spec.control_hz / 3600
+        row["mean_return"] = float(store.returns.mean())
+        if store.spec.measure == "success":
+            row["success_rate"] = sum(bool(s) for s in store.successes) / len(store)
+    row["tokens"] = estimate.store(store)
+    return row
+
+
+def _describe_source(source: Source, estimate: Any) -> dict[str, Any]:
+    tokens, faults = estimate.source(source)
+    return {
+        "location": source.location,
+        "format": source.format,
+        "kind": source.kind,
+        "items": source.items,
+        "steps": source.steps,
+        "hours": source.hours,
+        "tokens": tokens,
+        "fields": source.fields,
+        "tasks": {task: _describe_task(spec) for task, spec in source.tasks.items()},
+        "notes": [*source.notes, *faults],
+    }
+
+
+def _describe_task(spec: TaskSpec) -> dict[str, Any]:
+    return {
+        "instruction": spec.instruction,
+        "observations": _leaves(spec.observation_space, "observation"),
+        "actions": _leaves(spec.action_space, "action"),
+    }
+
+
+def _leaves(space: Any, name: str) -> dict[str, str]:
+    return {path: str(leaf) for path, leaf in flatten_space(space, name).items()}
+
+
+def _print_source(told: dict[str, Any]) -> None:
+    shown = ("location", "format", "kind", "items", "steps", "hours", "tokens")
+    print_table([{name: told[name] for name in shown}])
+    if told["fields"]:
+        print_table([{"field": k, "becomes": v} for k, v in told["fields"].items()])
+    for task, about in told["tasks"].items():
+        print(f"{task}: {about['instruction']}" if about["instruction"] else task)
+        rows = [
+            {"": role, "path": path, "space": leaf}
+            for role in ("observations", "actions")
+            for path, leaf in about[role].items()
+        ]
+        print_table(rows)
+    for note in told["notes"]:
+        print(note)
+
+
+def _validate_source(location: str, chosen: Arguments, faults: list[ValueError]) -> dict[str, Any]:
+    """Read and check every item of a source; name the first that is bad and count the others."""
+    source = formats.open_source(location, chosen.format, read_options(chosen))
+    with _bar(location) as progress:
+        summary = importing.check_source(source, progress)
+    bad = sum(summary.skipped.values())
+    if bad:
+        reason, where = next(iter(summary.first.items()))
+        faults.append(ValueError(f"{bad} of {summary.kept + bad} items; {where}: {reason}"))
+    return {"store": location, "valid": not bad and summary.kept > 0, "items": summary.kept}
