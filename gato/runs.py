@@ -126,6 +126,34 @@ def describe(run: Path) -> dict[str, Any]:
     }
 
 
+def row(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what a table shows of a run that `describe` described."""
+    best, scores = found["best_validation"], found["evaluation"]
+    return {
+        "run": found["run"],
+        "state": found["state"],
+        "step": found["step"],
+        "of": found["steps"],
+        "left": _duration(found["seconds_left"]),
+        "tokens/s": found["tokens_per_second"],
+        "losses": _pairs(found["losses"]),
+        "best validation": None if best is None else f"{best['loss']:.3f} at {best['step']}",
+        "evaluation": None if scores is None else _pairs(scores["scores"]),
+    }
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+    return "  ".join(f"{name} {value:.3g}" for name, value in numbers.items()) or "-"
+
+
+def _duration(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
 class _Lines:
     """The lines of metrics that a list of runs shows, of a file of any length."""
 
