@@ -4,10 +4,12 @@
                          and scales
     vocabulary.json      the ledger of id ranges
     model.safetensors    weights
+    ema.safetensors      their average over the steps, where the run keeps one
     text.model           the SentencePiece model (each modality's fitted parts lie under its name)
     training/            optimizer state and counters; only needed to go on training
 
-A run's folder holds ``step-N`` checkpoints and ``latest``, a file naming the newest complete one.
+A run's folder holds ``step-N`` checkpoints, ``latest``, a file naming the newest complete one, and
+``best``, which names the best one where the run measures that.
 """
 
 from __future__ import annotations
@@ -42,6 +44,8 @@ class Checkpoint:
     serializer: Serializer
     model: GatoModel
     step: int
+    averaged: bool = False
+    """Whether the model has the averaged weights instead of the last step's."""
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of each corpus what it was trained on, as `Corpus.contents` says; empty where unknown."""
 
@@ -68,8 +72,23 @@ def save_checkpoint(
     counters: dict[str, Any] | None = None,
     keep: int = 2,
     data: dict[str, dict[str, Any]] | None = None,
+    average: dict[str, Tensor] | None = None,
+    best: bool = False,
 ) -> Path:
     """Write ``run/step-N`` and point ``run/latest`` at it; killed anywhere, the last one loads.
+
+    Args:
+        run: the run's folder.
+        step: N.
+        config: the run's configuration.
+        serializer: how it writes.
+        model: with the weights of the last step.
+        training: the optimizer's state.
+        counters: what else training goes on with.
+        keep: how many of the newest checkpoints stay; `latest` and `best` always do.
+        data: of each corpus what it holds.
+        average: averaged parameters by name.
+        best: point ``run/best`` at it too.
 
     Raises:
         OSError: for a full disk, say; the previous checkpoint is left as it was.
@@ -94,41 +113,90 @@ def save_checkpoint(
         for parts in serializer.state().values():
             for name, content in parts.items():
                 write_synced(temporary / name, content)
-        weights = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items()}
-        write_synced(temporary / "model.safetensors", save(weights))
+        weights = model.state_dict()
+        write_synced(temporary / "model.safetensors", _bytes(weights))
+        if average is not None:
+            write_synced(temporary / "ema.safetensors", _bytes({**weights, **average}))
         if training is not None:
-            tensors = {n: t.detach().cpu().contiguous() for n, t in training.items()}
-            write_synced(temporary / "training" / "optimizer.safetensors", save(tensors))
+            write_synced(temporary / "training" / "optimizer.safetensors", _bytes(training))
             counted = json.dumps(counters or {}).encode()
             write_synced(temporary / "training" / "counters.json", counted)
+            sync_folder(temporary / "training")
         sync_folder(temporary)
-        if final.exists():
-            shutil.rmtree(final)
+        _remove(final)  # a run that was killed before `latest` named this one does it again
         os.replace(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    write_synced(run / ".latest.new", final.name.encode())
-    os.replace(run / ".latest.new", run / "latest")
-    sync_folder(run)
+    point(run, "latest", final)
+    if best:
+        point(run, "best", final)
+    pointed = {pointed_at(run, name) for name in ("latest", "best")}
     for old in sorted(run.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
+        if old.name not in pointed:
+            _remove(old)
     return final
 
 
+def _bytes(tensors: dict[str, Tensor]) -> bytes:
+    return save({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed anywhere, no half of one is left under its name."""
+    if checkpoint.exists():
+        hidden = checkpoint.with_name(f".{checkpoint.name}.old")
+        os.replace(checkpoint, hidden)
+        shutil.rmtree(hidden)
+
+
+def point(run: Path, name: str, checkpoint: Path) -> None:
+    """Let ``run/latest`` or ``run/best`` name a checkpoint."""
+    write_synced(run / f".{name}.new", checkpoint.name.encode())
+    os.replace(run / f".{name}.new", run / name)
+    sync_folder(run)
+
+
+def pointed_at(run: Path, name: str) -> str | None:
+    """Return the name of the checkpoint that ``run/latest`` or ``run/best`` names."""
+    try:
+        return (run / name).read_bytes().decode(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def set_aside(run: Path) -> Path:
+    """Move a run that lies in its folder into ``earlier-N`` in it; return that folder."""
+    number = 1
+    while (run / f"earlier-{number}").exists():
+        number += 1
+    aside = run / f"earlier-{number}"
+    aside.mkdir()
+    # `latest` goes first: killed in between, what is left is no run
+    names = ["latest", "best", "metrics.jsonl", "state.json", "tensorboard"]
+    for path in [*(run / name for name in names), *run.glob("step-*"), *run.glob("bad-batch-*")]:
+        if path.exists():
+            os.replace(path, aside / path.name)
+    return aside
+
+
 def resolve(path: str | Path) -> Path:
-    """Return the checkpoint folder that `path`, a checkpoint, a run or a quickstart, stands for.
+    """Return the checkpoint folder that `path` stands for.
+
+    It is a checkpoint, a run, its file ``latest`` or ``best``, or what `gato quickstart` wrote.
 
     Raises:
         ValueError: where there is none, or it lacks a file.
     """
-    folder = Path(path)
+    folder, pointer = Path(path), "latest"
+    if folder.name in ("latest", "best") and folder.is_file():
+        folder, pointer = folder.parent, folder.name
     if (folder / "model" / "latest").is_file():  # what `gato quickstart` wrote
         folder = folder / "model"
-    if (folder / "latest").is_file():
-        named = (folder / "latest").read_bytes().decode(errors="replace").strip()
+    named = pointed_at(folder, pointer) if (folder / pointer).is_file() else None
+    if named is not None:
         if not (folder / named).is_dir():
-            raise ValueError(f"{folder / 'latest'} names {named!r}, which is not in {folder}")
+            raise ValueError(f"{folder / pointer} names {named!r}, which is not in {folder}")
         folder = folder / named
     if not folder.is_dir():
         raise ValueError(f"expected a checkpoint folder at {path}; there is no such folder")
@@ -141,8 +209,15 @@ def resolve(path: str | Path) -> Path:
     return folder
 
 
-def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Checkpoint:
+def load_checkpoint(
+    path: str | Path, device: torch.device | str = "cpu", *, averaged: bool = True
+) -> Checkpoint:
     """Return the checkpoint at `path`, a checkpoint folder or a run's folder.
+
+    Args:
+        path: see `resolve`.
+        device: of the model.
+        averaged: take the averaged weights where the checkpoint holds them.
 
     Raises:
         ValueError: for a missing, truncated or foreign checkpoint, saying what is wrong.
@@ -171,14 +246,17 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Che
         raise ValueError(f"{folder}: config.json is damaged: {error} is missing") from error
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder}: this checkpoint cannot be read: {error}") from error
-    weights = load_tensors(folder / "model.safetensors")
+    averaged = averaged and config.ema > 0
+    file = folder / ("ema.safetensors" if averaged else "model.safetensors")
+    weights = load_tensors(file)
     wanted = model.state_dict()
     wrong = [n for n, t in wanted.items() if n not in weights or weights[n].shape != t.shape]
     if wrong or len(weights) != len(wanted):
         name = (wrong or sorted(set(weights) - set(wanted)))[0]
-        raise ValueError(f"{folder}: model.safetensors does not fit its config.json at {name!r}")
+        raise ValueError(f"{folder}: {file.name} does not fit its config.json at {name!r}")
     model.load_state_dict(weights)
-    return Checkpoint(folder, config, serializer, model.to(device).eval(), step, data)
+    model = model.to(device).eval()
+    return Checkpoint(folder, config, serializer, model, step, averaged, data)
 
 
 def _data(found: Any) -> dict[str, dict[str, Any]]:

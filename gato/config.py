@@ -34,6 +34,9 @@ class TrainConfig:
     """Size of the SentencePiece model trained on the corpora's text where none is given."""
     rows: int = 16
     """Rows per batch; a row has ``model.context`` tokens."""
+    parts: int = 1
+    """Parts that a batch is computed in, one after another or each by a process of its own. Where
+    this is 1, a new run under torchrun has one part per process."""
     steps: int = 1000
     """Optimizer steps of the whole run."""
     seed: int = 0
@@ -42,7 +45,14 @@ class TrainConfig:
     log_every: int = 20
     """Steps per line of metrics.jsonl."""
     save_every: int = 500
-    """Steps between checkpoints; the last two are kept."""
+    """Steps between checkpoints."""
+    keep_last: int = 2
+    """Checkpoints kept, the newest ones."""
+    keep_best: bool = False
+    """Keep the best one too: by the evaluation where there is one, else by the validation loss."""
+    ema: float = 0.0
+    """How much an average of the weights keeps at every step, such as 0.999; 0 for no average.
+    Where there is one, it is what is validated, evaluated and loaded."""
     validate_every: int = 0
     """Steps between measurements of the loss on what corpora hold out; 0 for never."""
     validate_batches: int = 8
@@ -62,9 +72,20 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be {' or '.join(known)}; got {getattr(self, name)!r}"
                 )
-        for name in ("rows", "steps", "log_every", "save_every"):
+        for name in ("rows", "parts", "steps", "log_every", "save_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.rows % self.parts:
+            raise ValueError(
+                f"rows must be a multiple of parts; got {self.rows} rows in {self.parts} parts"
+            )
+        if not 0.0 <= self.ema < 1.0:
+            raise ValueError(f"ema must be in [0, 1); got {self.ema}")
+        if self.keep_best and not (self.validate_every or self.eval_every):
+            raise ValueError(
+                "keep_best needs something to be best at: set validate_every, or eval_tasks and "
+                "eval_every"
+            )
         for name, least in (
             ("validate_every", 0),
             ("validate_batches", 1),
@@ -81,6 +102,20 @@ class TrainConfig:
         names = [c.name for c in self.corpora]
         if len(set(names)) != len(names):
             raise ValueError(f"corpora need different names; got {names}")
+
+
+def require_same(saved: TrainConfig, wanted: TrainConfig, run: Any) -> None:
+    """Raise ValueError, naming what differs, where a run would go on otherwise than it began."""
+    changed = [
+        f"{f.name} was {getattr(saved, f.name)!r:.80}, is {getattr(wanted, f.name)!r:.80}"
+        for f in dataclasses.fields(saved)
+        if getattr(saved, f.name) != getattr(wanted, f.name)
+    ]
+    if changed:
+        raise ValueError(
+            f"{run} holds a run with another configuration: {'; '.join(changed)}. Resume with the "
+            f"one it was started with, or train into another folder."
+        )
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from gato.config import TrainConfig
 from gato.corpora import Corpus, EpisodeCorpus, open_corpus
+from gato.distributed import World
 from gato.text_model import equal_parts
 from gato.tokenizers.modality import Spec
 from gato.tokenizers.serializer import History, Serializer
@@ -27,13 +29,62 @@ def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Ser
         text_model = train_text_model(words, config.text_pieces, seed=config.seed)
     serializer = Serializer(config.codec, {"text": {MODEL_FILE: text_model}})
     scales = fit_scales(corpora, config)
-    for corpus in corpora:
-        if isinstance(corpus, EpisodeCorpus):
-            c = corpus.config
+    played = [c for c in corpora if isinstance(c, EpisodeCorpus)]
+    returns = fit_returns(played)
+    for corpus in played:
+        c = corpus.config
+        for store in corpus.stores:
+            name = store.spec.id
             history = History(c.window, c.hide_actions >= 1, c.temperature)
-            for store in corpus.stores:
-                serializer.add_task(store.spec, scales.get(store.spec.id), history)
+            if c.returns:
+                history = replace(history, returns=returns[name], kappa=c.kappa)
+            serializer.add_task(store.spec, scales.get(name), history)
     return serializer
+
+
+def fit_returns(corpora: list[EpisodeCorpus]) -> dict[str, tuple[float, float]]:
+    """Return per task the lowest and highest return to come, where corpora ask for it.
+
+    Raises:
+        ValueError: where two corpora show one task differently, or one asks and the other does not.
+    """
+    first: dict[str, tuple[EpisodeCorpus, EpisodeStore]] = {}
+    found: dict[str, tuple[float, float]] = {}
+    for corpus in corpora:
+        for store, items in zip(corpus.stores, corpus.items, strict=True):
+            name = store.spec.id
+            other, shown = first.setdefault(name, (corpus, store))
+            both = f"corpora {other.config.name!r} and {corpus.config.name!r}"
+            require_same_task(both, shown, store)
+            if other.config.returns != corpus.config.returns:
+                raise ValueError(
+                    f"{both} hold episodes of {name!r}, and one of them is to predict returns; set "
+                    f"returns in both or in none"
+                )
+            if corpus.config.returns:
+                spread = np.linspace(0, len(items) - 1, min(len(items), 200)).astype(int)
+                some = [to_come(np.asarray(store.column(int(i), "rewards"))) for i in items[spread]]
+                pool = np.concatenate([*some, store.returns[items], found.get(name, ())])
+                found[name] = float(pool.min()), float(pool.max())
+    return found
+
+
+def shared_serializer(config: TrainConfig, text_model: bytes | None, world: World) -> Serializer:
+    """Return the serializer of a run: made by process 0, the same in all."""
+    if world.size == 1:
+        return make_serializer(config, text_model)
+
+    def make() -> str:
+        made = make_serializer(config, text_model)
+        state = {
+            modality: {name: base64.b64encode(part).decode() for name, part in parts.items()}
+            for modality, parts in made.state().items()
+        }
+        return json.dumps([made.to_json(), state])
+
+    described, coded = json.loads(world.from_first(make))
+    state = {m: {n: base64.b64decode(c) for n, c in parts.items()} for m, parts in coded.items()}
+    return Serializer.from_json(described, state)
 
 
 def fit_scales(corpora: list[Corpus], config: TrainConfig) -> dict[str, dict[str, Spec]]:
@@ -48,21 +99,21 @@ def fit_scales(corpora: list[Corpus], config: TrainConfig) -> dict[str, dict[str
     for corpus in corpora:
         if not isinstance(corpus, EpisodeCorpus):
             continue
-        for store in corpus.stores:
+        for store, items in zip(corpus.stores, corpus.items, strict=True):
             task = scratch.add_task(store.spec)
             for path, modality, spec in task.observation:
                 if not scratch.modalities[modality].fits:
                     continue
                 key = (store.spec.suite, path, json.dumps(spec["shape"]))
                 members.append((store.spec.id, path, modality, spec, key))
-                pools.setdefault(key, []).extend(_columns(store, path))
+                pools.setdefault(key, []).extend(_columns(store, items, path))
     fitted: dict[str, dict[str, Spec]] = {}
     for task_id, path, modality, spec, key in members:
         fitted.setdefault(task_id, {})[path] = scratch.modalities[modality].fit(pools[key], spec)
     return fitted
 
 
-def _columns(store: Any, path: str) -> list[np.ndarray]:
+def _columns(store: EpisodeStore, items: np.ndarray, path: str) -> list[np.ndarray]:
     columns, rows = [], 0
     for i in np.linspace(0, len(store) - 1, min(len(store), 200)).astype(int):
         columns.append(np.asarray(store.episode(int(i)).observations[path]))

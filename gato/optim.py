@@ -8,8 +8,9 @@ arXiv 2502.16982), so both share a learning rate.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,9 +125,14 @@ class Optimizers:
         if matrices:
             self.all.append(Muon(matrices, config.lr, config.weight_decay))
 
-    def step(self, rate: float) -> Tensor:
+    def norm(self) -> Tensor:
+        """Return the norm of the gradient, a scalar."""
+        return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def step(self, rate: float, norm: Tensor | None = None) -> Tensor:
         """Clip, update at learning rate `rate`, clear; return the gradient's norm, a scalar."""
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
+        norm = self.norm() if norm is None else norm
+        nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -157,3 +163,40 @@ class Optimizers:
                         optimizer.state[p] = {
                             k: v.to(p.device, copy=True) for k, v in state.items()
                         }
+
+
+class Average:
+    """Weights averaged over the steps of a run, exponentially: the newest count most.
+
+    At step k the average keeps min(decay, (1 + k) / (10 + k)) of what it was, so that the first
+    weights, which are noise, are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = dict(model.named_parameters())
+        self.values = {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights that `step` led to."""
+        kept = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([*self.values.values()], [*self.parameters.values()], 1.0 - kept)
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Restore the average; `tensors` may hold other things too."""
+        for name, value in self.values.items():
+            value.copy_(tensors[name])
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Let the model have the averaged weights for as long as this lasts."""
+        own = {n: p.data for n, p in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            parameter.data = self.values[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = own[name]

@@ -2,7 +2,9 @@
 
 A run is a pure function of its configuration and its data: batch k and the random numbers of step
 k depend on (seed, k) alone, so a run that was killed and resumed ends bit for bit where one that
-was not would have.
+was not would have. What is due after a step is done in one order: losses are logged, validation is
+logged, a checkpoint is saved, the checkpoint is evaluated. A checkpoint thus never knows of less
+than the log says, and what a kill cut off is done again.
 """
 
 from __future__ import annotations
@@ -10,40 +12,44 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_checkpoint
-from gato.config import TrainConfig
-from gato.corpora import open_corpus
-from gato.fitting import make_serializer
+from gato.bad_batch import NonFiniteLossError, Part, refuse
+from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_checkpoint, set_aside
+from gato.config import TrainConfig, require_same
+from gato.corpora import Corpus, open_corpus
+from gato.distributed import World, joined, local_device
+from gato.fitting import shared_serializer
+from gato.loader import Loader
 from gato.mixture import Mixture
-from gato.optim import Optimizers
+from gato.monitor import Watcher
+from gato.optim import Average, Optimizers
+from gato.run_log import Clock, Record, alone_in
+from gato.stopping import Stop, stop_on_signals
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch
+from gato.validation import Validator
+
+Evaluate = Callable[[Path], dict[str, float]]
+"""Plays with a checkpoint and returns a score per task; higher is better."""
 
 
 @dataclass
 class Progress:
-    """What a progress display needs, given to the callback once per line of metrics."""
+    """What a progress display needs, given to the callback once per line of losses."""
 
     step: int
     steps: int
     losses: dict[str, float]
     tokens_per_second: float
     seconds_left: float
-
-
-class NonFiniteLossError(RuntimeError):
-    """The loss of a step was NaN or infinite; the weights are those of the step before."""
 
 
 def train(
@@ -54,40 +60,67 @@ def train(
     device: torch.device | str | None = None,
     text_model: bytes | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    workers: int = 0,
+    watchers: Sequence[Watcher] = (),
+    evaluate: Evaluate | None = None,
 ) -> Path:
     """Train a model and return the folder of its last checkpoint.
 
+    SIGTERM and SIGINT end it after the present step with a checkpoint; a second SIGINT at once.
+    Under torchrun all processes call this alike, and process 0 writes.
+
     Args:
         config: the run.
-        out: the run's folder; what is in it is gone on with where `resume` is set.
+        out: the run's folder; what is in it is gone on with where `resume` is set, else set aside.
         resume: go on from the newest checkpoint in `out`, if there is one.
         device: by default the GPU where there is one.
         text_model: a SentencePiece model to use instead of training one.
-        on_progress: called once per line of metrics.
+        on_progress: called once per line of losses.
+        workers: processes that make batches ahead; results do not depend on them.
+        watchers: told of every line of metrics and of events.
+        evaluate: called every ``eval_every`` steps.
 
     Raises:
         NonFiniteLossError: where the loss stops being a number; nothing of that step is kept.
         ValueError: where `out` holds a run with another configuration.
     """
+    if config.eval_every and evaluate is None:
+        raise ValueError("eval_every needs an `evaluate` that plays eval_tasks; got None")
     run = Path(out)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if resume and (run / "latest").is_file():
-        trainer = Trainer.resumed(config, run, device)
-    else:
-        trainer = Trainer(config, run, device, make_serializer(config, text_model))
-    return trainer.run(on_progress)
+    device = local_device() if device is None else torch.device(device)
+    with stop_on_signals() as stop, joined(device) as world, alone_in(run, world):
+        going_on = world.from_first(lambda: "yes" if (run / "latest").is_file() else "no") == "yes"
+        if going_on and not resume:
+            world.from_first(lambda: str(set_aside(run)))
+        if going_on and resume:
+            trainer = Trainer.resumed(config, run, device, world, stop)
+        else:
+            if config.parts == 1:
+                config = replace(config, parts=world.size)
+            serializer = shared_serializer(config, text_model, world)
+            trainer = Trainer(config, run, device, serializer, world, stop)
+        return trainer.run(on_progress, workers, watchers if world.rank == 0 else (), evaluate)
 
 
 class Trainer:
     """The state of a run and its loop."""
 
     def __init__(
-        self, config: TrainConfig, run: Path, device: torch.device, serializer: Serializer
+        self,
+        config: TrainConfig,
+        run: Path,
+        device: torch.device,
+        serializer: Serializer,
+        world: World | None = None,
+        stop: Stop | None = None,
     ) -> None:
         self.config, self.folder, self.device, self.serializer = config, run, device, serializer
+        self.world, self.stop = world or World(), stop or Stop()
+        self.share = self.world.share(config.parts)
         torch.manual_seed(config.seed)
         self.model = build_model(config, serializer).to(device).train()
         self.optimizers = Optimizers(self.model, config.optim)
+        self.average = Average(self.model, config.ema) if config.ema else None
         self.names = {id(p): n for n, p in self.model.named_parameters()}
         corpora = [open_corpus(c, serializer) for c in config.corpora]
         self.mixture = Mixture(
@@ -96,26 +129,36 @@ class Trainer:
             rows=config.rows,
             row_length=config.model.context,
             seed=config.seed,
+            parts=config.parts,
         )
         self.step = 0
-        self.stop = False
         self.saved: Path | None = None
         n = len(self.mixture.names)
         self.sums = torch.zeros(2, n, dtype=torch.float64, device=device)
         self.dtype = compute_dtype(config.precision, device)
         self.ordinal = serializer.ordinal_span()
+        self.validator = self._validator(corpora) if config.validate_every else None
+        self.record = Record(run, config, self.world)
+        self.evaluate: Evaluate | None = None
 
     @classmethod
-    def resumed(cls, config: TrainConfig, run: Path, device: torch.device) -> Trainer:
+    def resumed(
+        cls,
+        config: TrainConfig,
+        run: Path,
+        device: torch.device,
+        world: World | None = None,
+        stop: Stop | None = None,
+    ) -> Trainer:
         """Return the trainer as it was when the newest checkpoint of `run` was saved."""
-        saved = load_checkpoint(run, device)
-        if saved.config != config:
-            raise ValueError(
-                f"{run} holds a run with another configuration. Resume with the one it was started "
-                f"with, or train into another folder."
-            )
-        trainer = cls(config, run, device, saved.serializer)
+        saved = load_checkpoint(run, device, averaged=False)
+        if config.parts == 1:  # however many processes began it
+            config = replace(config, parts=saved.config.parts)
+        require_same(saved.config, config, run)
+        trainer = cls(config, run, device, saved.serializer, world, stop)
         trainer.model.load_state_dict(saved.model.state_dict())
+        if trainer.average is not None:
+            trainer.average.load(load_tensors(saved.path / "ema.safetensors"))
         state = load_tensors(saved.path / "training" / "optimizer.safetensors")
         trainer.optimizers.load_tensors(state, trainer.names)
         counters = json.loads((saved.path / "training" / "counters.json").read_text())
@@ -123,66 +166,131 @@ class Trainer:
         trainer.sums = torch.tensor(counters["sums"], dtype=torch.float64, device=device)
         return trainer
 
-    def run(self, on_progress: Callable[[Progress], None] | None = None) -> Path:
-        """Train to the last step, or until told to stop; return the checkpoint's folder."""
-        config, metrics = self.config, self.folder / "metrics.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _keep_lines(metrics, self.step)
-        begun, first = time.perf_counter(), self.step
-        clock, waited, told = begun, 0.0, first
-        with _signals(self), open(metrics, "a") as log:
-            while self.step < config.steps and not self.stop:
-                asked = time.perf_counter()
-                batch = self.mixture.batch(self.step)
-                waited += time.perf_counter() - asked
-                self.train_step(batch)
-                if self.step % config.log_every == 0 or self.step == config.steps:
-                    now = time.perf_counter()
-                    line = self._metrics(self.step - told, now - clock, waited)
-                    clock, waited, told = now, 0.0, self.step
-                    log.write(json.dumps(line) + "\n")
-                    log.flush()
-                    if on_progress is not None:
-                        pace = (now - begun) / (self.step - first)
-                        left = pace * (config.steps - self.step)
-                        rate = line["tokens_per_second"]
-                        on_progress(Progress(self.step, config.steps, line["losses"], rate, left))
-                if self.step % config.save_every == 0 and self.step < config.steps:
-                    self.save()
-        done = self.saved is not None and self.saved.name == f"step-{self.step:08d}"
-        return self.saved if self.saved is not None and done else self.save()
+    def _validator(self, corpora: Sequence[Corpus]) -> Validator:
+        config = self.config
+        return Validator(
+            corpora,
+            self.serializer,
+            rows=config.rows,
+            row_length=config.model.context,
+            batches=config.validate_batches,
+        )
 
-    def train_step(self, batch: TokenBatch) -> None:
-        """Take one optimizer step on a batch from the mixture."""
-        # Convention: every step draws its random numbers anew from (seed, step).
-        torch.manual_seed(self.config.seed * 1_000_003 + self.step)
+    # ---- the loop ----------------------------------------------------------------------------
+
+    def run(
+        self,
+        on_progress: Callable[[Progress], None] | None = None,
+        workers: int = 0,
+        watchers: Sequence[Watcher] = (),
+        evaluate: Evaluate | None = None,
+    ) -> Path:
+        """Train to the last step, or until told to stop; return the checkpoint's folder."""
+        self.evaluate = evaluate
+        self.record.begin(self.step, watchers)
+        try:
+            saved = self._loop(on_progress, workers)
+        except BaseException as error:
+            self.record.end(self.step, error)
+            raise
+        self.record.end(self.step, self.stop.reason)
+        return saved
+
+    def _loop(self, on_progress: Callable[[Progress], None] | None, workers: int) -> Path:
+        config, clock = self.config, Clock(self.step)
+        if self.saved is not None and self._due(config.eval_every):
+            self._evaluate()  # where a kill came before
+        with Loader(self.mixture, self.step, self.share, workers, stop=config.steps) as loader:
+            while self.step < config.steps and not self._stopping():
+                with clock.waiting():
+                    parts = [next(loader) for _ in self.share]
+                self.train_step(*parts)
+                self._attend(clock, on_progress)
+        if self.saved is None or self.saved.name != f"step-{self.step:08d}":
+            self.save()
+        assert self.saved is not None
+        return self.saved
+
+    def _stopping(self) -> bool:
+        return self.world.any([self.stop.reason is not None])[0]
+
+    def _due(self, every: int) -> bool:
+        """Return whether what is done every so many steps, and at the end, is done now."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
+
+    def train_step(self, *parts: TokenBatch) -> None:
+        """Take one optimizer step on this process's parts of a batch from the mixture."""
+        n = len(self.mixture.names)
+        told = torch.zeros(1 + 2 * n, dtype=torch.float64, device=self.device)
+        losses = []
+        for part, batch in zip(self.share, parts, strict=False):
+            loss, nll, corpus = self._backward(part, batch)
+            losses.append(nll)
+            sums = torch.zeros(2, n, dtype=torch.float64, device=self.device)
+            sums[0].index_add_(0, corpus, nll.double())
+            sums[1].index_add_(0, corpus, torch.ones_like(nll, dtype=torch.float64))
+            told[0] += loss
+            told[1:] += sums.flatten()
+        self.world.sum(told)
+        self.world.sum_gradients(self.optimizers.parameters)
+        norm = self.optimizers.norm()
+        # the one wait for the device in a step
+        loss, length = torch.stack([told[0], norm.double()]).tolist()
+        if not (math.isfinite(loss) and math.isfinite(length)):
+            raise self._refuse(loss, length, parts, losses)
+        self.optimizers.step(self.config.optim.rate(self.step, self.config.steps), norm)
+        if self.average is not None:
+            self.average.update(self.step)
+        self.step += 1
+        self.sums += told[1:].view(2, n)
+
+    def _backward(self, part: int, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a part's gradients; return its share of the loss, its targets' losses and corpora."""
+        # Convention: every step and part draws its random numbers anew from (seed, step, part).
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step + part * 1_000_000_007)
         tensors = batch.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             nll = self.model.loss(tensors, ordinal=self.ordinal)  # (M,)
-        loss = (nll * tensors.target_weight).sum() / (batch.rows * batch.row_length)
+        tokens = self.config.rows * self.config.model.context
+        loss = (nll * tensors.target_weight).sum() / tokens
         loss.backward()
-        rate = self.config.optim.rate(self.step, self.config.steps)
-        self._require_finite(loss, batch)
-        self.optimizers.step(rate)
-        self.step += 1
-        self.sums[0].index_add_(0, tensors.target_corpus, nll.detach().double())
-        self.sums[1].index_add_(0, tensors.target_corpus, torch.ones_like(nll, dtype=torch.float64))
+        return loss.detach(), nll.detach(), tensors.target_corpus
 
-    def _require_finite(self, loss: Tensor, batch: TokenBatch) -> None:
-        if math.isfinite(loss.item()):
-            return
-        corpora = sorted({self.mixture.names[i] for i in np.unique(batch.target_corpus)})
-        raise NonFiniteLossError(
-            f"the loss of step {self.step} is {loss.item()}; the batch draws on "
-            f"{', '.join(corpora)}. Lower optim.lr or look at that data; the last checkpoint in "
-            f"{self.folder} is whole."
-        )
+    def _refuse(
+        self, loss: float, norm: float, parts: Sequence[TokenBatch], losses: Sequence[Tensor]
+    ) -> NonFiniteLossError:
+        found = [
+            Part(number, batch, nll.float().cpu().numpy())
+            for number, batch, nll in zip(self.share, parts, losses, strict=False)
+        ]
+        names = self.mixture.names
+        return refuse(self.folder, self.step, loss, norm, found, names, self.world)
 
-    def _metrics(self, steps: int, seconds: float, waited: float) -> dict[str, Any]:
-        """Return a line of metrics after `steps` that took `seconds`, `waited` of them for data."""
+    # ---- what is due after a step ------------------------------------------------------------
+
+    def _attend(self, clock: Clock, on_progress: Callable[[Progress], None] | None) -> None:
+        """Log, validate, save and evaluate, in this order, as far as it is due."""
+        config, improved = self.config, False
+        if self._due(config.log_every):
+            line = self._metrics(clock)
+            self.record.write(line)
+            if on_progress is not None and self.world.rank == 0:
+                rate = line["tokens_per_second"]
+                left = clock.seconds_left(self.step, config.steps)
+                on_progress(Progress(self.step, config.steps, line["losses"], rate, left))
+        if self._due(config.validate_every):
+            improved = self._validate()
+        if self._due(config.save_every) or self._due(config.eval_every) or improved:
+            self.save(best=improved)
+        if self._due(config.eval_every) and not self._stopping():
+            self._evaluate()
+
+    def _metrics(self, clock: Clock) -> dict[str, Any]:
+        """Return a line of metrics about the steps since the last one."""
         total, count = self.sums.tolist()
         self.sums.zero_()
         losses = {n: t / c for n, t, c in zip(self.mixture.names, total, count, strict=True) if c}
+        steps, seconds, waited = clock.lap(self.step)
         tokens = steps * self.config.rows * self.config.model.context
         return {
             "step": self.step,
@@ -193,19 +301,68 @@ class Trainer:
             "time": time.time(),
         }
 
-    def save(self) -> Path:
+    def _validate(self) -> bool:
+        """Log the loss on what corpora hold out; return whether a checkpoint is due for it."""
+        assert self.validator is not None
+        with self._weights_to_judge():
+            share = (self.world.rank, self.world.size)
+            sums = self.validator.sums(self.model, self.device, self.dtype, share)
+        line = self.validator.figures(self.world.sum(sums))
+        self.record.write({"step": self.step, **line, "time": time.time()})
+        return self.record.is_best("validation", self.step)
+
+    def _evaluate(self) -> None:
+        """Let the checkpoint of this step play, and log its scores, unless that has been done."""
+
+        def work() -> str:
+            assert self.saved is not None
+            assert self.evaluate is not None
+            if self.record.has("evaluation", self.step):
+                return "null"
+            try:
+                with self.stop.interrupting():
+                    return json.dumps(self.evaluate(self.saved))
+            except KeyboardInterrupt:
+                if self.stop.reason is None:
+                    raise
+                return "null"  # the run that goes on evaluates
+
+        scores = json.loads(self.world.from_first(work))
+        if scores:
+            self.record.write({"step": self.step, "evaluation": scores, "time": time.time()})
+        self.record.is_best("evaluation", self.step)
+
+    def _weights_to_judge(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def save(self, best: bool = False) -> Path:
         """Write a checkpoint of the present step and return its folder."""
-        self.saved = save_checkpoint(
-            self.folder,
-            self.step,
-            self.config,
-            self.serializer,
-            self.model,
-            self.optimizers.tensors(self.names),
-            {"sums": self.sums.tolist()},
-            data={c.config.name: c.contents() for c in self.mixture.corpora},
-        )
+        self.saved = Path(self.world.from_first(lambda: str(self._save(best))))
+        self.record.watchers.event("checkpoint", step=self.step, path=str(self.saved))
         return self.saved
+
+    def _save(self, best: bool) -> Path:
+        try:
+            self.record.sync()
+            saved = save_checkpoint(
+                self.folder,
+                self.step,
+                self.config,
+                self.serializer,
+                self.model,
+                self.optimizers.tensors(self.names),
+                {"sums": self.sums.tolist()},
+                keep=self.config.keep_last,
+                data={c.config.name: c.contents() for c in self.mixture.corpora},
+                average=None if self.average is None else self.average.values,
+                best=best,
+            )
+            self.record.running(self.step)
+        except OSError as error:
+            before = "the one before it is whole" if self.saved else "there is none before it"
+            reason = f"{error.strerror} while saving step {self.step}; {before}"
+            raise OSError(error.errno, reason, str(self.folder)) from error
+        return saved
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -213,36 +370,3 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
     if name == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
-
-
-def _keep_lines(path: Path, step: int) -> None:
-    """Drop the lines of steps after `step`: they were lost with the process that wrote them."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            continue  # half a line, from the instant the process was killed
-    path.write_text("".join(line + "\n" for line in kept))
-
-
-@contextlib.contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
-    """Let SIGTERM and SIGINT end the run after the present step, with a checkpoint."""
-
-    def request_stop(signum: int, frame: Any) -> None:
-        trainer.stop = True
-
-    try:
-        before = {s: signal.signal(s, request_stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread: the caller handles signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

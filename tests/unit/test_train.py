@@ -105,7 +105,7 @@ def test_resuming_goes_on_bit_for_bit(tiny, tmp_path, log_every):
 
         def counted(batch):
             step(batch)
-            trainer.stop = trainer.step >= limit
+            trainer.stop.reason = "the test" if trainer.step >= limit else None
 
         trainer.train_step = counted
         trainer.run()
@@ -149,12 +149,9 @@ def test_a_loss_that_is_no_number_stops_before_the_step(tiny, tmp_path):
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
     batch = trainer.mixture.batch(1)
     batch.payload["vector"]["values"][0, 0] = np.nan
-    named = {trainer.mixture.names[i] for i in np.unique(batch.target_corpus)}
-    with pytest.raises(
-        NonFiniteLossError, match=r"the loss of step 1 is nan.*Lower optim\.lr"
-    ) as e:
+    at_fault = "the loss of step 1 is nan; look at arm .also in the batch: grid.*lower optim\\.lr"
+    with pytest.raises(NonFiniteLossError, match=at_fault):
         trainer.train_step(batch)
-    assert all(name in str(e.value) for name in named)
     assert trainer.step == 1
     for key, value in trainer.model.state_dict().items():
         assert torch.equal(value, before[key])
