@@ -18,7 +18,14 @@ from gato.envs.readers.reader import ReadOptions, Source
 from gato.envs.registry import folder_of
 from gato.envs.store import EpisodeStore
 
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    "webdataset": "gato.envs.readers.webdataset",
+    "coco": "gato.envs.readers.coco",
+    "vqa": "gato.envs.readers.vqa",
+    "chat": "gato.envs.readers.chat",
+    "hub": "gato.envs.readers.hub",
+    "text": "gato.envs.readers.text",  # stays last: many a folder of other data has a README
+}
 """Module by format. They are asked in this order whether they recognise a location: what knows its
 own data by a file that no other format has comes before what looks at the ends of names."""
 

@@ -1,0 +1,202 @@
+"""Texts: plain files, JSON lines, JSON lists and Parquet tables, each text one document.
+
+A plain file is one document, or several between the lines ``<|endoftext|>``. A text of more than
+65,536 characters becomes several documents, cut behind a blank line, else a line, else a word:
+a run draws a window of a document, and long ones would be cut into tokens whole each time.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gato.envs.readers import json_stream
+from gato.envs.readers.json_stream import json_items
+from gato.envs.readers.reader import BadItem, ReadOptions, Source
+from gato.envs.readers.untrusted import (
+    READ_ERRORS,
+    below,
+    check_options,
+    checked_fields,
+    checked_text,
+    each,
+    files,
+    open_bytes,
+    plain_suffix,
+    refuse_utf_16,
+)
+
+FORMAT = "text"
+EXTRA = "readers"
+PLAIN = (".txt", ".text", ".md", ".rst")
+PARQUET = (".parquet",)
+TABLES = (*json_stream.SUFFIXES, *PARQUET)
+LONGEST = 65_536
+SEPARATOR = "<|endoftext|>"
+_SMALL = 16 << 20  # bytes that are read once more to count documents
+_BATCH = 64
+
+
+def recognises(location: str) -> bool:
+    """Return whether there are files of text; asked last, as many a folder has a README."""
+    return bool(files(location, (*PLAIN, *TABLES), glance=True))
+
+
+def open_source(location: str, options: ReadOptions) -> Source:
+    """Return the documents of a file, or of a folder and all below it.
+
+    Where a folder has tables (JSON, Parquet), the plain files beside them are left out.
+    """
+    check_options(options, FORMAT, ("text",), splits=False)
+    tables, plain = files(location, TABLES), files(location, PLAIN)
+    paths = tables or plain
+    if not paths and Path(location).is_file():
+        paths = [Path(location)]  # whatever it is called: --format text says what it is
+    if not paths:
+        raise ValueError(f"expected files {', '.join((*PLAIN, *TABLES))} at {location}; got none.")
+    field = options.columns.get("text", "text")
+    fields = _fields(paths[0], field)
+    counts: Counter[str] = Counter()
+    read = partial(_read, Path(location), paths, field, counts)
+    size = sum(p.stat().st_size for p in paths)
+    kinds = Counter(plain_suffix(p) or p.name for p in paths)
+    notes = [f"{n} files {kind}" for kind, n in sorted(kinds.items())]
+    if tables and plain:
+        notes.append(f"{len(plain)} plain files beside tables are left out")
+    items = sum(not isinstance(i, BadItem) for i in read()) if size <= _SMALL else None
+    counts.clear()
+    return Source(
+        FORMAT, location, "records", read, items=items, fields=fields, notes=notes, counts=counts
+    )
+
+
+def _fields(path: Path, field: str) -> dict[str, str]:
+    """Return the first file's fields and what becomes of them; raises where it has no text."""
+    if plain_suffix(path) in PARQUET:
+        names = list(_parquet(path).schema_arrow.names)
+    elif plain_suffix(path) in json_stream.SUFFIXES:
+        first = next((v for _, v in json_items(path) if isinstance(v, dict)), None)
+        if first is None:
+            return {}  # reading will say what is there instead
+        names = list(first)
+    else:
+        return {"(file)": "document"}
+    if field not in names:
+        raise ValueError(
+            f"expected a field {field!r} in {path}; got {', '.join(names)[:500]}. "
+            f"Say which is the text: --columns text=NAME."
+        )
+    return {name: "document" if name == field else "left out" for name in names}
+
+
+def _read(location: Path, paths: list[Path], field: str, counts: Counter[str]) -> Iterator[Any]:
+    def rows(value: Any) -> Iterator[dict[str, Any]]:
+        yield from documents(checked_text(checked_fields(value, field)[field], field), counts)
+
+    for path in paths:
+        if location.is_dir():
+            try:
+                below(location, str(path.relative_to(location)), "the file")
+            except ValueError as error:
+                yield BadItem(str(path), str(error))
+                continue
+        if plain_suffix(path) in PARQUET:
+            yield from each(_parquet_rows(path, field), rows)
+        elif plain_suffix(path) in json_stream.SUFFIXES:
+            yield from each(json_items(path), rows)
+        else:
+            texts = _plain_texts(path, counts)
+            yield from each(texts, lambda text: documents(checked_text(text, "(file)"), counts))
+
+
+def documents(text: str, counts: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
+    """Yield a text as one document, or as several where it is long; the cuts are counted."""
+    for number, piece in enumerate(_pieces(text)):
+        if number and counts is not None:
+            counts["cuts of long texts"] += 1
+        yield {"kind": "document", "text": piece}
+
+
+def _plain_texts(path: Path, counts: Counter[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the texts of a plain file; of a long one, what is at hand of it."""
+    codec, buffer, found = codecs.getincrementaldecoder("utf-8-sig")(), "", 0
+    where = str(path)
+    try:
+        with open_bytes(path) as file:
+            raw = file.read(LONGEST)
+            refuse_utf_16(raw)
+            while raw:
+                *whole, buffer = (buffer + codec.decode(raw)).split(SEPARATOR)
+                # a separator that the chunk cuts in two lies behind what is taken here
+                while len(buffer) > 2 * LONGEST:
+                    stop = _cut(buffer)
+                    whole.append(buffer[:stop])
+                    buffer = buffer[stop:]
+                    counts["cuts of long texts"] += 1
+                for text in filter(str.strip, whole):
+                    found += 1
+                    yield where, text.strip()
+                raw = file.read(LONGEST)
+            buffer += codec.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        yield where, BadItem(where, f"expected UTF-8 to the end; {error.reason}")
+    except (ValueError, *READ_ERRORS) as error:
+        yield where, BadItem(where, str(error))
+    else:
+        if buffer.strip():
+            yield where, buffer.strip()
+        elif not found:
+            yield where, BadItem(where, "an empty file")
+
+
+def _pieces(text: str) -> Iterator[str]:
+    while len(text) > LONGEST:
+        stop = _cut(text)
+        if text[:stop].strip():
+            yield text[:stop].strip()
+        text = text[stop:]
+    if text.strip():
+        yield text
+
+
+def _cut(text: str) -> int:
+    """Return where to cut a text: behind a blank line, a line or a word, if not too far back."""
+    for mark in ("\n\n", "\n", " "):
+        at = text.rfind(mark, LONGEST // 2, LONGEST)
+        if at > 0:
+            return at + len(mark)
+    return LONGEST
+
+
+def _parquet(path: Path) -> Any:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"expected a Parquet file at {path}; {error}.") from error
+
+
+def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+
+    row = 0
+    try:
+        file = _parquet(path)
+        if field not in file.schema_arrow.names:
+            raise ValueError(f"expected a column {field!r}")
+        for batch in file.iter_batches(batch_size=_BATCH, columns=[field]):
+            for value in batch.column(0):
+                where = f"{path}, row {row}"
+                try:
+                    yield where, {field: value.as_py()}
+                except UnicodeDecodeError as error:
+                    yield where, BadItem(where, f"expected UTF-8; {error.reason}")
+                row += 1
+    except (ValueError, OSError, pyarrow.ArrowException) as error:
+        where = f"{path}, row {row}"
+        yield where, BadItem(where, f"nothing from here on can be read: {error}")
