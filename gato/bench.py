@@ -38,9 +38,10 @@ from gato.fitting import make_serializer
 from gato.model import GatoModel
 from gato.model_config import quickstart
 from gato.optim import OptimConfig
-from gato.tokenizers.serializer import History, Serializer
+from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
+from gato.tokenizers.task_codec import History
 from gato.train import Trainer
 
 Result = dict[str, Any]

@@ -14,48 +14,86 @@ import numpy as np
 from gato.corpus_config import CorpusConfig
 from gato.envs.store import EpisodeStore
 from gato.kept import Kept, bytes_of
+from gato.selection import check_stores, cumulative_shares, divide, good_episodes, pick
 from gato.tokenizers.serializer import SerializedEpisode, Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
+from gato.tokenizers.task_codec import to_come
 
 
 class EpisodeCorpus:
     """Windows of logged episodes, their actions to be predicted."""
 
     def __init__(
-        self, config: CorpusConfig, stores: list[EpisodeStore], serializer: Serializer
+        self,
+        config: CorpusConfig,
+        stores: list[EpisodeStore],
+        serializer: Serializer,
+        *,
+        held: bool = False,
     ) -> None:
-        empty = [s.spec.id for s in stores if len(s) == 0]
-        if empty:
-            raise ValueError(f"corpus {config.name!r} holds no episodes for {', '.join(empty)}")
-        self.config, self.stores, self.serializer = config, stores, serializer
-        self._ends = [np.cumsum(s.lengths) for s in stores]
+        """Make the corpus of what is trained on, or with `held` of what is held out.
+
+        Raises:
+            ValueError: for a store that is empty, of which filters leave nothing, or that shows
+                another task under the name of one before it.
+        """
+        check_stores(config, stores)
+        good = [good_episodes(config, s) for s in stores]
+        chosen = divide(config, [g for g, _ in good], [s.spec.id for s in stores], held=held)
+        self.config, self.serializer = config, serializer
+        self._all, self._filtered = stores, good
+        self.stores = [s for s, items in zip(stores, chosen, strict=True) if len(items)]
+        self.items = [items for items in chosen if len(items)]
+        """Per store, the episodes that are drawn."""
+        self._ends = [np.cumsum(s.lengths[i]) for s, i in zip(self.stores, self.items, strict=True)]
+        self._shares = cumulative_shares(config, [int(ends[-1]) for ends in self._ends])
         self._kept = Kept()
         self._tokens: dict[int, int] = {}  # by store: of a step written last
         self._step_bytes: dict[int, float] = {}  # by store: of a step once it is written
 
     def contents(self) -> dict[str, Any]:
-        seeds = np.concatenate([s.seeds for s in self.stores])
-        return {"episodes": len(seeds), "seeds": [int(seeds.min()), int(seeds.max())]}
+        seeds = np.concatenate([s.seeds[i] for s, i in zip(self.stores, self.items, strict=True)])
+        found = {"episodes": len(seeds), "seeds": [int(seeds.min()), int(seeds.max())]}
+        good = sum(int(kept.sum()) for kept, _ in self._filtered)
+        left_out = sum(map(len, self._all)) - good
+        counts = {"left_out": left_out, "held_out": good - len(seeds)}
+        return found | {name: count for name, count in counts.items() if count}
+
+    def held_out(self) -> EpisodeCorpus | None:
+        """Return the corpus of what is never trained on; None where nothing is held out."""
+        if not self.config.validation:
+            return None
+        return EpisodeCorpus(self.config, self._all, self.serializer, held=True)
+
+    def notes(self) -> list[str]:
+        """Return which episodes are left out, and why."""
+        return [
+            f"corpus {self.config.name!r}: {np.count_nonzero(~kept)} of {len(store)} episodes of "
+            f"{store.spec.id!r} are left out, below {rule}"
+            for store, (kept, rule) in zip(self._all, self._filtered, strict=True)
+            if not kept.all()
+        ]
 
     def sample(self, rng: np.random.Generator, limit: int) -> TokenSequence:
-        which = int(rng.integers(len(self.stores)))
-        store = self.stores[which]
+        which = pick(rng, len(self.stores), self._shares)
+        store, items = self.stores[which], self.items[which]
         # one draw over all steps: every logged step is as likely as any other
         ends = self._ends[which]
         step = int(rng.integers(ends[-1]))
-        index = int(np.searchsorted(ends, step, side="right"))
-        within = step - int(ends[index] - store.lengths[index])
+        place = int(np.searchsorted(ends, step, side="right"))
+        index = int(items[place])
+        within = step - int(ends[place] - store.lengths[index])
         written, at = self._written(which, index, within, limit)
         head = written.head
         parts, used = [head], len(head)
-        prompted = len(store) > 1 and rng.random() < self.config.prompt
+        prompted = len(items) > 1 and rng.random() < self.config.prompt
         if prompted:
-            other = int(rng.integers(len(store) - 1))
-            piece = self._prompt(which, other + (other >= index), rng)
+            other = int(rng.integers(len(items) - 1))
+            piece = self._prompt(which, int(items[other + (other >= place)]), rng)
             if used + len(piece) + self._step_tokens(written, at) <= limit:
                 parts.append(piece)
                 used += len(piece)
-        stop = self._stop(written, at, limit - used)
+        stop = self._stop(written, at, limit - used, store)
         parts.append(written.window(at, stop))
         sequence = concatenate(parts)
         if self.config.hide_actions > 0:
@@ -76,7 +114,7 @@ class EpisodeCorpus:
     def _step_tokens(self, written: SerializedEpisode, step: int) -> int:
         return int(written.starts[step + 1] - written.starts[step])
 
-    def _stop(self, written: SerializedEpisode, start: int, room: int) -> int:
+    def _stop(self, written: SerializedEpisode, start: int, room: int, store: EpisodeStore) -> int:
         """Return where a window from `start` ends: at its steps, or where the row is full."""
         last = len(written)
         if self.config.window:
@@ -85,13 +123,13 @@ class EpisodeCorpus:
         if fits <= start:
             raise ValueError(
                 f"corpus {self.config.name!r}: one step takes {self._step_tokens(written, start)} "
-                f"tokens and {max(room, 0)} are left in a row; train with a longer row"
+                f"tokens and {max(room, 0)} are left in a row; {store.path} needs a longer row"
             )
         return min(last, fits)
 
     def _hide(self, sequence: TokenSequence, rng: np.random.Generator) -> TokenSequence:
         """Return the sequence with whole steps' actions shown as <masked>."""
-        actions = sequence.target > 0
+        actions = self.serializer.actions_in(sequence)
         if self.config.hide_actions >= 1:
             return sequence.hide(actions)
         first = actions & ~np.concatenate([[False], actions[:-1]])
@@ -132,7 +170,9 @@ class EpisodeCorpus:
     def _write(self, which: int, index: int, start: int, stop: int) -> SerializedEpisode:
         store = self.stores[which]
         try:
-            written = self.serializer.episode(store.window(index, start, stop))
+            returns = self._returns(store, index)
+            window = None if returns is None else returns[start:stop]
+            written = self.serializer.episode(store.window(index, start, stop), window)
         except ValueError as error:
             raise ValueError(
                 f"corpus {self.config.name!r}, episode {index} of {store.path}: {error}"
@@ -140,6 +180,12 @@ class EpisodeCorpus:
         self._tokens[which] = self._step_tokens(written, len(written) - 1)
         self._step_bytes[which] = _bytes(written) / len(written)
         return written
+
+    def _returns(self, store: EpisodeStore, index: int) -> np.ndarray | None:
+        """Return the returns to come (T,) of a whole episode, where the task asks for them."""
+        if self.serializer.task(store.spec.id).history.returns is None:
+            return None
+        return to_come(np.asarray(store.column(index, "rewards")))
 
 
 def _join(pieces: list[SerializedEpisode]) -> SerializedEpisode:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from gato.config import TrainConfig
 from gato.corpora import Corpus, EpisodeCorpus, open_corpus
 from gato.distributed import World
+from gato.envs.store import EpisodeStore
+from gato.selection import require_same_task
 from gato.text_model import equal_parts
 from gato.tokenizers.modality import Spec
-from gato.tokenizers.serializer import History, Serializer
+from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.task_codec import History, to_come
 from gato.tokenizers.text import MODEL_FILE, train_text_model
 
 _TEXT_CHARACTERS = 2_000_000  # as much text as the text model and the run's start can afford
@@ -115,8 +118,8 @@ def fit_scales(corpora: list[Corpus], config: TrainConfig) -> dict[str, dict[str
 
 def _columns(store: EpisodeStore, items: np.ndarray, path: str) -> list[np.ndarray]:
     columns, rows = [], 0
-    for i in np.linspace(0, len(store) - 1, min(len(store), 200)).astype(int):
-        columns.append(np.asarray(store.episode(int(i)).observations[path]))
+    for i in items[np.linspace(0, len(items) - 1, min(len(items), 200)).astype(int)]:
+        columns.append(np.asarray(store.column(int(i), "observations", path)))
         rows += len(columns[-1])
         if rows >= _SCALE_ROWS:
             break

@@ -2,6 +2,13 @@
 
 Because nothing is carried from one batch to the next, the state of the data is the integer k, and
 a resumed run draws the same batches as one that was never interrupted.
+
+Two ways to share a batch. ``random`` draws a corpus for every sequence: shares hold only in the
+long run. ``even`` gives every corpus its quota of every part. Think of its sequences as laid end to
+end along a line on which every part owns a stretch as long as the quota: a sequence belongs to the
+part in whose stretch it begins. The first one begins where the one before, drawn for no one, would
+have ended: that place is drawn so that long and short sequences keep their frequencies, and follows
+a sequence of low discrepancy from part to part, so that errors cancel.
 """
 
 from __future__ import annotations
@@ -14,9 +21,10 @@ from gato.corpora import Corpus
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, pack
 
-_MEASURED = 128  # sequences drawn once per corpus to know its mean length
+_MEASURED = {"random": 128, "even": 256}  # sequences drawn once per corpus to know its lengths
 _FILL = 0.99  # tokens drawn per token of the batch; what does not fit is dropped
 _ROUNDS, _TRIED = 6, 300_000  # rounds of balancing what is drawn, tokens drawn in each
+_GOLDEN = 0.6180339887498949  # multiples of it, without their whole part, fill [0, 1) evenly
 
 
 class Mixture:
@@ -37,17 +45,21 @@ class Mixture:
         row_length: int,
         seed: int = 0,
         parts: int = 1,
+        weigh: str = "tokens",
+        draw: str = "random",
     ) -> None:
         """Make a mixture.
 
         Args:
-            corpora: with ``config.weight``, the share of tokens each gets.
+            corpora: with ``config.weight``, the share each gets.
             serializer: the one the corpora write with.
             rows: rows per batch.
             row_length: tokens per row.
             seed: chooses every sample of the run.
             parts: pieces of equal size that a batch is drawn in, each a pure function of
                 (seed, batch, piece): what several processes share.
+            weigh: ``tokens`` or ``samples``: what weights are shares of.
+            draw: ``random`` or ``even``: see above.
 
         Raises:
             ValueError: where no corpus has a positive weight, or `parts` does not divide `rows`.
@@ -60,54 +72,90 @@ class Mixture:
         self.serializer, self.rows, self.row_length, self.seed = serializer, rows, row_length, seed
         self.parts, self.part_rows = parts, rows // parts
         self.names = [c.config.name for c in self.corpora]
+        self.weigh, self.draw = weigh, draw
         measured = np.array([self._measure(i) for i in range(len(self.corpora))])
         lengths, targets = measured[:, 0], measured[:, 1].mean(1)
-        self._cumulative = np.cumsum(self._balance(lengths))
+        shares = self._balance(lengths)
+        self._cumulative = np.cumsum(shares)
+        self._quota = shares * self._capacity(lengths)
+        self._stretches = [_stretch(costs) for costs in self._costs(lengths)]
         emphasis = np.array([c.config.loss_weight for c in self.corpora])
         self._target_weight = (emphasis * lengths.mean(1) / targets).astype(np.float32)
 
     def _measure(self, corpus: int) -> np.ndarray:
-        """Return (2, 128): the tokens and the predicted tokens of some of a corpus' sequences."""
+        """Return (2, n): the tokens and the predicted tokens of some of a corpus' sequences."""
         rng = self._rng(corpus, stream=1)
-        drawn = [self.corpora[corpus].sample(rng, self.row_length) for _ in range(_MEASURED)]
+        n = _MEASURED[self.draw]
+        drawn = [self.corpora[corpus].sample(rng, self.row_length) for _ in range(n)]
         targets = [np.count_nonzero(s.target) for s in drawn]
         if not any(targets):
             raise ValueError(f"corpus {self.names[corpus]!r} has nothing to predict")
         return np.array([[len(s) for s in drawn], targets])
 
-    def _balance(self, lengths: np.ndarray) -> np.ndarray:
-        """Return how often to draw each corpus, so that its share of the kept tokens is its weight.
+    def _costs(self, lengths: np.ndarray) -> np.ndarray:
+        """Return what sequences of these lengths count in the shares."""
+        return lengths if self.weigh == "tokens" else np.ones_like(lengths)
 
+    def _capacity(self, lengths: np.ndarray) -> np.ndarray:
+        """Return (corpora,): what a corpus would get of a part if it were alone, in its costs."""
+        tokens = self.part_rows * self.row_length * _FILL
+        if self.weigh == "tokens":
+            return np.full(len(lengths), tokens)
+        wanted = np.array([c.config.weight for c in self.corpora])
+        mean = float(np.average(lengths.mean(1), weights=wanted))
+        return np.full(len(lengths), tokens / mean)
+
+    def _balance(self, lengths: np.ndarray) -> np.ndarray:
+        """Return the share of what is drawn by which each corpus gets its weight of what is kept.
+
+        In a ``random`` mixture it is the share of sequences, in an ``even`` one that of the costs.
         Longest sequences are placed first, so the short ones are dropped more often; trials on the
-        measured `lengths` (corpora, 128) say how much more often they must be drawn.
+        measured `lengths` (corpora, n) say how much more often they must be drawn.
         """
         wanted = np.array([c.config.weight for c in self.corpora])
         wanted = wanted / wanted.sum()
-        chance = wanted / lengths.mean(1)
-        chance /= chance.sum()
+        costs = self._costs(lengths)
+        share = wanted / costs.mean(1) if self.draw == "random" else wanted
+        share = share / share.sum()
         n, most = len(wanted), self.part_rows * self.row_length
         trials = max(2, min(_TRIED // most, 200))
         for _ in range(_ROUNDS if n > 1 else 0):
             rng, kept = self._rng(0, stream=2), np.zeros(n)
             for _ in range(trials):
-                which = rng.choice(n, most // int(lengths.min()) + 1, p=chance)
-                drawn = lengths[which, rng.integers(_MEASURED, size=len(which))]
-                count = int(np.searchsorted(np.cumsum(drawn), int(most * _FILL))) + 1
-                placed = self._place(drawn[:count].tolist())
-                for row in placed:
+                which, at = self._try(rng, share, lengths)
+                drawn, cost = lengths[which, at], costs[which, at]
+                for row in self._place(drawn.tolist()):
                     for i in row:
-                        kept[which[i]] += drawn[i]
-            chance *= wanted / np.maximum(kept / kept.sum(), 0.1 * wanted)
-            chance /= chance.sum()
-        return chance
+                        kept[which[i]] += cost[i]
+            share *= wanted / np.maximum(kept / kept.sum(), 0.1 * wanted)
+            share /= share.sum()
+        return share
+
+    def _try(
+        self, rng: np.random.Generator, share: np.ndarray, lengths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return a part drawn from the measured sequences: the corpus and the place of each."""
+        n, known = lengths.shape
+        if self.draw == "random":
+            most = self.part_rows * self.row_length
+            which = rng.choice(n, most // int(lengths.min()) + 1, p=share)
+            at = rng.integers(known, size=len(which))
+            count = int(np.searchsorted(np.cumsum(lengths[which, at]), int(most * _FILL))) + 1
+            return which[:count], at[:count]
+        quota, costs, found = share * self._capacity(lengths), self._costs(lengths), []
+        for i in range(n):
+            at = rng.integers(known, size=int(quota[i] / costs[i].min()) + 1)
+            begins = np.interp(rng.random(), *_stretch(costs[i])) + np.cumsum(costs[i, at])
+            found.append(at[: np.searchsorted(begins - costs[i, at], quota[i])])
+        return np.repeat(np.arange(n), [len(at) for at in found]), np.concatenate(found)
 
     def _place(self, lengths: Sequence[int]) -> list[list[int]]:
         """Return which sequences go into each row: longest first, each where it first fits."""
         rows: list[list[int]] = [[] for _ in range(self.part_rows)]
-        room = [self.row_length] * self.part_rows
+        room = np.full(self.part_rows, self.row_length)
         for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            row = next((r for r, left in enumerate(room) if left >= lengths[i]), None)
-            if row is not None:
+            row = int((room >= lengths[i]).argmax())
+            if room[row] >= lengths[i]:
                 rows[row].append(i)
                 room[row] -= lengths[i]
         return rows
@@ -119,6 +167,8 @@ class Mixture:
     def sequences(self, index: int, part: int = 0) -> list[tuple[int, TokenSequence]]:
         """Return the (corpus, sequence) pairs of a part of batch `index`, before packing."""
         rng = self._rng(index, part=part)
+        if self.draw == "even":
+            return self._even(rng, index * self.parts + part)
         budget = int(self.part_rows * self.row_length * _FILL)
         drawn, used = [], 0
         while used < budget:
@@ -127,6 +177,18 @@ class Mixture:
             sequence = self.corpora[which].sample(rng, self.row_length)
             drawn.append((which, sequence))
             used += len(sequence)
+        return drawn
+
+    def _even(self, rng: np.random.Generator, part: int) -> list[tuple[int, TokenSequence]]:
+        """Return every corpus' quota of the run's part number `part`."""
+        drawn = []
+        first = self._rng(0, stream=3).random(len(self.corpora))
+        for which, corpus in enumerate(self.corpora):
+            at = np.interp((first[which] + part * _GOLDEN) % 1.0, *self._stretches[which])
+            while at < self._quota[which]:
+                sequence = corpus.sample(rng, self.row_length)
+                drawn.append((which, sequence))
+                at += len(sequence) if self.weigh == "tokens" else 1
         return drawn
 
     def batch(self, index: int) -> TokenBatch:
@@ -151,3 +213,14 @@ class Mixture:
         batch = pack(sequences, self.row_length, self.serializer.control, corpora)
         batch.target_weight = batch.target_weight * self._target_weight[batch.target_corpus]
         return batch
+
+
+def _stretch(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return points (F, x) of the distribution of what a sequence has left at any place of a line.
+
+    Of sequences laid end to end, the one that lies at a random place has x or less left with
+    probability F = mean of min(cost, x) / mean cost, which is linear between the costs.
+    """
+    points = np.concatenate([[0], np.unique(costs)])
+    share = np.minimum(costs[None], points[:, None]).mean(1) / costs.mean()
+    return share, points.astype(float)

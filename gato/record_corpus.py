@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from gato.corpus_config import CorpusConfig
 from gato.envs.records import RecordStore
 from gato.kept import Kept, bytes_of
+from gato.selection import check_records, cumulative_shares, divide, pick
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 
@@ -18,29 +20,82 @@ class RecordCorpus:
     """Documents, captions and conversations."""
 
     def __init__(
-        self, config: CorpusConfig, stores: list[RecordStore], serializer: Serializer
+        self,
+        config: CorpusConfig,
+        stores: list[RecordStore],
+        serializer: Serializer,
+        *,
+        held: bool = False,
     ) -> None:
-        if not all(len(s) for s in stores):
-            raise ValueError(f"corpus {config.name!r} at {config.path} holds an empty store")
-        self.config, self.stores, self.serializer = config, stores, serializer
+        """Make the corpus of what is trained on, or with `held` of what is held out.
+
+        Raises:
+            ValueError: for a store that is empty, or options that only episodes have.
+        """
+        check_records(config, stores)
+        everything = [np.ones(len(s), bool) for s in stores]
+        chosen = divide(config, everything, [s.name for s in stores], held=held)
+        self.config, self.serializer, self._all = config, serializer, stores
+        self.stores = [s for s, items in zip(stores, chosen, strict=True) if len(items)]
+        self.items = [items for items in chosen if len(items)]
+        """Per store, the records that are drawn."""
+        self._shares = cumulative_shares(config, [len(items) for items in self.items])
         self._kept = Kept()
 
     def contents(self) -> dict[str, Any]:
-        return {"records": sum(map(len, self.stores))}
+        records = sum(map(len, self.items))
+        left = sum(map(len, self._all)) - records
+        return {"records": records, "held_out": left} if left else {"records": records}
+
+    def held_out(self) -> RecordCorpus | None:
+        """Return the corpus of what is never trained on; None where nothing is held out."""
+        if not self.config.validation:
+            return None
+        return RecordCorpus(self.config, self._all, self.serializer, held=True)
+
+    def notes(self) -> list[str]:
+        """Return nothing: no record is left out."""
+        return []
 
     def sample(self, rng: np.random.Generator, limit: int) -> TokenSequence:
-        which = int(rng.integers(len(self.stores)))
-        index = int(rng.integers(len(self.stores[which])))
+        which = pick(rng, len(self.stores), self._shares)
+        items = self.items[which]
+        index = int(items[rng.integers(len(items))])
         sequence = self._written(which, index)
+        if self.config.pairs > 1:
+            sequence = self._pairs(which, sequence, rng, limit)
         if len(sequence) <= limit:
             return sequence
         if sequence.payload:
-            return self._beginning(sequence, limit)
+            return self._beginning(sequence, limit, self.stores[which].path)
         # A long text gives a window of itself; <bos> stands before it as before every example.
         start = int(rng.integers(1, len(sequence) - limit + 2))
         return concatenate([sequence.slice(0, 1), sequence.slice(start, start + limit - 1)])
 
-    def _beginning(self, sequence: TokenSequence, limit: int) -> TokenSequence:
+    def _pairs(
+        self, which: int, first: TokenSequence, rng: np.random.Generator, limit: int
+    ) -> TokenSequence:
+        """Return a sequence and others from the same store behind it, as many as fit in a row.
+
+        Raises:
+            ValueError: where one of them has no picture.
+        """
+        items, examples, used = self.items[which], [first], len(first)
+        for index in items[rng.integers(len(items), size=self.config.pairs - 1)]:
+            example = self._written(which, int(index))
+            if "image" not in example.payload or "image" not in first.payload:
+                raise ValueError(
+                    f"corpus {self.config.name!r}: pairs={self.config.pairs} joins captions of "
+                    f"pictures and questions about them; {self.stores[which].path} holds records "
+                    f"without a picture. Leave pairs out."
+                )
+            used += len(example) - 1
+            if used > limit:
+                break
+            examples.append(example)
+        return self.serializer.pairs(examples)
+
+    def _beginning(self, sequence: TokenSequence, limit: int, path: Path) -> TokenSequence:
         """Return as much of a sequence as fits without cutting an image in two."""
         held = np.zeros(len(sequence) + 1, bool)
         for rows in sequence.payload.values():
@@ -52,7 +107,7 @@ class RecordCorpus:
         if not beginning.target.any():
             raise ValueError(
                 f"corpus {self.config.name!r}: a record takes {len(sequence)} tokens and predicts "
-                f"nothing in its first {limit}, a row; train with a longer row"
+                f"nothing in its first {limit}, a row; it lies in {path}. Train with a longer row."
             )
         return beginning
 

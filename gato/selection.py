@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from gato.corpus_config import CorpusConfig
+from gato.envs.episode import space_to_json
+from gato.envs.records import RecordStore
 from gato.envs.store import EpisodeStore
 
 
@@ -40,32 +42,88 @@ def _hash(values: np.ndarray, name: str) -> np.ndarray:
     return x
 
 
-def sides(config: CorpusConfig, wanted: Sequence[np.ndarray], names: Sequence[str]) -> list[bool]:
-    """Check that something is left to train on of every store; return which hold something out.
+def divide(
+    config: CorpusConfig, good: Sequence[np.ndarray], names: Sequence[str], *, held: bool = False
+) -> list[np.ndarray]:
+    """Return per store the items that are trained on or, with `held`, those that never are.
 
     Args:
         config: of the corpus.
-        wanted: per store, bool (items,): what the filters let pass.
+        good: per store, bool (items,): what the filters let pass.
         names: what the stores are called.
+        held: which of the two.
 
     Raises:
         ValueError: where a store has nothing to train on, or the corpus nothing held out.
     """
-    found = []
-    for mask, name in zip(wanted, names, strict=True):
-        held = mask & held_out(len(mask), config.validation, name)
-        if (held == mask).all():
+    found, count = [], 0
+    for mask, name in zip(good, names, strict=True):
+        out = mask & held_out(len(mask), config.validation, name)
+        count += int(np.count_nonzero(out))
+        if (out == mask).all():
             raise ValueError(
                 f"corpus {config.name!r}: validation={config.validation:g} leaves nothing to train "
                 f"on of the {np.count_nonzero(mask)} items of {name!r}; lower it or add data"
             )
-        found.append(bool(held.any()))
-    if config.validation and not any(found):
+        found.append(np.flatnonzero(out if held else mask & ~out))
+    if config.validation and not count:
         raise ValueError(
             f"corpus {config.name!r}: validation={config.validation:g} holds out none of its "
-            f"{sum(int(m.sum()) for m in wanted)} items; raise it or add data"
+            f"{sum(int(m.sum()) for m in good)} items; raise it or add data"
         )
     return found
+
+
+def check_stores(config: CorpusConfig, stores: Sequence[EpisodeStore]) -> None:
+    """Check that every store holds episodes, and that stores of one task show the same task.
+
+    Raises:
+        ValueError: naming the corpus and the store.
+    """
+    first: dict[str, EpisodeStore] = {}
+    for store in stores:
+        if len(store) == 0:
+            raise ValueError(
+                f"corpus {config.name!r} holds no episodes of {store.spec.id!r}: {store.path} is "
+                f"empty. Collect some, or take the folder away."
+            )
+        require_same_task(f"corpus {config.name!r}", first.setdefault(store.spec.id, store), store)
+
+
+def check_records(config: CorpusConfig, stores: Sequence[RecordStore]) -> None:
+    """Check that every store holds records, and that nothing is asked of them that episodes have.
+
+    Raises:
+        ValueError: naming the corpus and the store.
+    """
+    for store in stores:
+        if len(store) == 0:
+            raise ValueError(
+                f"corpus {config.name!r} holds no records of {store.name!r}: {store.path} is "
+                f"empty. Write some, or take the folder away."
+            )
+    asked = {
+        "min_fraction": config.min_fraction is not None,
+        "min_return": config.min_return is not None,
+        "top": config.top < 1.0,
+        "returns": config.returns,
+    }
+    for name in (n for n, is_asked in asked.items() if is_asked):
+        raise ValueError(
+            f"corpus {config.name!r}: {name} is about episodes; {stores[0].path} holds records"
+        )
+
+
+def require_same_task(where: str, one: EpisodeStore, other: EpisodeStore) -> None:
+    """Raise ValueError where two stores of one task differ in its spaces."""
+    for role in ("observation_space", "action_space"):
+        a, b = (space_to_json(getattr(s.spec, role)) for s in (one, other))
+        if a != b:
+            raise ValueError(
+                f"{where}: the {role} of {one.spec.id!r} is {getattr(one.spec, role)} in "
+                f"{one.path} and {getattr(other.spec, role)} in {other.path}. A task has one; give "
+                f"one of the two another id, or leave one out."
+            )
 
 
 def good_episodes(config: CorpusConfig, store: EpisodeStore) -> tuple[np.ndarray, str]:

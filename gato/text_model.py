@@ -95,9 +95,9 @@ class Texts:
         self.corpus = corpus
         sizes = [0]
         if isinstance(corpus, EpisodeCorpus):
-            sizes = [1 + min(len(store), _EPISODES) for store in corpus.stores]
+            sizes = [1 + min(len(items), _EPISODES) for items in corpus.items]
         elif isinstance(corpus, RecordCorpus):
-            sizes = [len(store) for store in corpus.stores]
+            sizes = [len(items) for items in corpus.items]
         self._ends = np.cumsum(sizes)
 
     def __len__(self) -> int:
@@ -108,9 +108,9 @@ class Texts:
         which = int(np.searchsorted(self._ends, number, side="right"))
         within = number - int(self._ends[which - 1] if which else 0)
         if isinstance(self.corpus, EpisodeCorpus):
-            return _of_episodes(self.corpus.stores[which], within)
+            return _of_episodes(self.corpus.stores[which], self.corpus.items[which], within)
         assert isinstance(self.corpus, RecordCorpus)
-        return _of_record(self.corpus.stores[which][within])
+        return _of_record(self.corpus.stores[which][int(self.corpus.items[which][within])])
 
     def part(self, limit: int) -> Iterator[str]:
         """Yield all text or, where there is more than `limit` characters, a part of it.
@@ -161,14 +161,14 @@ class Texts:
                 return
 
 
-def _of_episodes(store: EpisodeStore, number: int) -> list[str]:
+def _of_episodes(store: EpisodeStore, items: np.ndarray, number: int) -> list[str]:
     """Return the instruction of a store's task, for number 0, or the words of an episode."""
     if number == 0:
         return [store.spec.instruction] * _REPEATS
     chosen = number - 1
-    if len(store) > _EPISODES:
-        chosen = chosen * (len(store) - 1) // (_EPISODES - 1)
-    episode = store.episode(chosen)
+    if len(items) > _EPISODES:
+        chosen = chosen * (len(items) - 1) // (_EPISODES - 1)
+    episode = store.episode(int(items[chosen]))
     found = [c[0] for c in episode.observations.values() if not isinstance(c, np.ndarray)]
     for column in episode.actions.values():
         if not isinstance(column, np.ndarray):

@@ -130,6 +130,8 @@ class Trainer:
             row_length=config.model.context,
             seed=config.seed,
             parts=config.parts,
+            weigh=config.weigh,
+            draw=config.draw,
         )
         self.step = 0
         self.saved: Path | None = None

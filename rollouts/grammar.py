@@ -10,8 +10,9 @@ from gymnasium import spaces
 
 from gato.envs.episode import flatten_space, unflatten_value
 from gato.rollouts.batching import Spans
-from gato.tokenizers.serializer import CONTROL, Serializer, TaskCodec
+from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.stream import TokenSequence
+from gato.tokenizers.task_codec import TaskCodec
 
 
 class ActionGrammar:

@@ -25,8 +25,9 @@ from gato.envs.episode import Episode, flatten_value
 from gato.model import GatoModel
 from gato.rollouts.batching import Chunk, Memory, check_sampling, choose, choose_returns
 from gato.rollouts.grammar import ActionGrammar, action_count, single
-from gato.tokenizers.serializer import CONTROL, Serializer, TaskCodec
+from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
+from gato.tokenizers.task_codec import TaskCodec
 
 
 @dataclass
