@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from gato.envs.readers.reader import MAX_PIXELS, ReadOptions, fit_image
 
@@ -42,7 +42,7 @@ def open_image(source: bytes | Path) -> np.ndarray:
             return _decode(source)
     except ValueError:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ValueError(f"no picture of the formats {', '.join(_FORMATS)}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(f"a picture of more than {MAX_PIXELS} pixels: {error}") from error

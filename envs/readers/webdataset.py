@@ -146,7 +146,7 @@ def _members(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | BadIte
     """Yield the names of an archive's files with what is in them, of unwanted endings nothing."""
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
-            archive.members = []  # or it would remember every one
+            archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
             hidden = member.name.rsplit("/", 1)[-1].startswith((".", "__"))
             if member.isdir() or hidden:
                 continue
