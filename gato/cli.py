@@ -408,7 +408,11 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "bench": ("measure speed", _bench),
 }
 WORLD_COMMANDS = ("tasks", "collect", "show", "eval", "experts", "replay", "compare")
-MODULES = {**dict.fromkeys(WORLD_COMMANDS, "gato.world_commands"), "data": "gato.data_commands"}
+MODULES = {
+    **dict.fromkeys(WORLD_COMMANDS, "gato.world_commands"),
+    **dict.fromkeys(("train", "runs"), "gato.run_commands"),
+    "data": "gato.data_commands",
+}
 """Where commands stand that do not stand in `gato.commands`."""
 
 

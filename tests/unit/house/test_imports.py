@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[3]
 FOLDERS = ("tokenizers", "envs", "gato", "rollouts")
 DOORS = {
     *("gato", "gato.cli", "gato.commands", "gato.world_commands", "gato.printing"),
+    "gato.run_commands",
     *("gato.expert_commands", "gato.evaluation_commands", "gato.terminal", "gato.show"),
     *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
     *("gato.data_commands", "gato.token_estimate"),
