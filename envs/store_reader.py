@@ -83,15 +83,22 @@ class EpisodeStore:
         shard, row = self._place(i)
         return self._cut(i, 0, int(self.lengths[i]), 1, self._info(shard, row))
 
-    def window(self, i: int, start: int, stop: int) -> Episode:
-        """Return decisions [start, stop) of episode `i` with as many observations, without info."""
+    def window(self, i: int, start: int, stop: int, *, outcome: bool = True) -> Episode:
+        """Return decisions [start, stop) of episode `i` with as many observations, without info.
+
+        Args:
+            i: the episode.
+            start: its first decision.
+            stop: one after its last.
+            outcome: read what came of the decisions, too; without, rewards and flags are 0.
+        """
         i = self._index(i)
         if not 0 <= start < stop <= self.lengths[i]:
             raise ValueError(
                 f"expected a window in episode {i} of length {self.lengths[i]}; "
                 f"got [{start}, {stop})."
             )
-        return self._cut(i, start, stop, 0, {})
+        return self._cut(i, start, stop, 0, {}, outcome)
 
     def column(self, i: int, kind: str, path: str = "") -> np.ndarray | list[str]:
         """Return one column of episode `i`, reading no other.
@@ -144,7 +151,15 @@ class EpisodeStore:
         for name, expected in shard["sha256"].items():
             check_sha256(self.path / shard["name"] / name, expected)
 
-    def _cut(self, i: int, start: int, stop: int, extra: int, info: Mapping[str, Any]) -> Episode:
+    def _cut(
+        self,
+        i: int,
+        start: int,
+        stop: int,
+        extra: int,
+        info: Mapping[str, Any],
+        outcome: bool = True,
+    ) -> Episode:
         def leaves(kind: str, more: int = 0) -> dict[str, Any]:
             return {p: self._column(i, kind, p, start, stop + more) for p in self._leaves[kind]}
 
@@ -152,12 +167,17 @@ class EpisodeStore:
         entry = self._shards[shard]
         names = self._rows(shard, "instructions", "", row, row + 1)
         success = int(self.successes[i])
+        zeros = np.broadcast_to(np.int8(0), (stop - start,))
+        steps = {
+            name: self._rows_of(i, name, start, stop) if outcome else zeros.astype(dtype)
+            for name, dtype in STEP_COLUMNS.items()
+        }
         return Episode(
             task=self.spec.id,
             observations=leaves("observations", extra),
             actions=leaves("actions"),
             targets=leaves("targets") if entry["targets"] else None,
-            **{name: self._rows_of(i, name, start, stop) for name in STEP_COLUMNS},
+            **steps,
             instruction=self._texts(shard, names)[0],
             seed=int(self.seeds[i]),
             success=None if success < 0 else bool(success),
@@ -193,8 +213,8 @@ class EpisodeStore:
     def _texts(self, shard: int, rows: np.ndarray) -> list[str]:
         """Return the strings that a column's indices stand for."""
         entry = self._shards[shard]
-        file = self.path / entry["name"] / TEXTS
-        distinct = np.unique(rows).tolist()
+        file = Path(f"{self.path}/{entry['name']}/{TEXTS}")
+        distinct = set(rows.tolist())
         if STARTS not in entry["sha256"]:
             texts = _json(file, entry["sha256"][TEXTS])
             found = {k: texts[k] for k in distinct}

@@ -49,7 +49,7 @@ class EpisodeCorpus:
         self._shares = cumulative_shares(config, [int(ends[-1]) for ends in self._ends])
         self._kept = Kept()
         self._tokens: dict[int, int] = {}  # by store: of a step written last
-        self._step_bytes: dict[int, float] = {}  # by store: of a step once it is written
+        self._step_bytes: dict[int, float] = {}  # by store: of its first step written
 
     def contents(self) -> dict[str, Any]:
         seeds = np.concatenate([s.seeds[i] for s, i in zip(self.stores, self.items, strict=True)])
@@ -172,13 +172,15 @@ class EpisodeCorpus:
         try:
             returns = self._returns(store, index)
             window = None if returns is None else returns[start:stop]
-            written = self.serializer.episode(store.window(index, start, stop), window)
+            steps = store.window(index, start, stop, outcome=False)
+            written = self.serializer.episode(steps, window)
         except ValueError as error:
             raise ValueError(
                 f"corpus {self.config.name!r}, episode {index} of {store.path}: {error}"
             ) from error
         self._tokens[which] = self._step_tokens(written, len(written) - 1)
-        self._step_bytes[which] = _bytes(written) / len(written)
+        if which not in self._step_bytes:
+            self._step_bytes[which] = _bytes(written) / len(written)
         return written
 
     def _returns(self, store: EpisodeStore, index: int) -> np.ndarray | None:
