@@ -1,15 +1,98 @@
-"""Whether an episode is what its task promises, and whether a store goes on as it began."""
+"""Whether observations and episodes are what their task promises; whether a store goes on so."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from gato.envs.episode import Episode, TaskSpec, flatten_space
+from gato.envs.episode import Episode, TaskSpec, flatten_space, flatten_value
+
+
+class Inside:
+    """Tells whether observations are in a space: their keys, shapes, dtypes and range.
+
+    What an environment that keeps its word returns is recognised in a few millionths of a second,
+    so that every step can be looked at; of anything else, Gymnasium's own test decides. NaN in a
+    space without bounds passes: `check_episode` and the hosts tell of it.
+    """
+
+    def __init__(self, space: gym.Space) -> None:
+        self._space, self._plain = space, _plainly(space)
+
+    def require(self, observation: Any, when: str) -> None:
+        """Raise ValueError for an observation that is not in the space, naming its first part."""
+        if not self._plain(observation) and not self._space.contains(observation):
+            raise ValueError(
+                f"expected observations inside their space; that of {when} is not: "
+                f"{outside(self._space, observation)}. Cast or clip it in the environment, or "
+                f"widen its observation_space."
+            )
+
+
+def _plainly(space: gym.Space) -> Callable[[Any], bool]:
+    """Return what is true for elements of a space that look as expected, and for no others."""
+    match space:
+        case gym.spaces.Dict():
+            parts = {key: _plainly(part) for key, part in space.items()}
+            return lambda x: (
+                type(x) is dict
+                and x.keys() == parts.keys()
+                and all(plainly(x[key]) for key, plainly in parts.items())
+            )
+        case gym.spaces.Tuple():
+            each = [_plainly(part) for part in space]
+            return lambda x: (
+                type(x) is tuple
+                and len(x) == len(each)
+                and all(plainly(part) for plainly, part in zip(each, x, strict=True))
+            )
+        case gym.spaces.Discrete():
+            start, stop = int(space.start), int(space.start + space.n)
+            return lambda x: isinstance(x, (int, np.integer)) and start <= x < stop
+        case gym.spaces.Box():
+            least, most = _ends(space.dtype)
+            low = None if (space.low == least).all() else space.low
+            high = None if (space.high == most).all() else space.high
+            return _between(space, low, high)
+        case gym.spaces.MultiDiscrete():
+            return _between(space, space.start, space.start + space.nvec - 1)
+    return space.contains
+
+
+def _ends(dtype: Any) -> tuple[float, float]:
+    """Return the least and the greatest value that a dtype has."""
+    if dtype.kind not in "iu":
+        return (0, 1) if dtype.kind == "b" else (-np.inf, np.inf)
+    return np.iinfo(dtype).min, np.iinfo(dtype).max
+
+
+def _between(space: gym.Space, low: Any, high: Any) -> Callable[[Any], bool]:
+    dtype, shape = space.dtype, space.shape
+    return lambda x: (
+        type(x) is np.ndarray
+        and x.dtype == dtype
+        and x.shape == shape
+        and (low is None or bool((x >= low).all()))
+        and (high is None or bool((x <= high).all()))
+    )
+
+
+def outside(space: gym.Space, observation: Any) -> str:
+    """Return the first part of an observation that its space does not contain, in words."""
+    try:
+        parts = flatten_value(space, observation, "observation")
+    except (KeyError, TypeError, IndexError):
+        return f"{type(observation).__name__} without the keys of {space}"
+    for path, leaf in flatten_space(space, "observation").items():
+        value = parts[path]
+        if not leaf.contains(value):
+            kind = getattr(value, "dtype", type(value).__name__)
+            return f"{path!r} is {kind}{getattr(value, 'shape', '')}, {value!r:.80}, not of {leaf}"
+    return f"keys {sorted(observation)}"
 
 
 def check_episode(episode: Episode, spec: TaskSpec) -> None:

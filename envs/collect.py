@@ -70,13 +70,13 @@ def collect(
         noise: of the executed actions (DART): the standard deviation, in the Box's own units, for
             continuous actions; the probability of a random one for discrete actions. Targets are
             the expert's clean actions.
-        workers: processes; with 1 the work is done in this one.
+        workers: processes; with 0 the work is done in this one.
         min_fraction: episodes below this part of the way from the random to the expert score are
             dropped; where the task measures success, those without it are. The score that this
             makes stands in the store's settings; nothing is dropped, and it is told, where the
             table of scores names none, or an expert no better than chance.
         timeout: seconds that one step or reset may take before its worker process is ended, which
-            is a death like any other. In this process (`workers` 1) nothing ends it.
+            is a death like any other. In this process (`workers` 0) nothing ends it.
         progress: see `Progress`.
 
     Raises:
@@ -209,7 +209,7 @@ def _run(
         shares[worker], last[worker] = share, share.plan
         count = share.stop - share.first
         task = share.plan.spec.id
-        one_by_one = share.died or pool.count == 1  # in this process reporting costs nothing
+        one_by_one = share.died or pool.here  # in this process reporting costs nothing
         pool.send(worker, Attempts(task, expert, noise, share.first, count, one_by_one))
 
     while any(plan.missing for plan in plans):
@@ -238,7 +238,7 @@ def _died(share: _Share, error: WorkerDiedError, lost: list[_Share]) -> list[Fai
     A worker that reports many attempts at once may have died at any of them.
     """
     if share.suspect == share.first:
-        reason = f"the {error}, twice: a simulator crashed or memory ran out. Try one worker."
+        reason = f"the {error}, twice: a simulator crashed or memory ran out. Try fewer workers."
         return [Failed(share.first, reason)]
     where = f"{share.plan.spec.id!r} at seeds {share.first} to {share.stop - 1}"
     print(f"{where}: {error}; playing these once more in a new one", file=sys.stderr)
@@ -320,7 +320,7 @@ def _check_settings(
         "episodes": (episodes, 1, ATTEMPTS),
         "seed": (seed, 0, EVALUATION_SEED_START // ATTEMPTS - 1),
         "noise": (noise, 0.0, 10.0),
-        "workers": (workers, 1, 1024),
+        "workers": (workers, 0, 1024),
         "min_fraction": (min_fraction, 0.0, 1.0),
     }
     for name, (value, low, high) in limits.items():

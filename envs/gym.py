@@ -63,6 +63,11 @@ def import_module(name: str) -> list[str]:
     return [f"{SUITE}/{name}:{i}" for i in new]
 
 
+def imported() -> list[str]:
+    """Return the ids of the tasks that imported modules have registered."""
+    return sorted(f"{SUITE}/{m}:{i}" for i, m in _modules.items() if i in gymnasium.registry)
+
+
 def require_imported(task_ids: Iterable[str]) -> None:
     """Refuse task ids, read from a file, that would import a module nobody has asked for.
 

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
-from gato.envs.check import check_episode
+from gato.envs.check import Inside, check_episode
 from gato.envs.episode import Episode, TaskSpec, flatten_space, flatten_value, unflatten_value
 
 REPORT_SECONDS = 0.5
@@ -49,6 +49,8 @@ def play(
     """
     rng = np.random.default_rng([seed, 0xDA27])  # apart from the environment's own stream
     observation, _ = env.reset(seed=seed)
+    inside = Inside(spec.observation_space)
+    inside.require(observation, "reset")
     expert.reset(env, seed)
     observations, actions, targets, rewards = [observation], [], [], []
     success, terminated, truncated = None, False, False
@@ -60,6 +62,7 @@ def play(
             action = _as_logged(spec.action_space, clean)
         observation, reward, terminated, truncated, info = env.step(action)
         tick()
+        inside.require(observation, f"step {len(rewards)}")
         observations.append(observation)
         actions.append(action)
         targets.append(clean)

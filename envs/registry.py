@@ -68,11 +68,18 @@ def task_ids(pattern: str = "*") -> list[str]:
 def matches(task_id: str, pattern: str) -> bool:
     """Return whether a pattern names a task; one without options, whatever the task's are.
 
+    The module in the id of an imported one (see `gym`) may be left out of the pattern.
+
     >>> matches("babyai/GoTo-v0?camera=grid", "babyai/*"), matches("babyai/GoTo-v0", "babyai/G?")
     (True, False)
+    >>> matches("gym/my_worlds:Walk-v0", "gym/Walk-*"), matches("gym/my_worlds:Walk-v0", "gym/my*")
+    (True, True)
     """
     (base, given), (wanted, options) = cameras.split(task_id), cameras.split(pattern)
-    return fnmatch.fnmatchcase(base, wanted) and options in ("", given)
+    suite, name = base.split("/", 1)
+    short = f"{suite}/{name.rpartition(':')[2]}"
+    named = any(fnmatch.fnmatchcase(n, wanted) for n in (base, short))
+    return named and options in ("", given)
 
 
 def spec(task_id: str) -> TaskSpec:

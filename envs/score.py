@@ -12,7 +12,6 @@ from __future__ import annotations
 import time
 import traceback
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -26,7 +25,7 @@ from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START, TaskSpec
 from gato.envs.play import Tick, close_worlds, silent, start, world
 from gato.envs.references import Reference
-from gato.envs.workers import Pool, WorkerDiedError
+from gato.envs.workers import Pool, WorkerDiedError, deal
 
 SWEEPS = 1 << 10
 """Seeds of sweeps, each with room for `ATTEMPTS` episodes."""
@@ -157,7 +156,7 @@ def score_all(
     *,
     kind: str = "auto",
     seed: int = 0,
-    workers: int = 1,
+    workers: int = 0,
     timeout: float | None = 600.0,
     progress: Progress | None = None,
 ) -> Iterator[Score]:
@@ -168,7 +167,7 @@ def score_all(
         episodes: of each.
         kind: which experts, as in `registry.make_expert`.
         seed: of the sweep, [0, 1024): chooses the evaluation seeds.
-        workers: processes; with 1 the episodes are played in this one.
+        workers: processes that play; with 0 the episodes are played in this one.
         timeout: seconds that one step or reset may take before its worker process is ended, which
             fails an episode at the second time. In this process nothing ends it.
         progress: see `Progress`.
@@ -178,7 +177,7 @@ def score_all(
         RuntimeError: where a worker process cannot start.
     """
     limits = {"episodes": (episodes, 1, ATTEMPTS), "seed": (seed, 0, SWEEPS - 1)}
-    limits["workers"] = (workers, 1, 1024)
+    limits["workers"] = (workers, 0, 1024)
     for name, (value, low, high) in limits.items():
         if not low <= value <= high:
             raise ValueError(f"expected {name} in [{low}, {high}]; got {value}.")
@@ -218,31 +217,12 @@ _Result = tuple[str, str, Played]
 
 def _results(jobs: Sequence[_Job], workers: int, timeout: float | None) -> Iterator[_Result]:
     """Yield results as they come. An episode whose worker dies is played once more, then failed."""
-    waiting, pool = deque(jobs), Pool(workers, _player, timeout=timeout)
-    asked: dict[int, _Job] = {}
-    once: set[_Job] = set()
-
-    def ask(worker: int) -> None:
-        if waiting:
-            asked[worker] = waiting.popleft()
-            pool.send(worker, asked[worker])
-
     try:
-        for worker in range(workers):
-            ask(worker)
-        while asked:
-            for worker, answer in pool.receive():
-                job = asked.pop(worker)
-                if not isinstance(answer, WorkerDiedError):
-                    yield answer
-                elif job in once:
-                    yield *job[:2], Played(job[3], error=f"twice, its {answer}")
-                else:
-                    once.add(job)
-                    waiting.appendleft(job)
-                ask(worker)
+        for job, answer, _ in deal(Pool(workers, _player, timeout=timeout), jobs, tries=2):
+            if isinstance(answer, WorkerDiedError):
+                answer = *job[:2], Played(job[3], error=f"twice, its {answer}")
+            yield answer
     finally:
-        pool.close()
         close_worlds()
 
 

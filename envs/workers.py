@@ -5,6 +5,9 @@
 Every message has one answer, a worker's answers come in the order of its messages. A worker that
 has died, or was ended because it hung, is replaced when it is next sent something; what it was
 asked is lost, and told. Handlers tick as they go, so that it is known how far a dead one came.
+
+With no workers, the calling process answers itself: quicker to start and easier to debug, but it
+survives neither a simulator that hangs nor one that ends its process.
 """
 
 from __future__ import annotations
@@ -19,14 +22,17 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, TypeVar
 
 Handler = Callable[[Any], Any]
 Make = Callable[[Callable[[], None]], Handler]
 """Called once in each worker with what ticks; returns what answers its messages."""
+Job = TypeVar("Job")
+START_SECONDS = 300.0
+"""Silence that is allowed a worker while it starts: its imports may wait for a busy disk."""
 
 
 @contextlib.contextmanager
@@ -70,28 +76,30 @@ class WorkerDiedError(RuntimeError):
 
 
 class Pool:
-    """`count` workers, each started when it is first sent something; one is this process itself."""
+    """`count` worker processes, each started when it is first sent something."""
 
     def __init__(self, count: int, make: Make, *, timeout: float | None = None) -> None:
         """Make a pool.
 
         Args:
-            count: workers; with 1, messages are handled in this process, by `receive`.
+            count: processes; with 0, messages are handled in this one, by `receive`.
             make: see `Make`.
             timeout: seconds without a tick or an answer after which a worker counts as hung.
         """
         if timeout is not None and not timeout > 0:
             raise ValueError(f"expected a timeout of more than 0 seconds; got {timeout}.")
-        self.count, self._make = count, make
+        self.here = count == 0
+        """Whether this process does the work."""
+        self.count, self._make = max(count, 1), make
         self._timeout = None if timeout == math.inf else timeout
         self._handler: Handler | None = None
-        self._here: deque[Any] = deque()
+        self._queue: deque[Any] = deque()
         self._workers: list[_Worker | None] = [None] * count
 
     def send(self, worker: int, message: Any) -> None:
         """Ask a worker something. A death is told by `receive`, not here."""
-        if self.count == 1:
-            self._here.append(message)
+        if self.here:
+            self._queue.append(message)
             return
         found = self._workers[worker]
         if found is None:
@@ -107,10 +115,10 @@ class Pool:
             Exception: what a handler raised, with its traceback as a note.
             RuntimeError: where a worker process ended before it could be asked anything.
         """
-        if self.count == 1:
+        if self.here:
             with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
                 self._handler = self._handler or self._make(lambda: None)
-                return [(0, self._handler(self._here.popleft()))]
+                return [(0, self._handler(self._queue.popleft()))]
         asked = {w.pipe: i for i, w in enumerate(self._workers) if w is not None and w.waiting}
         assert asked, "nothing was asked, so no answer would ever come"
         answers: list[tuple[int, Any]] = []
@@ -141,18 +149,54 @@ class Pool:
         if worker.ticks.value < 0:
             raise RuntimeError(
                 f"worker process ended at once, exit code {code}: memory ran out, or the calling "
-                f"script starts work outside `if __name__ == '__main__':`. Try workers=1."
+                f"script starts work outside `if __name__ == '__main__':`. Try workers=0."
             )
         return WorkerDiedError(f"worker process ended, exit code {code}", worker.ticks.value)
 
     def _hung(self) -> Iterator[tuple[int, WorkerDiedError]]:
         for i, worker in enumerate(self._workers):
-            if self._timeout is None or worker is None or worker.idle() < self._timeout:
+            if self._timeout is None or worker is None:
+                continue
+            started = worker.ticks.value >= 0
+            limit = self._timeout if started else max(self._timeout, START_SECONDS)
+            if worker.idle() < limit:
                 continue
             worker.end()
             self._workers[i] = None
-            reason = f"worker process was ended: nothing came of it in {self._timeout:g} s"
+            what = "nothing came of it" if started else "it had not started"
+            reason = f"worker process was ended: {what} in {limit:g} s"
             yield i, WorkerDiedError(reason, worker.ticks.value)
+
+
+def deal(pool: Pool, jobs: Iterable[Job], tries: int = 1) -> Iterator[tuple[Job, Any, float]]:
+    """Yield jobs as they are done, each with its answer and the seconds it took; close the pool.
+
+    A worker is sent its next job before its last answer is yielded. Where a worker dies, its job
+    is done anew, up to `tries` times in all; then the `WorkerDiedError` is the answer.
+    """
+    waiting = deque((job, 1) for job in jobs)
+    asked: dict[int, tuple[Job, int, float]] = {}
+
+    def ask(worker: int) -> None:
+        if waiting:
+            job, tried = waiting.popleft()
+            asked[worker] = job, tried, time.monotonic()
+            pool.send(worker, job)
+
+    try:
+        for worker in range(pool.count):
+            ask(worker)
+        while asked:
+            for worker, answer in pool.receive():
+                job, tried, since = asked.pop(worker)
+                again = isinstance(answer, WorkerDiedError) and tried < tries
+                if again:
+                    waiting.appendleft((job, tried + 1))
+                ask(worker)
+                if not again:
+                    yield job, answer, time.monotonic() - since
+    finally:
+        pool.close()
 
 
 class _Raised:

@@ -2,8 +2,11 @@
 
 The result is JSON (see `evaluate`); what its figures are, `statistics` says. The policy is a
 checkpoint or, in its place, the expert or chance (`players`), whose scores must come out as 1 and
-0. An episode whose environment raised is listed with its traceback under its task's ``failures``;
-it counts with the rewards it had, and as no success.
+0.
+
+A failed episode, whose environment raised or ended its process twice, is listed with its traceback
+under its task's ``failures``. It counts in every figure: with the rewards that it had until then
+(none, where its process ended), and as no success.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ def evaluate(
         task_ids: tasks the checkpoint knows.
         episodes: per task; episode i is reset with `EVALUATION_SEED_START` + i where `seed` is 0.
         seed: chooses other evaluation seeds, [0, 1024), and the draws of sampled actions.
-        workers: processes that step simulators; 1 steps them in this one.
+        workers: processes that step simulators; 0 steps them in this one.
         expert: which one ``"expert"`` is: ``auto`` (the default), ``scripted``, ``planner`` or
             the folder of a learned one.
         temperature: of the actions; by default what each task was trained for.
@@ -70,7 +73,8 @@ def evaluate(
         prompt_steps: last steps of a demonstration that are shown.
         max_batch: most rows decoded at once.
         threads: of the model in this process; by default one per core that no worker has.
-        timeout: seconds that one step may take before its worker process is ended.
+        timeout: seconds that one step may take before its worker process is ended; in this
+            process (`workers` 0) nothing ends it.
         progress: see `Progress`.
         recorder: is given the episodes that it makes videos of.
 
@@ -150,8 +154,7 @@ def _threads(wanted: int | None, workers: int) -> Iterator[None]:
     """Let the model use so many threads inside."""
     before = torch.get_num_threads()
     # Threads that wait for each other while simulators hold the cores may cost ten times more.
-    busy = workers if workers > 1 else 0
-    torch.set_num_threads(wanted or max(1, (os.cpu_count() or 1) - busy))
+    torch.set_num_threads(wanted or max(1, (os.cpu_count() or 1) - workers))
     try:
         yield
     finally:

@@ -23,6 +23,7 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
+from gato.envs.check import Inside
 from gato.envs.workers import Pool, WorkerDiedError
 from gato.rollouts.players import Acts, make_actor
 
@@ -71,6 +72,8 @@ class Host:
         """Start without environments; `tick` is called after each command."""
         self._tick = tick
         self._used: dict[Slot, tuple[str, gym.Env]] = {}
+        self._spaces: dict[str, Inside] = {}
+        """By task."""
         self._seen: dict[Slot, tuple[int, Any]] = {}
         """Of each slot, its seed and last observation."""
         self._actors: dict[Slot, registry.Expert] = {}
@@ -122,9 +125,16 @@ class Host:
         self._used[slot] = (task, env)
         observation, _ = env.reset(seed=seed)
         require_finite(observation, "observation")
+        self._inside(slot).require(observation, "reset")
         self._seen[slot] = seed, observation
         self._actors.pop(slot, None)
         return Reply(slot, observation)
+
+    def _inside(self, slot: Slot) -> Inside:
+        task, env = self._used[slot]
+        if task not in self._spaces:
+            self._spaces[task] = Inside(env.observation_space)
+        return self._spaces[task]
 
     def _take_spare(self, task: str) -> gym.Env | None:
         for i, (held, env) in enumerate(self._spare):
@@ -147,6 +157,7 @@ class Host:
         observation, reward, terminated, truncated, info = env.step(action)
         require_finite(observation, "observation")
         require_finite(np.asarray(reward, float), "reward")
+        self._inside(slot).require(observation, "a step")
         self._seen[slot] = self._seen[slot][0], observation
         success = info.get("success")
         return Reply(
@@ -197,18 +208,18 @@ class Hosts:
     """Several hosts working side by side while the model decodes."""
 
     def __init__(self, workers: int, timeout: float | None = None) -> None:
-        """Make the hosts; one worker is a host in this process.
+        """Make the hosts.
 
         Args:
-            workers: how many.
+            workers: how many processes; with 0, one host is this process.
             timeout: seconds that one command may take before its worker process is ended.
         """
-        self.count = workers
         self._here = Host()
-        make = _serve if workers > 1 else lambda tick: self._here.answer
+        make = _serve if workers else lambda tick: self._here.answer
         self._pool = Pool(workers, make, timeout=timeout)
-        self._asked: list[deque[tuple[Any, Sequence[Command]]]] = [deque() for _ in range(workers)]
-        self._ticks = [0] * workers
+        self.count = count = self._pool.count
+        self._asked: list[deque[tuple[Any, Sequence[Command]]]] = [deque() for _ in range(count)]
+        self._ticks = [0] * count
         """Of the answers that each process has given."""
 
     def send(self, host: int, group: Any, commands: Sequence[Command]) -> None:

@@ -210,27 +210,30 @@ def run(
     Args:
         make_policy: returns the policy of a group of rows.
         jobs: episodes to play; their order decides who shares a batch.
-        workers: processes that step simulators; 1 steps them in this one.
+        workers: processes that step simulators; 0 steps them in this one.
         max_batch: most rows decoded at once.
         seed: of the policies' own draws, together with each job's task and seed.
         timeout: seconds that one step or reset may take before its worker process is ended, which
-            is a death like any other. In this process (`workers` 1) nothing ends it.
+            is a death like any other. In this process (`workers` 0) nothing ends it.
         on_played: called as episodes end.
 
     Raises:
         ValueError: where an environment cannot be started at all (a missing simulator).
         RuntimeError: where worker processes end before they can be asked anything.
     """
-    if workers < 1 or max_batch < 1:
-        raise ValueError(f"workers and max_batch must be at least 1; got {workers}, {max_batch}")
+    if workers < 0 or max_batch < 1:
+        raise ValueError(
+            f"expected 0 or more workers and a max_batch of 1 or more; got {workers} and "
+            f"{max_batch}."
+        )
 
     def seed_of(job: Job) -> int:
         key = [seed, job.seed, zlib.crc32(job.task.encode())]
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
-    groups = {g.number: g for g in _deal(jobs, workers, max_batch)}
-    results: dict[Job, Played] = {}
     hosts = Hosts(workers, timeout)
+    groups = {g.number: g for g in _deal(jobs, workers, hosts.count, max_batch)}
+    results: dict[Job, Played] = {}
     try:
         for group in groups.values():
             group.start(make_policy, hosts, seed_of)
@@ -256,16 +259,16 @@ def run(
     return [results[job] for job in jobs]
 
 
-def _deal(jobs: Sequence[Job], workers: int, max_batch: int) -> list[_Group]:
+def _deal(jobs: Sequence[Job], workers: int, hosts: int, max_batch: int) -> list[_Group]:
     """Return groups: per suite two halves, so that one steps while the other is decoded."""
     suites: dict[str, list[Job]] = {}
     for job in jobs:
         suites.setdefault(job.task.split("/")[0], []).append(job)
     groups: list[_Group] = []
     for members in suites.values():
-        halves = 2 if workers > 1 and len(members) >= 8 else 1
+        halves = 2 if workers and len(members) >= 8 else 1
         for half in range(halves):
             # every task's episodes are dealt out in turn
             dealt = [j for i, j in enumerate(members) if i % halves == half]
-            groups.append(_Group(len(groups), dealt, -(-max_batch // halves), workers))
+            groups.append(_Group(len(groups), dealt, -(-max_batch // halves), hosts))
     return groups

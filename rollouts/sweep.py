@@ -13,8 +13,7 @@ from __future__ import annotations
 import json
 import time
 import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -24,11 +23,11 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
-from gato.envs.check import check_episode
+from gato.envs.check import check_episode, outside
 from gato.envs.episode import Episode, TaskSpec, flatten_space, flatten_value
 from gato.envs.play import play
 from gato.envs.score import RandomExpert
-from gato.envs.workers import Pool, WorkerDiedError
+from gato.envs.workers import Pool, WorkerDiedError, deal
 from gato.rollouts.grammar import ActionGrammar
 from gato.tokenizers.scalars import BINS
 from gato.tokenizers.serializer import Serializer
@@ -89,30 +88,20 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 def sweep(
     task_ids: Sequence[str], workers: int = 1, progress: Callable[[Row], None] | None = None
 ) -> list[Row]:
-    """Return a row per task, in the order given; `progress` is called with each as it comes."""
-    rows = {row.id: row for row in _rows(task_ids, workers, progress or (lambda row: None))}
+    """Return a row per task, in the order given; `progress` is called with each as it comes.
+
+    Args:
+        task_ids: tasks.
+        workers: processes; 0 checks in this one, which a task may then end or hang.
+        progress: see above.
+    """
+    rows: dict[str, Row] = {}
+    for task_id, answer, seconds in deal(Pool(workers, _checker, timeout=SECONDS), task_ids):
+        died = isinstance(answer, WorkerDiedError)
+        rows[task_id] = Row(task_id, False, round(seconds, 2), str(answer)) if died else answer
+        if progress:
+            progress(rows[task_id])
     return [rows[task_id] for task_id in task_ids]
-
-
-def _rows(task_ids: Sequence[str], workers: int, progress: Callable[[Row], None]) -> Iterator[Row]:
-    pool = Pool(workers + 1, _checker, timeout=SECONDS)  # one is spare: a pool of 1 has no process
-    waiting, asked = deque(task_ids), {}
-    try:
-        for worker in range(min(workers, len(waiting))):
-            asked[worker] = waiting.popleft(), time.monotonic()
-            pool.send(worker, asked[worker][0])
-        while asked:
-            for worker, answer in pool.receive():
-                task_id, since = asked.pop(worker)
-                if isinstance(answer, WorkerDiedError):
-                    answer = Row(task_id, False, time.monotonic() - since, str(answer))
-                if waiting:
-                    asked[worker] = waiting.popleft(), time.monotonic()
-                    pool.send(worker, asked[worker][0])
-                progress(answer)
-                yield answer
-    finally:
-        pool.close()
 
 
 def _checker(tick: Callable[[], None]) -> Callable[[str], Row]:
@@ -190,23 +179,9 @@ class Watched(gym.Wrapper):
         space = self.observation_space
         if not space.contains(observation):
             raise FaultError(
-                f"an observation of {when} is outside its space: {_outside(space, observation)}"
+                f"an observation of {when} is outside its space: {outside(space, observation)}"
             )
         self._kept.append((observation, deepcopy(observation)))
-
-
-def _outside(space: gym.Space, observation: Any) -> str:
-    """Return the first part of an observation that its space does not contain."""
-    try:
-        parts = flatten_value(space, observation, "observation")
-    except (KeyError, TypeError, IndexError):
-        return f"{type(observation).__name__} without the keys of {space}"
-    for path, leaf in flatten_space(space, "observation").items():
-        value = parts[path]
-        if not leaf.contains(value):
-            kind = getattr(value, "dtype", type(value).__name__)
-            return f"{path!r} is {kind}{getattr(value, 'shape', '')}, {value!r:.80}, not of {leaf}"
-    return f"keys {sorted(observation)}"
 
 
 def _played(env: Watched, spec: TaskSpec, seed: int) -> Episode:

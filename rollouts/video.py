@@ -8,12 +8,10 @@ seed, in an environment that is drawn after every few steps.
 from __future__ import annotations
 
 import io
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -21,9 +19,9 @@ import numpy as np
 from gato.envs import registry
 from gato.envs.files import write_atomically
 from gato.envs.graphics import explain
-from gato.envs.workers import Pool, WorkerDiedError
+from gato.envs.workers import Pool, WorkerDiedError, deal
 from gato.rollouts.players import Acts
-from gato.rollouts.runner import Played
+from gato.rollouts.runner import Job, Played
 
 FRAMES = 60
 """Most pictures in a clip: a software renderer draws about ten a second."""
@@ -71,7 +69,7 @@ def require_video() -> None:
 
 def film(
     recorder: Recorder,
-    workers: int = 1,
+    workers: int = 0,
     progress: Callable[[Clip], None] | None = None,
     timeout: float | None = 600.0,
 ) -> list[Clip]:
@@ -79,29 +77,18 @@ def film(
 
     Args:
         recorder: after the evaluation.
-        workers: processes that draw; 1 draws in this one.
+        workers: processes that draw; 0 draws in this one.
         progress: called after each.
         timeout: seconds that one step may take before its worker process is ended; in this
             process nothing ends it.
     """
-    waiting, busy = deque(recorder.episodes), dict[int, Played]()
-    found: dict[Any, Clip] = {}
-    pool = Pool(workers, _filmer, timeout=timeout)
-    try:
-        while waiting or busy:
-            for worker in range(workers):
-                if waiting and worker not in busy:
-                    busy[worker] = waiting.popleft()
-                    pool.send(worker, busy[worker])
-            for worker, answer in pool.receive():
-                played = busy.pop(worker)
-                if isinstance(answer, WorkerDiedError):
-                    answer = Clip(played.job.task, played.job.seed, fault=str(answer))
-                found[played.job] = answer
-                if progress:
-                    progress(answer)
-    finally:
-        pool.close()
+    found: dict[Job, Clip] = {}
+    for played, answer, _ in deal(Pool(workers, _filmer, timeout=timeout), recorder.episodes):
+        if isinstance(answer, WorkerDiedError):
+            answer = Clip(played.job.task, played.job.seed, fault=str(answer))
+        found[played.job] = answer
+        if progress:
+            progress(answer)
     return [found[played.job] for played in recorder.episodes]
 
 

@@ -36,7 +36,7 @@ def tree(path: Path) -> dict[str, bytes]:
 def test_only_successes_are_kept(tmp_path: Path, toy: ModuleType) -> None:
     seen = []
     folders = collect(
-        [TASK], 30, tmp_path, noise=0.2, workers=1, progress=lambda *args: seen.append(args)
+        [TASK], 30, tmp_path, noise=0.2, workers=0, progress=lambda *args: seen.append(args)
     )
     store = EpisodeStore(folders[TASK])
     store.validate()
@@ -50,7 +50,7 @@ def test_only_successes_are_kept(tmp_path: Path, toy: ModuleType) -> None:
 
 
 def test_noise_is_executed_and_the_target_is_clean(tmp_path: Path, toy: ModuleType) -> None:
-    store = EpisodeStore(collect([TASK], 20, tmp_path, noise=0.3, workers=1)[TASK])
+    store = EpisodeStore(collect([TASK], 20, tmp_path, noise=0.3, workers=0)[TASK])
     same, low, high = 0, 0.0, 0.0
     for i in range(20):
         e = store.episode(i)
@@ -66,14 +66,14 @@ def test_noise_is_executed_and_the_target_is_clean(tmp_path: Path, toy: ModuleTy
 
 
 def test_without_noise_there_are_no_targets(tmp_path: Path, toy: ModuleType) -> None:
-    store = EpisodeStore(collect([TASK], 3, tmp_path, workers=1)[TASK])
+    store = EpisodeStore(collect([TASK], 3, tmp_path, workers=0)[TASK])
     assert store.episode(0).targets is None
 
 
 def test_interrupted_collection_goes_on(
     tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    collect([TASK], 25, tmp_path / "whole", noise=0.1, workers=1)
+    collect([TASK], 25, tmp_path / "whole", noise=0.1, workers=0)
     attempt, calls = playing.attempt, 0
 
     def interrupted(*args: object) -> object:
@@ -86,7 +86,7 @@ def test_interrupted_collection_goes_on(
     monkeypatch.setattr(playing, "attempt", interrupted)
     for _ in range(20):
         try:
-            collect([TASK], 25, tmp_path / "cut", noise=0.1, workers=1)
+            collect([TASK], 25, tmp_path / "cut", noise=0.1, workers=0)
             break
         except KeyboardInterrupt:
             pass
@@ -95,17 +95,17 @@ def test_interrupted_collection_goes_on(
 
 
 def test_more_episodes_extend_a_store(tmp_path: Path, toy: ModuleType) -> None:
-    collect([TASK], 25, tmp_path / "whole", workers=1)
+    collect([TASK], 25, tmp_path / "whole", workers=0)
     for episodes in (10, 25, 5):
-        collect([TASK], episodes, tmp_path / "grown", workers=1)
+        collect([TASK], episodes, tmp_path / "grown", workers=0)
     assert tree(tmp_path / "grown") == tree(tmp_path / "whole")
     with pytest.raises(ValueError, match=r"seed=0; got 1"):
-        collect([TASK], 25, tmp_path / "grown", seed=1, workers=1)
+        collect([TASK], 25, tmp_path / "grown", seed=1, workers=0)
 
 
 def test_seeds_give_different_episodes(tmp_path: Path, toy: ModuleType) -> None:
     stores = [
-        EpisodeStore(collect([TASK], 3, tmp_path / str(s), seed=s, workers=1)[TASK])
+        EpisodeStore(collect([TASK], 3, tmp_path / str(s), seed=s, workers=0)[TASK])
         for s in (0, 1023)
     ]
     assert stores[1].seeds.min() >= 1023 * collecting.ATTEMPTS > stores[0].seeds.max()
@@ -121,13 +121,13 @@ def test_seeds_give_different_episodes(tmp_path: Path, toy: ModuleType) -> None:
         ({"episodes": 0}, r"episodes in \[1"),
         ({"seed": 1024}, r"seed in \[0, 1023\]"),
         ({"noise": float("nan")}, "noise in"),
-        ({"workers": 0}, "workers in"),
+        ({"workers": -1}, "workers in"),
     ],
 )
 def test_bad_settings_are_refused(
     tmp_path: Path, toy: ModuleType, changes: dict, match: str
 ) -> None:
-    settings = {"task_ids": [TASK], "episodes": 1, "out": tmp_path, "workers": 1} | changes
+    settings = {"task_ids": [TASK], "episodes": 1, "out": tmp_path, "workers": 0} | changes
     with pytest.raises(ValueError, match=match):
         collect(**settings)
     assert list(tmp_path.iterdir()) == []
@@ -139,7 +139,7 @@ def test_a_broken_expert_stops_the_run(
     stay = {"go": np.zeros(2, np.float32), "say": np.int64(1)}
     monkeypatch.setattr(toy.Walker, "act", lambda *_: stay)
     with pytest.raises(RuntimeError, match=f"none of {collecting.GIVE_UP} attempts"):
-        collect([TASK], 3, tmp_path, workers=1)
+        collect([TASK], 3, tmp_path, workers=0)
 
 
 def test_scores_of_expert_and_random(toy: ModuleType) -> None:
@@ -158,7 +158,7 @@ def test_workers_make_no_difference(tmp_path: Path) -> None:
     pytest.importorskip("metaworld")
     pytest.importorskip("minigrid")
     tasks = ["babyai/GoToObj-v0", "metaworld/reach-v3"]
-    collect(tasks, 6, tmp_path / "one", noise=0.1, workers=1)
+    collect(tasks, 6, tmp_path / "one", noise=0.1, workers=0)
     collect(tasks, 3, tmp_path / "two", noise=0.1, workers=2)
     collect(tasks, 6, tmp_path / "two", noise=0.1, workers=2)
     assert tree(tmp_path / "one") == tree(tmp_path / "two")
@@ -167,11 +167,11 @@ def test_workers_make_no_difference(tmp_path: Path) -> None:
 def test_a_store_goes_on_only_with_its_expert(
     tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = EpisodeStore(collect([TASK], 2, tmp_path, workers=1)[TASK])
+    store = EpisodeStore(collect([TASK], 2, tmp_path, workers=0)[TASK])
     assert store.settings["expert"] == "scripted"
     monkeypatch.setattr(toy.Walker, "settings", "walker: 2 legs", raising=False)
     with pytest.raises(ValueError, match="expert='scripted'; got 'walker: 2 legs'"):
-        collect([TASK], 3, tmp_path, workers=1)
+        collect([TASK], 3, tmp_path, workers=0)
 
 
 def test_the_expert_that_was_asked_for_plays(
@@ -184,7 +184,7 @@ def test_the_expert_that_was_asked_for_plays(
         return toy.Walker()
 
     monkeypatch.setattr(module, "expert", expert)
-    store = EpisodeStore(collect([TASK], 1, tmp_path, expert="planner", workers=1)[TASK])
+    store = EpisodeStore(collect([TASK], 1, tmp_path, expert="planner", workers=0)[TASK])
     assert set(asked) == {"planner"}
     assert store.settings["expert"] == "planner"
 
@@ -196,22 +196,23 @@ def test_the_expert_that_was_asked_for_plays(
         ("step", "raised ZeroDivisionError"),
         ("expert", "raised KeyError: 'lost'"),
         ("nan", r"expected 'a/place' finite .* got nan"),
+        ("dtype", r"that of step \d+ is not: 'a/place' is float64\(2,\), array\("),
         ("reward", "finite rewards"),
     ],
 )
 def test_what_fails_is_named_and_the_rest_kept(
     tmp_path: Path, toy: ModuleType, monkeypatch: pytest.MonkeyPatch, fault: str, told: str
 ) -> None:
-    collect([TASK], 25, tmp_path / "whole", workers=1)
+    collect([TASK], 25, tmp_path / "whole", workers=0)
     bad = int(EpisodeStore(tmp_path / "whole" / TASK).seeds[11])
     with monkeypatch.context() as patch:
         closed = _break(toy, patch, bad, fault)
         with pytest.raises(RuntimeError, match=f"'toy/walk-v0' at seed {bad}: .*{told}") as caught:
-            collect([TASK], 25, tmp_path / "cut", workers=1)
+            collect([TASK], 25, tmp_path / "cut", workers=0)
         assert "Traceback" in caught.value.__notes__[0]
         assert closed
     assert len(EpisodeStore(tmp_path / "cut" / TASK)) == 11
-    collect([TASK], 25, tmp_path / "cut", workers=1)
+    collect([TASK], 25, tmp_path / "cut", workers=0)
     assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
 
 
@@ -231,6 +232,8 @@ def _break(toy: ModuleType, patch: pytest.MonkeyPatch, bad: int, fault: str) -> 
             raise ZeroDivisionError
         if env.bad and fault == "nan":
             observation["a/place"][0], rest[0] = np.nan, True
+        if env.bad and fault == "dtype":
+            observation["a/place"] = observation["a/place"].astype(float)
         return observation, np.inf if env.bad and fault == "reward" else reward, *rest
 
     def broken_expert(expert, env, seed):
@@ -314,7 +317,7 @@ def test_the_least_score_stands_in_the_store(
         monkeypatch.setattr(registry, "_scored", lambda spec: replace(spec, **scores))
         monkeypatch.setattr(suite, "specs", lambda: {TASK: spec})
         registry._specs.cache_clear()
-        return EpisodeStore(collect([TASK], episodes, tmp_path / out, workers=1)[TASK])
+        return EpisodeStore(collect([TASK], episodes, tmp_path / out, workers=0)[TASK])
 
     store = filled("a", 20, random_score=0.0, expert_score=1.0)
     assert store.settings["least_score"] == 0.8
@@ -367,10 +370,10 @@ def gato_collect(out: Path, episodes: int, workers: int) -> list[object]:
 
 
 def test_killed_at_any_instant_the_store_is_as_if_never(tmp_path: Path) -> None:
-    whole = drive(*gato_collect(tmp_path / "whole", 40, 1))
+    whole = drive(*gato_collect(tmp_path / "whole", 40, 0))
     errors = whole.communicate()[1]
     assert whole.returncode == 0, errors
-    kills = drive("kill", 20, *gato_collect(tmp_path / "cut", 40, 1), slow=0.002)
+    kills = drive("kill", 20, *gato_collect(tmp_path / "cut", 40, 0), slow=0.002)
     said, errors = kills.communicate()
     assert kills.returncode == 0, errors
     assert json.loads(said)["killed"] == 20
@@ -383,7 +386,7 @@ def written(manifest: Path) -> int:
 
 
 def test_killed_with_its_workers_it_goes_on(tmp_path: Path) -> None:
-    whole = drive(*gato_collect(tmp_path / "whole", 60, 1))
+    whole = drive(*gato_collect(tmp_path / "whole", 60, 0))
     cut, manifest = tmp_path / "cut", tmp_path / "cut" / TASK / "manifest.json"
     for after in (5, 20):
         command = drive(*gato_collect(cut, 60, 2), slow=0.004)
@@ -402,7 +405,7 @@ def test_killed_with_its_workers_it_goes_on(tmp_path: Path) -> None:
 
 def test_a_worker_that_dies_or_hangs_is_replaced_once(tmp_path: Path) -> None:
     commands = [
-        drive(*gato_collect(tmp_path / "whole", 20, 1)),
+        drive(*gato_collect(tmp_path / "whole", 20, 0)),
         drive(*gato_collect(tmp_path / "once", 20, 2), dies_at=9, once=str(tmp_path / "died")),
         drive(*gato_collect(tmp_path / "always", 20, 2), dies_at=9),
         drive(

@@ -82,7 +82,7 @@ def test_an_expert_tells_its_settings(toy: ModuleType, monkeypatch: pytest.Monke
 
 
 def test_bad_settings_are_refused() -> None:
-    for wrong in ({"episodes": 0}, {"seed": 1024}, {"workers": 0}):
+    for wrong in ({"episodes": 0}, {"seed": 1024}, {"workers": -1}):
         settings = {"episodes": 1, **wrong}
         with pytest.raises(ValueError, match=f"expected {next(iter(wrong))} in"):
             list(score_all([(BABYAI, "random")], **settings))
@@ -94,7 +94,7 @@ def test_bad_settings_are_refused() -> None:
 
 def test_written_rows_replace_old_ones_only(table: Path, capsys: pytest.CaptureFixture) -> None:
     before = references.references()
-    arguments = ["experts", "score", BABYAI, "--episodes", "3", "--workers", "1", "--write"]
+    arguments = ["experts", "score", BABYAI, "--episodes", "3", "--workers", "0", "--write"]
     assert main([*arguments, "--policy", "both", "--json"]) == DONE
     printed = {row["policy"]: row for row in json.loads(capsys.readouterr().out)}
     after = references.references()
@@ -126,7 +126,7 @@ def test_a_failed_episode_is_told_and_the_sweep_goes_on(
         return step(self, action)
 
     monkeypatch.setattr(toy.Walk, "step", broken)
-    arguments = ["experts", "score", TASK, BABYAI, "--episodes", "3", "--workers", "1", "--write"]
+    arguments = ["experts", "score", TASK, BABYAI, "--episodes", "3", "--workers", "0", "--write"]
     assert main(arguments) == FAILURE
     out, err = capsys.readouterr()
     assert f"{TASK} at seed {EVALUATION_SEED_START + 1}: OSError: the floor gave way" in err
@@ -163,7 +163,7 @@ def test_worlds_are_closed_whatever_happens(
 def test_only_the_tasks_own_expert_gets_its_row(
     toy: ModuleType, table: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = ["experts", "score", TASK, "--episodes", "1", "--workers", "1", "--write"]
+    arguments = ["experts", "score", TASK, "--episodes", "1", "--workers", "0", "--write"]
     assert main([*arguments, "--expert", "planner"]) == BAD_INPUT
     err = capsys.readouterr().err
     assert f"expected the scripted expert of '{TASK}'" in err
@@ -255,7 +255,7 @@ def test_an_episode_that_hangs_is_ended_and_one_that_is_slow_is_not(
 def test_patterns_leave_out_tasks_without_an_expert_and_say_so(
     capsys: pytest.CaptureFixture,
 ) -> None:
-    arguments = ["--episodes", "1", "--workers", "1"]
+    arguments = ["--episodes", "1", "--workers", "0"]
     assert main(["experts", "score", "babyai/*5N2Carrying-v0", *arguments]) == DONE
     assert "left out, without an expert: babyai/PutNextS5N2Carrying-v0" in capsys.readouterr().err
     assert main(["experts", "score", "babyai/PutNextS5N2Carrying-v0", *arguments]) == BAD_INPUT

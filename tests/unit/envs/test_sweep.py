@@ -207,6 +207,25 @@ def test_worker_processes_know_the_users_worlds_and_may_die(
     assert (counts["ok"], counts["failed"]) == (1, 1)
 
 
+def test_patterns_name_the_users_worlds_and_what_leaves_its_space_fails(
+    worlds: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The module may be left out; without --import nobody knows them."""
+    ids = [f"gym/{worlds}:{name}-v0" for name in ("Walk", "Wide", "Writes")]
+    for pattern in ("gym/W*", f"gym/{worlds}:W*"):
+        assert main(["tasks", pattern, "--import", worlds, "--json"]) == 0
+        assert [row["id"] for row in json.loads(capsys.readouterr().out)] == ids
+    arguments = ["gym/Out*", "--episodes", "2", "--import", worlds, "--workers", "0"]
+    assert main(["eval", "random", "--tasks", *arguments, "--json"]) == 1
+    said = capsys.readouterr()
+    (row,) = json.loads(said.out)["tasks"].values()
+    assert "not: 'place' is float64(2,), array(" in row["failures"][0]["traceback"]
+    assert len(row["failures"]) == 2
+    gym_suite._modules.clear()
+    assert main(["tasks", "gym/W*"]) == 2
+    assert "matches none" in capsys.readouterr().err
+
+
 def test_the_users_worlds_are_played_by_worker_processes(worlds: str) -> None:
     gym_suite.import_module(worlds)
     jobs = [Job(registry.spec("gym/Walk-v0").id, seed) for seed in range(2)]

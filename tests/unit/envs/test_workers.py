@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gato.envs import workers
 from gato.envs.workers import Pool, WorkerDiedError, last_words
 
 
@@ -70,8 +71,8 @@ def test_answers_come_in_order(pool: Pool) -> None:
     assert len({process for some in got.values() for _, process in some}) == 2
 
 
-def test_one_worker_is_this_process() -> None:
-    alone = Pool(1, handler)
+def test_without_workers_this_process_answers() -> None:
+    alone = Pool(0, handler)
     alone.send(0, "a")
     alone.send(0, "b")
     assert [alone.receive(), alone.receive()] == [[(0, (m, os.getpid()))] for m in "ab"]
@@ -110,16 +111,65 @@ def test_a_worker_that_is_killed_while_idle_is_replaced(pool: Pool) -> None:
 
 
 def test_only_a_worker_that_does_nothing_is_hung(pool: Pool) -> None:
-    """Two seconds of work that ticks are waited for, though 1.5 without would not be."""
+    """Longer work that ticks is waited for; ticks are 30 times as frequent as need be."""
     begun = time.monotonic()
-    pool.send(0, ("tick", 10, 0.2))
+    pool.send(0, ("tick", 40, 0.05))
     ((_, slow),) = pool.receive()
-    assert time.monotonic() - begun > 2.0
-    assert slow.ticks == 10
-    pool.send(1, ("sleep", 60))
+    assert time.monotonic() - begun > 40 * 0.05
+    assert slow.ticks == 40
+    pool.send(1, ("sleep", 3600))
     ((worker, hung),) = pool.receive()
     assert (worker, "nothing came of it in 1.5 s" in str(hung)) == (1, True)
-    assert time.monotonic() - begun < 30
+
+
+def slow_to_start(tick: Callable[[], None]) -> Callable[[Any], Any]:
+    """Return what answers, after longer than a message may take."""
+    time.sleep(0.5)
+    return lambda message: message
+
+
+def test_a_worker_may_take_its_time_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process imports for seconds where others are busy; that is not a simulator that hangs."""
+    slow = Pool(1, slow_to_start, timeout=0.1)
+    slow.send(0, "a")
+    assert slow.receive() == [(0, "a")]
+    slow.close()
+    monkeypatch.setattr(workers, "START_SECONDS", 0.2)
+    slow.send(0, "a")
+    ((_, death),) = slow.receive()
+    assert str(death) == "worker process was ended: it had not started in 0.2 s"
+    slow.close()
+
+
+def fails(tick: Callable[[], None]) -> Callable[[str], str]:
+    """Return what ends its process at the name of a file that is not there, having made it."""
+
+    def handle(message: str) -> str:
+        if message.startswith("/") and not Path(message).exists():
+            Path(message).touch()
+            os._exit(5)
+        if message == "end":
+            os._exit(6)
+        return message.upper()
+
+    return handle
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_jobs_are_dealt_once_each_and_again_after_a_death(tmp_path: Path, count: int) -> None:
+    once = str(tmp_path / "once")
+    jobs = ["a", once, "b", "end", "c"]
+    done = {job: answer for job, answer, _ in workers.deal(Pool(count, fails), jobs, tries=2)}
+    assert str(done.pop("end")) == "worker process ended, exit code 6"
+    assert done == {job: job.upper() for job in jobs if job != "end"}
+    (tmp_path / "once").unlink()
+    told = [(job, type(answer)) for job, answer, _ in workers.deal(Pool(count, fails), [once, "a"])]
+    assert sorted(told, key=str) == sorted([(once, WorkerDiedError), ("a", str)], key=str)
+    here = workers.deal(Pool(0, fails), ["a", "b"])
+    assert [(job, answer, seconds < 60) for job, answer, seconds in here] == [
+        ("a", "A", True),
+        ("b", "B", True),
+    ]
 
 
 @pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
@@ -138,7 +188,7 @@ def test_work_at_import_is_explained(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert done.returncode == 1
-    assert "`if __name__ == '__main__':`. Try workers=1." in done.stderr.splitlines()[-1]
+    assert "`if __name__ == '__main__':`. Try workers=0." in done.stderr.splitlines()[-1]
 
 
 def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
@@ -153,22 +203,21 @@ def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
         "    pool = Pool(2, handler)\n"
         "    pool.send(0, 'who')\n"
         "    print(pool.receive()[0][1][1], flush=True)\n"
-        "    pool.send(0, ('sleep', 60))\n"
+        "    pool.send(0, ('sleep', 3600))\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    begun = time.monotonic()
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
-    # which returns when nobody holds its output any more
+    command = [sys.executable, str(script)]
+    # returns when nobody holds its output any more
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == -signal.SIGKILL
     assert int(done.stdout) > 0
-    assert time.monotonic() - begun < 40
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("count", [0, 1])
 def test_what_workers_print_is_kept_from_the_results(
-    workers: int, capfd: pytest.CaptureFixture[str]
+    count: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    pool = Pool(workers, handler)
+    pool = Pool(count, handler)
     pool.send(0, ("print", "hello from a world"))
     pool.receive()
     pool.close()

@@ -1,7 +1,7 @@
 """A world that fails at chosen seeds, registered in any process that imports this file.
 
 ``$DEADLY`` is a folder; a file `SEED` in it says how episodes of that seed fail, at their third
-step: exit, leave, kill, hang, throw, nan, reward. With ``once`` before it, only the first time.
+step: exit, leave, kill, hang, throw, nan, reward, outside. With ``once`` before it, only the first time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Deadly(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
         self.steps += 1
-        fault = self._fault("exit", "leave", "kill", "hang", "throw", "nan", "reward")
+        fault = self._fault("exit", "leave", "kill", "hang", "throw", "nan", "reward", "outside")
         match fault:
             case "exit":
                 os._exit(7)
@@ -49,6 +49,8 @@ class Deadly(gym.Env):
                 time.sleep(60)
             case "throw":
                 raise RuntimeError("the arm fell off")
+            case "outside":
+                self.steps += 10
         observation = self._observe(action, np.nan if fault == "nan" else self.steps)
         reward = np.inf if fault == "reward" else float(action) + 0.01 * self.steps
         return observation, reward, self.steps == 4 + self.seed_ % 6, False, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from gato import cli
 from gato.envs import registry
+from gato.envs.episode import EVALUATION_SEED_START
 from gato.rollouts import hosts
 from gato.rollouts.agent import Agent
 from gato.rollouts.players import HostPolicy
@@ -30,7 +33,7 @@ def play(agent: Agent, jobs=JOBS, temperature=None, **settings) -> list:
     return run(
         lambda tasks, seeds: agent.policy(tasks, temperature, seeds),
         jobs,
-        **{"workers": 1, **settings},
+        **{"workers": 0, **settings},
     )
 
 
@@ -91,7 +94,7 @@ def test_tasks_of_one_seed_draw_differently(suite: ModuleType) -> None:
 
     for _ in range(2):
         before = dict(seen)
-        run(make_policy, [Job(task, 3) for task in TASKS], workers=1)
+        run(make_policy, [Job(task, 3) for task in TASKS], workers=0)
     assert len(set(seen.values())) == len(TASKS)
     assert before == seen
 
@@ -172,9 +175,9 @@ def test_few_unused_environments_are_kept(suite: ModuleType) -> None:
 
 
 def test_settings_are_checked(suite, agent: Agent) -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        play(agent, workers=0)
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="0 or more workers"):
+        play(agent, workers=-1)
+    with pytest.raises(ValueError, match="max_batch of 1 or more"):
         play(agent, max_batch=0)
 
 
@@ -216,7 +219,7 @@ def test_an_expert_and_chance_act_where_the_environment_is(suite: ModuleType, wh
 
     def actions_of(max_batch: int) -> dict[tuple, list]:
         with recorded(suite) as taken:
-            played = run(lambda tasks, seeds: HostPolicy(who), JOBS, workers=1, max_batch=max_batch)
+            played = run(lambda tasks, seeds: HostPolicy(who), JOBS, workers=0, max_batch=max_batch)
         assert [(p.job, p.error) for p in played] == [(job, None) for job in JOBS]
         return taken
 
@@ -228,7 +231,7 @@ def test_an_expert_and_chance_act_where_the_environment_is(suite: ModuleType, wh
 def test_chance_acts_in_worker_processes_as_in_this_one() -> None:
     jobs = [Job("gym/CartPole-v1", seed, logged=True) for seed in range(6)]
     alone, shared = (
-        run(lambda tasks, seeds: HostPolicy("random"), jobs, workers=workers) for workers in (1, 2)
+        run(lambda tasks, seeds: HostPolicy("random"), jobs, workers=workers) for workers in (0, 2)
     )
     assert [(p.score, p.actions) for p in alone] == [(p.score, p.actions) for p in shared]
     assert all(set(p.actions) <= {0, 1} for p in alone), "what was done, not who was asked"
@@ -290,9 +293,31 @@ def test_an_episode_that_ends_its_process_twice_has_failed(
     assert played == {seed: undisturbed[seed] for seed in played}
 
 
-def test_a_simulator_that_hangs_is_ended(deadly: Callable[..., Outcome]) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_simulator_that_hangs_is_ended(deadly: Callable[..., Outcome], workers: int) -> None:
+    """Also where there is one worker, which is a process of its own."""
     undisturbed = deadly({})
-    assert deadly({4: "once hang"}, workers=2, timeout=3.0) == undisturbed
+    faults = {4: "once hang", 9: "once kill"}
+    assert deadly(faults, workers=workers, timeout=1.5) == undisturbed
+
+
+def test_one_worker_is_survived_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The simulator is killed once, and at another seed hangs each time."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("DEADLY", str(tmp_path))
+    first = EVALUATION_SEED_START
+    (tmp_path / str(first + 1)).write_text("once kill")
+    (tmp_path / str(first + 3)).write_text("hang")
+    arguments = ["eval", "random", "--tasks", DEADLY, "--episodes", "5", "--json"]
+    assert cli.main([*arguments, "--workers", "1", "--timeout", "1.5"]) == cli.FAILURE
+    said = capsys.readouterr()
+    task = json.loads(said.out)["tasks"][DEADLY]
+    assert [f["seed"] for f in task["failures"]] == [first + 3]
+    assert task["failures"][0]["traceback"].endswith("nothing came of it in 1.5 s, twice")
+    assert [length > 0 for length in task["lengths"]] == [True, True, True, False, True]
+    assert "worker process ended, exit code -9; playing its episodes again" in said.err
 
 
 @pytest.mark.parametrize(
@@ -300,6 +325,10 @@ def test_a_simulator_that_hangs_is_ended(deadly: Callable[..., Outcome]) -> None
     [
         ("nan", "got nan in observation/time (NaN"),
         ("reward", "got inf in reward (NaN"),
+        (
+            "outside",
+            "that of a step is not: 'time' is float32(), array(13., dtype=float32), not of",
+        ),
         ("throw", "RuntimeError: the arm fell off"),
         ("leave", "SystemExit: 3"),
         ("reset", "RuntimeError: no such world"),
