@@ -16,6 +16,7 @@ import numpy as np
 
 from gato.corpora import Corpus, EpisodeCorpus, RecordCorpus
 from gato.envs.store import EpisodeStore
+from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import MODEL_FILE, Text, train_text_model
 
 _EPISODES = 500  # per store whose text is read
@@ -74,17 +75,23 @@ def _lacking(text: Text) -> list[str]:
     return list(dict.fromkeys(changed))
 
 
-def require_same(saved: bytes, given: bytes, where: str | Path) -> None:
+def require_same_text_model(serializer: Serializer, given: bytes, where: str | Path) -> None:
     """Raise ValueError where a text model is not the one that a checkpoint was trained with.
 
-    Every word of a model's vocabulary stands for something in the weights: with another text model
-    they would read and write other words.
+    Every piece of a model stands for something in the weights: with another text model they would
+    read and write other words.
+
+    Args:
+        serializer: the checkpoint's.
+        given: the other text model.
+        where: the checkpoint, for the message.
     """
+    saved = serializer.state()["text"][MODEL_FILE]
     if saved != given:
         raise ValueError(
             f"expected the text model of {where} ({describe(saved)}); got another "
-            f"({describe(given)}). Leave out --text-model to go on with its own "
-            f"({MODEL_FILE} in the checkpoint), or train into another folder."
+            f"({describe(given)}). Leave out --text-model, to go on with the checkpoint's own, or "
+            f"train into another folder."
         )
 
 

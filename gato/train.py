@@ -33,6 +33,7 @@ from gato.monitor import Watcher
 from gato.optim import Average, Optimizers
 from gato.run_log import Clock, Record, alone_in
 from gato.stopping import Stop, stop_on_signals
+from gato.text_model import require_same_text_model
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch
 from gato.validation import Validator
@@ -82,7 +83,7 @@ def train(
 
     Raises:
         NonFiniteLossError: where the loss stops being a number; nothing of that step is kept.
-        ValueError: where `out` holds a run with another configuration.
+        ValueError: where `out` holds a run with another configuration or text model.
     """
     if config.eval_every and evaluate is None:
         raise ValueError("eval_every needs an `evaluate` that plays eval_tasks; got None")
@@ -94,6 +95,8 @@ def train(
             world.from_first(lambda: str(set_aside(run)))
         if going_on and resume:
             trainer = Trainer.resumed(config, run, device, world, stop)
+            if text_model is not None:
+                require_same_text_model(trainer.serializer, text_model, trainer.saved or run)
         else:
             if config.parts == 1:
                 config = replace(config, parts=world.size)
@@ -173,7 +176,7 @@ class Trainer:
         return Validator(
             corpora,
             self.serializer,
-            rows=config.rows,
+            rows=config.rows // config.parts,
             row_length=config.model.context,
             batches=config.validate_batches,
         )

@@ -44,13 +44,17 @@ class Validator:
             rows: rows per batch.
             row_length: tokens per row.
             batches: batches per corpus.
+
+        Raises:
+            ValueError: where nothing is held out.
         """
-        held = {c.config.name: c.held_out() for c in corpora}
-        self.whole = [
-            c.config.name for c in corpora if c.config.validation and not held[c.config.name]
-        ]
-        """Corpora that were to hold something out and are too small to; they train whole."""
-        self.configs = {c.config.name: c.config for c in corpora if held[c.config.name]}
+        held = {c.config.name: c.held_out() for c in corpora if c.config.weight > 0}
+        self.configs = [c.config for c in corpora if held.get(c.config.name) is not None]
+        if not self.configs:
+            raise ValueError(
+                f"expected a corpus that holds something out (validation=0.02, say), to validate "
+                f"on; none of {', '.join(held)} does. Or set validate_every=0."
+            )
         self.mixtures = {
             name: Mixture([corpus], serializer, rows=rows, row_length=row_length, seed=_SEED)
             for name, corpus in held.items()
@@ -133,7 +137,7 @@ class Validator:
                     if cell[_COUNT] > 0
                 }
             }
-        weights = [c.weight * c.loss_weight for c in self.configs.values()]
+        weights = [c.weight * c.loss_weight for c in self.configs]
         losses = [row["loss"] for row in found.values()]
         line: dict[str, Any] = {"validation": found}
         if sum(weights) > 0 and None not in losses:
