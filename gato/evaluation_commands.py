@@ -143,18 +143,21 @@ def _show(result: dict[str, Any], recorder: Recorder, chosen: Arguments) -> None
 
 def _print(result: dict[str, Any]) -> None:
     shown = ("random_score", "expert_score", "mean_return", "success_rate", "expert_normalised")
-    print_table(
-        [{"task": t, **{k: row.get(k) for k in shown}} for t, row in result["tasks"].items()]
-    )
+    rows = [
+        {"task": t, **{k: row.get(k) for k in shown}, "failed": len(row["failures"])}
+        for t, row in result["tasks"].items()
+    ]
+    print_table(rows)
     found = result["summary"]
     if found["tasks"]:
-        low, high = found["mean_ci95"]
         print(
-            f"of expert: {found['mean']:.3f} ({low:.3f} to {high:.3f}), mean of {found['tasks']} "
+            f"of expert: {found['mean']:.3f}{_ends(found['mean_ci95'])}, mean of {found['tasks']} "
             f"tasks; interquartile mean of the tasks {found['expert_normalised_iqm']:.3f}, of all "
             f"episodes {found['episodes_iqm']:.3f}; {found['tasks_at_50_percent']} tasks at half "
             f"or more, {found['tasks_at_100_percent']} at all of it"
         )
+    if found["no_intervals"]:
+        print(found["no_intervals"])
     for name, why in found["excluded_because"].items():
         print(f"left out of that: {name} ({why})")
 
@@ -182,6 +185,8 @@ def compare(chosen: Arguments) -> None:
     if found["summary"]:
         print_table([_aggregates(name, row) for name, row in found["summary"].items()])
     print("* a difference that chance explains in fewer than 5 of 100 cases")
+    if found["no_intervals"]:
+        print(found["no_intervals"])
 
 
 def _compared(task: str, found: dict[str, Any]) -> dict[str, Any]:
@@ -191,17 +196,20 @@ def _compared(task: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _aggregates(name: str, found: dict[str, Any]) -> dict[str, Any]:
-    low, high = found["episodes_iqm_ci95"]
     return {
         "result": name,
         "iqm of episodes": found["episodes_iqm"],
-        "95%": f"{low:.3f} to {high:.3f}",
+        "95%": _ends(found["episodes_iqm_ci95"]).strip(" ()") or "-",
         "- first": _difference(found.get("difference")),
         "mean": found["mean"],
         "tasks at 50%": found["tasks_at_50_percent"],
         "at 100%": found["tasks_at_100_percent"],
         "of": found["tasks"],
     }
+
+
+def _ends(interval: list[float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
 
 
 def _difference(found: dict[str, Any] | None) -> str:

@@ -1,7 +1,8 @@
 """Results of several evaluations side by side: what differs, and whether by more than chance.
 
 The others are compared with the first. All are normalised by the reference scores of the first,
-so that a difference is one of the policies.
+so that a difference is one of the policies. With too few episodes a difference has no interval, and
+is never called significant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from gato.rollouts.statistics import (
     normalised,
     of_task,
     percentiles,
+    too_few,
 )
 
 Result = Mapping[str, Any]
@@ -80,6 +82,7 @@ def compare(results: Mapping[str, Result], seed: int = 0) -> dict[str, Any]:
         "tasks": {t: _task({n: rows[n][t] for n in names}, seed) for t in shared},
         "summary": {n: _aggregates(drawn[n], drawn[first]) for n in drawn},
         "excluded": [t for t in shared if t not in known],
+        "no_intervals": too_few({f"{t} ({n})": rows[n][t] for t in shared for n in names}),
     }
 
 
@@ -123,19 +126,20 @@ def _task(rows: Mapping[str, Mapping[str, Any]], seed: int) -> dict[str, Any]:
 def _aggregates(drawn: Stratified, first: Stratified) -> dict[str, Any]:
     found = {
         "episodes_iqm": drawn.trimmed,
-        "episodes_iqm_ci95": percentiles(drawn.drawn_trimmed),
+        "episodes_iqm_ci95": drawn.interval(drawn.drawn_trimmed),
         "mean": float(drawn.means.mean()),
-        "mean_ci95": percentiles(drawn.drawn_means.mean(1)),
+        "mean_ci95": drawn.interval(drawn.drawn_means.mean(1)),
         "tasks": len(drawn.means),
         "tasks_at_50_percent": int((drawn.means >= 0.5).sum()),
         "tasks_at_100_percent": int((drawn.means >= 1.0).sum()),
     }
     if drawn is not first:
-        ends = percentiles(drawn.drawn_trimmed - first.drawn_trimmed)
+        sure = drawn.sure and first.sure
+        ends = percentiles(drawn.drawn_trimmed - first.drawn_trimmed) if sure else None
         found["difference"] = {
             "difference": drawn.trimmed - first.trimmed,
             "ci95": ends,
-            "significant": not ends[0] <= 0.0 <= ends[1],
+            "significant": None if ends is None else not ends[0] <= 0.0 <= ends[1],
         }
     return found
 

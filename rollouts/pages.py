@@ -194,7 +194,7 @@ def bar(
     )
 
 
-def curve(lines: Sequence[Mapping[str, Sequence[float]]], about: str) -> str:
+def curve(lines: Sequence[Mapping[str, Any]], about: str) -> str:
     """Return the share of tasks at or above each part of the expert's score (Gato, figure 5).
 
     Args:
@@ -217,10 +217,11 @@ def curve(lines: Sequence[Mapping[str, Sequence[float]]], about: str) -> str:
         parts.append(f'<text x="{x}" y="{under}" text-anchor="middle">{part:.0%}</text>')
     for i, line in enumerate(lines):
         colour = f"var(--{SERIES[i % 4]})"
-        at = line["of_expert"]
-        edge = [place(x, y) for x, y in zip(at, line["high"], strict=True)]
-        edge += [place(x, y) for x, y in zip(at, line["low"], strict=True)][::-1]
-        parts.append(f'<polygon class="band" style="fill:{colour}" points="{" ".join(edge)}"/>')
+        at, low, high = line["of_expert"], line["low"], line["high"]
+        if low is not None and high is not None:
+            edge = [place(x, y) for x, y in zip(at, high, strict=True)]
+            edge += [place(x, y) for x, y in zip(at, low, strict=True)][::-1]
+            parts.append(f'<polygon class="band" style="fill:{colour}" points="{" ".join(edge)}"/>')
         points = " ".join(place(x, y) for x, y in zip(at, line["share"], strict=True))
         parts.append(f'<polyline class="curve" style="stroke:{colour}" points="{points}"/>')
     middle = left + width / 2

@@ -83,11 +83,16 @@ def _head(title: str, result: Result) -> str:
         "intervals cover 95%, by bootstrap over each task's episodes; of a rate of success they "
         "are Wilson's."
     )
-    return f"<h1>{text(title)}</h1>\n<p class='dim'>{text(said)}</p>\n{cards(figures)}"
+    head = f"<h1>{text(title)}</h1>\n<p class='dim'>{text(said)}</p>\n{cards(figures)}"
+    return head + _no_intervals(found["no_intervals"])
 
 
-def _sure(about: str, value: float, ends: Sequence[float]) -> tuple[str, str]:
-    return percent(value), f"{about} ({interval(ends)})"
+def _no_intervals(why: str | None) -> str:
+    return f'\n<p class="bad">{text(why[:1].upper() + why[1:])}.</p>' if why else ""
+
+
+def _sure(about: str, value: float, ends: Sequence[float] | None) -> tuple[str, str]:
+    return percent(value), f"{about} ({interval(ends)})" if ends else about
 
 
 def _scale(rows: Iterable[Mapping[str, Any]]) -> Scale:
@@ -116,6 +121,7 @@ def _tasks(result: Result) -> str:
         "random",
         "expert",
         "episodes",
+        "failed",
     )
     parts = ["<h2>Tasks</h2>", "<p>Dashed lines mark the random policy and the expert.</p>"]
     for suite, names in _by_suite(list(tasks)):
@@ -134,14 +140,20 @@ def _tasks(result: Result) -> str:
                     _number(task["random_score"]),
                     _number(task["expert_score"]),
                     str(len(task["returns"])),
+                    _failed(task),
                 )
             )
-        parts.append(table(headings, rows, extra=(3, 5, 6, 7)))
+        parts.append(table(headings, rows, extra=(3, 5, 6, 7, 8)))
     reasons = {name: why for name, task in tasks.items() if (why := excluded(task))}
     if reasons:
         listed = "".join(f"<li>{text(name)}: {text(why)}</li>" for name, why in reasons.items())
         parts.append(f"<p>Left out of the aggregates:</p><ul>{listed}</ul>")
     return "\n".join(parts)
+
+
+def _failed(task: Mapping[str, Any]) -> str:
+    count = len(task["failures"])
+    return f'<b class="bad">{count}</b>' if count else "0"
 
 
 def _score(task: Mapping[str, Any]) -> str:
@@ -162,7 +174,7 @@ def _curve(result: Result) -> str:
     about = f"{half:.0%} of {len(known)} tasks reach half of the expert's score, {whole:.0%} all."
     return (
         "<h2>Tasks at or above a part of the expert's score</h2>\n"
-        f"<p>{text(about)} The band is the 95% interval.</p>\n"
+        f"<p>{text(about)}{' The band is the 95% interval.' * (line['low'] is not None)}</p>\n"
         f'<figure class="chart">{curve([line], about)}</figure>'
     )
 
@@ -232,6 +244,7 @@ def comparison_report(found: Result) -> str:
         f'<p class="bad">These may differ by more than the policy:</p><ul>{warned}</ul>'
         if warned
         else "",
+        _no_intervals(found["no_intervals"]),
         _compared_aggregates(found),
         _compared_tasks(found),
     ]
@@ -244,9 +257,9 @@ def _compared_aggregates(found: Result) -> str:
         rows.append(
             (
                 text(name),
-                f"{percent(row['episodes_iqm'])} ({interval(row['episodes_iqm_ci95'])})",
+                _with_ends(row["episodes_iqm"], row["episodes_iqm_ci95"]),
                 _difference(row.get("difference")),
-                f"{percent(row['mean'])} ({interval(row['mean_ci95'])})",
+                _with_ends(row["mean"], row["mean_ci95"]),
                 f"{row['tasks_at_50_percent']} / {row['tasks']}",
                 f"{row['tasks_at_100_percent']} / {row['tasks']}",
             )
@@ -254,6 +267,10 @@ def _compared_aggregates(found: Result) -> str:
     headings = ("", "interquartile mean of episodes", "difference from the first", "mean of tasks")
     headings += ("tasks at 50%", "tasks at 100%")
     return f"<h2>All tasks</h2>\n{table(headings, rows, extra=(4, 5))}" if rows else ""
+
+
+def _with_ends(value: float, ends: Sequence[float] | None) -> str:
+    return f"{percent(value)} ({interval(ends)})" if ends else percent(value)
 
 
 def _compared_tasks(found: Result) -> str:
@@ -297,5 +314,6 @@ def _difference(found: Mapping[str, Any] | None, of_expert: bool = True) -> str:
         told = f"{found['difference']:+.4g}"
         told += f" ({found['ci95'][0]:.4g} to {found['ci95'][1]:.4g})" if found["ci95"] else ""
     else:
-        told = f"{100 * found['difference']:+.0f} ({interval(found['ci95'])})"
+        told = f"{100 * found['difference']:+.0f}"
+        told += f" ({interval(found['ci95'])})" if found["ci95"] else ""
     return f"<b>{told}</b>" if found["significant"] else told

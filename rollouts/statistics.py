@@ -6,6 +6,9 @@ stratified bootstrap, which draws each task's episodes anew and keeps the set of
 tells how another round of episodes of these weights might come out; it knows nothing of other
 training seeds, nor of the error of the reference scores.
 
+A few episodes drawn anew look too sure: two equal returns would make an interval of no width. So
+there is none where a task has fewer than `FEWEST` episodes, and `too_few` says which task it is.
+
 Convention: intervals cover 95%, are percentiles of `RESAMPLES` draws, and for the rate of one
 task's successes are Wilson's: 20 successes in 20 episodes do not prove a rate of exactly 1.
 
@@ -20,6 +23,8 @@ from typing import Any
 import numpy as np
 
 RESAMPLES = 2000
+FEWEST = 5
+"""Episodes of a task that an interval needs."""
 BLOCK = 4_000_000
 """Scores drawn at once, to bound the memory."""
 TAILS = (0.025, 0.975)
@@ -105,12 +110,12 @@ def wilson(successes: float, episodes: int) -> list[float]:
 
 
 def mean_interval(task: Task, seed: int = 0) -> list[float] | None:
-    """Return the 95% interval of a task's mean raw score; None for a single return."""
+    """Return the 95% interval of a task's mean raw score; None for fewer than `FEWEST` episodes."""
     scores = episode_scores(task)
+    if len(scores) < FEWEST:
+        return None
     if task["measure"] == "success":
         return wilson(scores.sum(), len(scores))
-    if len(scores) < 2:
-        return None
     return percentiles(resampled(scores, np.random.default_rng(seed)).mean(1))
 
 
@@ -119,17 +124,18 @@ def difference_interval(a: Task, b: Task, seed: int = 0) -> list[float] | None:
 
     Their episodes are taken as independent, also where the seeds are the same: paired intervals
     would be narrower where both policies find the same seeds hard. Rates of success are compared
-    by Newcombe's interval, which is made of Wilson's.
+    by Newcombe's interval, which is made of Wilson's. None where one of them has fewer episodes
+    than `FEWEST`.
     """
     first, second = episode_scores(a), episode_scores(b)
+    if min(len(first), len(second)) < FEWEST:
+        return None
     if a["measure"] == "success":
         (low_a, high_a), (low_b, high_b) = (wilson(s.sum(), len(s)) for s in (first, second))
         rate_a, rate_b = first.mean(), second.mean()
         down = np.hypot(rate_b - low_b, high_a - rate_a)
         up = np.hypot(high_b - rate_b, rate_a - low_a)
         return [float(rate_b - rate_a - down), float(rate_b - rate_a + up)]
-    if min(len(first), len(second)) < 2:
-        return None
     rng = np.random.default_rng(seed)
     return percentiles(resampled(second, rng).mean(1) - resampled(first, rng).mean(1))
 
@@ -152,6 +158,22 @@ def of_task(task: Task, seed: int = 0) -> dict[str, Any]:
     return {**result, "expert_normalised_std": spread}
 
 
+def too_few(tasks: Mapping[str, Task]) -> str | None:
+    """Return which tasks have too few episodes for intervals, in a sentence; None where none has.
+
+    >>> too_few({"a/b": {"returns": [1.0, 2.0]}, "a/c": {"returns": [1.0] * 20}})
+    'no intervals: they need 5 episodes of each task or more, and a/b has 2'
+    """
+    counts = {name: len(task["returns"]) for name, task in tasks.items()}
+    few = {name: count for name, count in counts.items() if count < FEWEST}
+    if not few:
+        return None
+    name, count = min(few.items(), key=lambda item: item[1])
+    others = f" ({len(few) - 1} more tasks have too few)" if len(few) > 1 else ""
+    least = f"they need {FEWEST} episodes of each task or more"
+    return f"no intervals: {least}, and {name} has {count}{others}"
+
+
 class Stratified:
     """Normalised scores of several tasks, and the same drawn anew `RESAMPLES` times."""
 
@@ -167,6 +189,8 @@ class Stratified:
         found = [
             normalised(episode_scores(t), t["random_score"], t[f"{reference}_score"]) for t in tasks
         ]
+        self.sure = min(map(len, found)) >= FEWEST
+        """Whether there are episodes enough for intervals."""
         self.means = np.array([s.mean() for s in found])  # (tasks,)
         self.trimmed = float(trimmed_mean(np.concatenate(found)[None])[0])
         means, trimmed, block = [], [], max(1, BLOCK // sum(map(len, found)))
@@ -177,15 +201,22 @@ class Stratified:
         self.drawn_means = np.concatenate(means)  # (R, tasks)
         self.drawn_trimmed = np.concatenate(trimmed)  # (R,)
 
-    def curve(self, thresholds: np.ndarray = THRESHOLDS) -> dict[str, list[float]]:
-        """Return the share of tasks whose mean is at least each threshold, with its interval."""
+    def interval(self, draws: np.ndarray) -> list[float] | None:
+        """Return the 95% interval of (R,) figures of the draws; None for too few episodes."""
+        return percentiles(draws) if self.sure else None
+
+    def curve(self, thresholds: np.ndarray = THRESHOLDS) -> dict[str, Any]:
+        """Return the share of tasks whose mean is at least each threshold, with its interval.
+
+        ``low`` and ``high`` are None for too few episodes.
+        """
         shares = [(self.drawn_means >= t).mean(1) for t in thresholds]
         low, high = np.array([np.quantile(s, TAILS) for s in shares]).T
         return {
             "of_expert": [round(float(t), 4) for t in thresholds],
             "share": [float((self.means >= t).mean()) for t in thresholds],
-            "low": low.tolist(),
-            "high": high.tolist(),
+            "low": low.tolist() if self.sure else None,
+            "high": high.tolist() if self.sure else None,
         }
 
 
@@ -197,10 +228,11 @@ def summary(tasks: Mapping[str, Task], seed: int = 0) -> dict[str, Any]:
     of all episodes of all tasks in one pool. The middle half of ones and zeros is far from their
     mean, so where tasks are measured by success, ``mean`` with ``mean_ci95`` says more. ``human``
     holds the pooled mean and the median of the tasks, against people, over the tasks that have a
-    human score.
+    human score. ``no_intervals`` says why there are none, and is None where there are.
     """
     reasons = {name: excluded(task) for name, task in tasks.items()}
-    known = [task for name, task in tasks.items() if reasons[name] is None]
+    scored = {name: task for name, task in tasks.items() if reasons[name] is None}
+    known = list(scored.values())
     named = ("expert_normalised_iqm", "ci95", "episodes_iqm", "episodes_iqm_ci95", "mean")
     empty = dict.fromkeys((*named, "mean_ci95", "median"))
     result: dict[str, Any] = {
@@ -212,17 +244,18 @@ def summary(tasks: Mapping[str, Task], seed: int = 0) -> dict[str, Any]:
         "excluded_because": {name: why for name, why in sorted(reasons.items()) if why},
         "thresholds": None,
         "human": _human(tasks, seed),
+        "no_intervals": too_few(scored),
     }
     if not known:
         return result
     drawn = Stratified(known, seed)
     return result | {
         "expert_normalised_iqm": float(interquartile_mean(drawn.means[None])[0]),
-        "ci95": percentiles(interquartile_mean(drawn.drawn_means)),
+        "ci95": drawn.interval(interquartile_mean(drawn.drawn_means)),
         "episodes_iqm": drawn.trimmed,
-        "episodes_iqm_ci95": percentiles(drawn.drawn_trimmed),
+        "episodes_iqm_ci95": drawn.interval(drawn.drawn_trimmed),
         "mean": float(drawn.means.mean()),
-        "mean_ci95": percentiles(drawn.drawn_means.mean(1)),
+        "mean_ci95": drawn.interval(drawn.drawn_means.mean(1)),
         "median": float(np.median(drawn.means)),
         "tasks_at_50_percent": int((drawn.means >= 0.5).sum()),
         "tasks_at_100_percent": int((drawn.means >= 1.0).sum()),
@@ -239,7 +272,7 @@ def _human(tasks: Mapping[str, Task], seed: int) -> dict[str, Any] | None:
         "tasks": len(known),
         "mean": float(drawn.means.mean()),
         "median": float(np.median(drawn.means)),
-        "median_ci95": percentiles(np.median(drawn.drawn_means, 1)),
+        "median_ci95": drawn.interval(np.median(drawn.drawn_means, 1)),
         "episodes_iqm": drawn.trimmed,
-        "episodes_iqm_ci95": percentiles(drawn.drawn_trimmed),
+        "episodes_iqm_ci95": drawn.interval(drawn.drawn_trimmed),
     }

@@ -83,6 +83,30 @@ def test_chance_alone_is_seldom_called_a_difference() -> None:
     assert sum(called) <= 0.12 * len(called)  # of 120, about 6
 
 
+def test_too_few_episodes_make_no_star(tmp_path: Path, capsys) -> None:
+    """However far apart: by chance two returns may lie close together, and far from two others."""
+    names = []
+    for i, shift in enumerate((0.0, 9.0)):
+        names.append(str(tmp_path / f"{i}.json"))
+        Path(names[-1]).write_text(json.dumps(result(i, shift, rate=float(i), episodes=3)))
+    page = tmp_path / "page.html"
+    assert cli.main(["compare", *names, "--report", str(page)]) == cli.DONE
+    told = capsys.readouterr().out
+    why = "they need 5 episodes of each task or more, and made/count-v0"
+    assert f"no intervals: {why}" in told
+    assert "*" not in told.replace("* a difference that chance", "")
+    assert "(no interval)" in told
+    assert f"No intervals: {why}" in page.read_text()
+    found = compare({n: read_result(Path(n)) for n in names})
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    for row in found["tasks"].values():
+        assert row["differences"][names[1]]["ci95"] is None
+        assert row["differences"][names[1]]["significant"] is None
+    last = found["summary"][names[1]]
+    assert last["difference"]["significant"] is last["mean_ci95"] is None
+    assert last["episodes_iqm"] > found["summary"][names[0]]["episodes_iqm"]
+
+
 def test_what_is_not_the_same_is_told() -> None:
     first, other = result(0), result(1)
     assert compare({"a": first, "b": other})["warnings"] == []

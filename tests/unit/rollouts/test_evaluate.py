@@ -24,7 +24,7 @@ def test_the_result_has_the_promised_form(suite, agent: Agent) -> None:
         agent,
         TASKS,
         6,
-        workers=1,
+        workers=0,
         progress=lambda task, played, wanted: told.append((task, played)),
     )
     assert json.loads(json.dumps(result)) == result
@@ -61,7 +61,7 @@ def test_the_result_has_the_promised_form(suite, agent: Agent) -> None:
 
 def test_another_seed_plays_other_episodes(suite, agent: Agent) -> None:
     first, second = (
-        evaluate(agent, TASKS[:1], 2, workers=1, seed=seed)["tasks"][TASKS[0]]["seeds"]
+        evaluate(agent, TASKS[:1], 2, workers=0, seed=seed)["tasks"][TASKS[0]]["seeds"]
         for seed in (0, 1)
     )
     assert not set(first) & set(second)
@@ -90,7 +90,7 @@ def break_at(suite, seed: int) -> None:
 def test_an_episode_that_failed_is_shown_and_the_others_are_played(suite, agent: Agent) -> None:
     broken = EVALUATION_SEED_START + 2
     break_at(suite, broken)
-    result = evaluate(agent, TASKS[:2], 4, workers=1)
+    result = evaluate(agent, TASKS[:2], 4, workers=0)
     for row in result["tasks"].values():
         (failure,) = row["failures"]
         assert failure["seed"] == broken
@@ -137,12 +137,12 @@ def test_the_expert_scores_one_and_chance_nothing(suite, agent: Agent, who: str)
         for t, (low, high) in scores.items()
     }
     suite.expert, suite.make = Knows, Rewards
-    result = evaluate(who, TASKS[:2], 126, workers=1)
+    result = evaluate(who, TASKS[:2], 126, workers=0)
     for row in result["tasks"].values():
         low, high = row["expert_normalised_ci95"]
         assert low <= (who == "expert") <= high
         assert high - low < 0.5
-    model = evaluate(agent, TASKS[:2], 2, workers=1)
+    model = evaluate(agent, TASKS[:2], 2, workers=0)
     assert result["checkpoint"] == who
     assert result.keys() == model.keys()
     assert result["settings"].keys() == model["settings"].keys()
@@ -153,16 +153,22 @@ def test_the_expert_scores_one_and_chance_nothing(suite, agent: Agent, who: str)
 
 def test_the_command_goes_on_after_a_failure_and_says_so(suite, tmp_path, capsys) -> None:
     file, page = tmp_path / "a.json", tmp_path / "a.html"
-    arguments = ["eval", "random", "--tasks", *TASKS[:2], "--episodes", "4", "--workers", "1"]
+    arguments = ["eval", "random", "--tasks", *TASKS[:2], "--episodes", "4", "--workers", "0"]
     assert cli.main([*arguments, "--json", str(file), "--report", str(page)]) == cli.DONE
     told = capsys.readouterr()
     assert "mean of 2 tasks; interquartile mean of the tasks" in told.out
+    assert "no intervals: they need 5 episodes of each task or more" in told.out
+    assert json.loads(file.read_text())["summary"]["mean_ci95"] is None
     assert "no video of made/count-v0" in told.err
     assert "made/count-v0" in page.read_text()
     assert json.loads(file.read_text())["checkpoint"] == "random"
     break_at(suite, EVALUATION_SEED_START + 2)
     assert cli.main([*arguments, "--json", str(file)]) == cli.FAILURE
-    assert "2 episodes failed" in (err := capsys.readouterr().err)
+    out, err = capsys.readouterr()
+    assert "2 episodes failed" in err
+    heading, *rows = (line.split() for line in out.splitlines()[:3])
+    assert heading[-1] == "failed"
+    assert [(row[0], row[-1]) for row in rows] == [(task, "1") for task in TASKS[:2]]
     assert "made/count-v0 at seed 1073741826: RuntimeError: the arm fell off" in err
     rows = json.loads(file.read_text())["tasks"].values()
     assert [len(row["returns"]) for row in rows] == [4, 4]
@@ -180,7 +186,7 @@ def test_the_kind_of_expert_is_chosen(suite, agent: Agent, tmp_path, capsys) -> 
     suite.expert, suite.make = Kind, Rewards
     returns = {}
     for kind in ("planner", "auto"):
-        arguments = ["eval", "expert", "--tasks", TASKS[0], "--episodes", "4", "--workers", "1"]
+        arguments = ["eval", "expert", "--tasks", TASKS[0], "--episodes", "4", "--workers", "0"]
         assert cli.main([*arguments, "--expert", kind, "--json"]) == cli.DONE
         result = json.loads(capsys.readouterr().out)
         own = {"planner": "planner", "auto": "scripted"}[kind]
@@ -191,9 +197,9 @@ def test_the_kind_of_expert_is_chosen(suite, agent: Agent, tmp_path, capsys) -> 
     assert sum(returns["auto"][0]) < sum(returns["auto"][1])
     for player in (agent, "random"):
         with pytest.raises(ValueError, match="for 'expert' only"):
-            evaluate(player, TASKS[:1], 1, expert="planner", workers=1)
+            evaluate(player, TASKS[:1], 1, expert="planner", workers=0)
     with pytest.raises(ValueError, match="Evaluate 'random'"):
-        evaluate("expert", TASKS[:1], 1, expert="random", workers=1)
+        evaluate("expert", TASKS[:1], 1, expert="random", workers=0)
 
 
 def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch, capsys) -> None:
@@ -201,7 +207,7 @@ def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch,
         raise OSError(28, "No space left on device")
 
     page = tmp_path / "a.html"
-    arguments = ["eval", "random", "--tasks", TASKS[0], "--episodes", "2", "--workers", "1"]
+    arguments = ["eval", "random", "--tasks", TASKS[0], "--episodes", "2", "--workers", "0"]
     arguments += ["--report", str(page)]
     with monkeypatch.context() as patch:
         patch.setattr("gato.rollouts.report.report", full)
@@ -231,7 +237,7 @@ def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch,
     ],
 )
 def test_bad_commands_are_refused(suite, arguments: list[str], message: str, capsys) -> None:
-    assert cli.main(["eval", *arguments, "--workers", "1"]) == cli.BAD_INPUT
+    assert cli.main(["eval", *arguments, "--workers", "0"]) == cli.BAD_INPUT
     assert message in capsys.readouterr().err
 
 
@@ -239,17 +245,17 @@ def test_seeds_that_were_trained_on_are_refused(suite, agent: Agent) -> None:
     low = EVALUATION_SEED_START + 3
     seen = {"words": {"records": 9}, "made": {"episodes": 2, "seeds": [low, low + 5]}}
     agent.checkpoint.data = seen
-    evaluate(agent, TASKS[:1], 3, workers=1)
+    evaluate(agent, TASKS[:1], 3, workers=0)
     with pytest.raises(ValueError, match=r"corpus 'made' .* seeds 1073741827 to 1073741832"):
-        evaluate(agent, TASKS[:1], 4, workers=1)
-    evaluate(agent, TASKS[:1], 4, workers=1, seed=1)
+        evaluate(agent, TASKS[:1], 4, workers=0)
+    evaluate(agent, TASKS[:1], 4, workers=0, seed=1)
 
 
 def test_what_is_no_model_has_no_temperature(suite) -> None:
     with pytest.raises(ValueError, match="is no model"):
-        evaluate("expert", TASKS[:1], 1, workers=1, temperature=1.0)
+        evaluate("expert", TASKS[:1], 1, workers=0, temperature=1.0)
     with pytest.raises(ValueError, match="'made/worse-v0' has none"):
-        evaluate("expert", TASKS[2:], 1, workers=1)
+        evaluate("expert", TASKS[2:], 1, workers=0)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +271,7 @@ def test_what_is_no_model_has_no_temperature(suite) -> None:
 )
 def test_bad_requests_are_refused(suite, agent, tasks, episodes, settings, message) -> None:
     with pytest.raises(ValueError, match=message):
-        evaluate(agent, tasks, episodes, workers=1, **settings)
+        evaluate(agent, tasks, episodes, workers=0, **settings)
 
 
 def test_prompts_come_from_demonstrations(suite, agent: Agent, tmp_path) -> None:
@@ -293,9 +299,9 @@ def test_prompts_come_from_demonstrations(suite, agent: Agent, tmp_path) -> None
     shown = _prompts(tmp_path, TASKS[1:2], 2, range(9, 12))[TASKS[1]]
     assert len(shown) == 2
     np.testing.assert_allclose(shown.actions["action"], 0.1, atol=1e-6)
-    result = evaluate(agent, TASKS[1:2], 2, workers=1, prompt_store=tmp_path, prompt_steps=2)
+    result = evaluate(agent, TASKS[1:2], 2, workers=0, prompt_store=tmp_path, prompt_steps=2)
     assert result["settings"]["prompt"]["steps"] == 2
     with pytest.raises(ValueError, match="holds one of seed 2"):
         _prompts(tmp_path, TASKS[1:2], 2, range(2, 12))
     with pytest.raises(ValueError, match="demonstrations of 'made/count-v0'"):
-        evaluate(agent, TASKS[:1], 2, workers=1, prompt_store=tmp_path)
+        evaluate(agent, TASKS[:1], 2, workers=0, prompt_store=tmp_path)

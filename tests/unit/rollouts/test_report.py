@@ -89,7 +89,7 @@ def played(suite, agent: Agent) -> tuple[dict, Recorder]:
     suite.make = Drawn
     break_at(suite, EVALUATION_SEED_START + 2)
     recorder = Recorder()
-    return evaluate(agent, TASKS, 4, workers=1, recorder=recorder), recorder
+    return evaluate(agent, TASKS, 4, workers=0, recorder=recorder), recorder
 
 
 def test_the_page_shows_every_task_and_stands_alone(played) -> None:
@@ -106,6 +106,9 @@ def test_the_page_shows_every_task_and_stands_alone(played) -> None:
     assert "no score" in labels[2]
     assert [a["data-task"] for a in page.all("video")] == TASKS
     assert "<script>alert(1)</script> & co" in page.text, "shown as text"
+    assert written.count('<b class="bad">1</b>') == 3, "each task has a failed episode"
+    assert "No intervals: they need 5 episodes of each task or more" in page.text
+    assert 'class="band"' not in written
     for word in ("made/worse-v0: the expert (2) is no better", "the arm fell off", "numpy"):
         assert word in page.text
     assert {"lang": "en"} in list(page.all("html"))
@@ -116,13 +119,21 @@ def test_the_page_shows_every_task_and_stands_alone(played) -> None:
 
 def test_the_page_is_written_where_nothing_can_be_drawn(suite, agent: Agent) -> None:
     recorder = Recorder()
-    result = evaluate(agent, TASKS[:1], 2, workers=1, recorder=recorder)
+    result = evaluate(agent, TASKS[:1], 2, workers=0, recorder=recorder)
     page = Page(report(result, film(recorder)))
     assert not list(page.all("video"))
     assert "no video: ValueError: the environment of 'made/count-v0' draws no pictures" in page.text
     assert "None: install it" in Page(report(result, (), "install it")).text
-    nothing = Page(report(evaluate(agent, TASKS[2:], 2, workers=1)))
+    nothing = Page(report(evaluate(agent, TASKS[2:], 2, workers=0)))
     assert nothing.bars == TASKS[2:]
+
+
+def test_enough_episodes_have_intervals(suite, agent: Agent) -> None:
+    written = report(evaluate(agent, TASKS[:2], 5, workers=0))
+    assert 'class="band"' in written
+    assert "The band is the 95% interval." in written
+    assert "No intervals" not in written
+    assert 'class="bad"' not in written, "none has failed"
 
 
 @pytest.mark.parametrize("who", ["model", "expert", "random"])
@@ -130,8 +141,8 @@ def test_filming_changes_no_episode_and_shows_that_one(suite, agent: Agent, who:
     suite.make, suite.expert = Drawn, Follows
     player = agent if who == "model" else who
     recorder = Recorder(per_task=2)
-    with_video = evaluate(player, TASKS[:2], 6, workers=1, recorder=recorder)
-    without = evaluate(player, TASKS[:2], 6, workers=1)
+    with_video = evaluate(player, TASKS[:2], 6, workers=0, recorder=recorder)
+    without = evaluate(player, TASKS[:2], 6, workers=0)
     for result in (with_video, without):
         del result["seconds"]
     assert with_video == without
@@ -172,7 +183,7 @@ def test_a_clip_of_an_episode_that_failed_ends_there(suite, agent: Agent) -> Non
     suite.make = Drawn
     break_at(suite, EVALUATION_SEED_START)
     recorder = Recorder()
-    evaluate(agent, TASKS[:1], 1, workers=1, recorder=recorder)
+    evaluate(agent, TASKS[:1], 1, workers=0, recorder=recorder)
     (one,) = film(recorder)
     assert one.webm
     assert not one.fault

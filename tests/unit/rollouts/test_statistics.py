@@ -105,12 +105,32 @@ def test_a_rates_interval_is_wilsons(successes: int, episodes: int) -> None:
     wanted = stats.binomtest(successes, episodes).proportion_ci(0.95, "wilson")
     assert wilson(successes, episodes) == pytest.approx([wanted.low, wanted.high], abs=1e-12)
     t = task([True] * successes + [False] * (episodes - successes), "success", expert=0.5)
-    assert t["expert_normalised_ci95"] == pytest.approx([2 * wanted.low, 2 * wanted.high], abs=1e-9)
+    ends = pytest.approx([2 * wanted.low, 2 * wanted.high], abs=1e-9)
+    assert t["expert_normalised_ci95"] == (ends if episodes > 1 else None)
 
 
-def test_a_single_return_has_no_interval() -> None:
-    assert mean_interval(task([3.0])) is None
-    assert task([3.0])["expert_normalised_ci95"] is None
+@pytest.mark.parametrize("measure", ["return", "success"])
+def test_few_episodes_have_no_interval(measure: str) -> None:
+    """Two equal returns, drawn anew, would be sure of themselves to the last digit."""
+    four, five, many = (task([1.0] * n, measure) for n in (4, 5, 20))
+    assert mean_interval(four) is four["expert_normalised_ci95"] is None
+    assert mean_interval(five) is not None
+    assert difference_interval(four, many) is difference_interval(many, four) is None
+    assert difference_interval(five, many) is not None
+    found = summary({"made/a": many, "made/b": four, "made/c": task([0.0], measure)})
+    ends = [found[k] for k in ("ci95", "mean_ci95", "episodes_iqm_ci95")]
+    assert ends == [found["thresholds"][k] for k in ("low", "high")] + [None] == [None] * 3
+    assert found["mean"] == pytest.approx(2 / 3), "the figures themselves are there"
+    assert found["no_intervals"] == (
+        "no intervals: they need 5 episodes of each task or more, and made/c has 1 "
+        "(1 more tasks have too few)"
+    )
+    sure = summary({"made/a": many, "made/b": five, "made/x": task([1.0], expert=None)})
+    assert sure["no_intervals"] is None, "of those that are left out, nothing is asked"
+    assert None not in [sure[k] for k in ("ci95", "mean_ci95", "episodes_iqm_ci95")]
+    people = summary({"made/a": task([1.0] * 3, measure, human=2.0)})["human"]
+    assert people["median"] == 0.5
+    assert people["median_ci95"] is people["episodes_iqm_ci95"] is None
 
 
 def test_differences_of_returns_are_scipys() -> None:
@@ -133,13 +153,13 @@ def test_differences_of_rates_are_newcombes() -> None:
     first = task([True] * 48 + [False] * 32, "success")
     second = task([True] * 56 + [False] * 14, "success")
     assert difference_interval(first, second) == pytest.approx([0.0524, 0.3339], abs=5e-5)
-    one, none = task([True], "success"), task([False], "success")
+    one, none = task([True] * 5, "success"), task([False, True, True] * 2, "success")
     low, high = difference_interval(none, one)
-    assert low < 0 < high, "one episode each proves nothing"
+    assert low < 0 < high
 
 
 def test_the_curve_falls_from_all_tasks_to_those_at_the_expert() -> None:
-    drawn = Stratified([task([x] * 4) for x in (-1.0, 0.3, 0.5, 1.0, 2.0)])
+    drawn = Stratified([task([x] * 5) for x in (-1.0, 0.3, 0.5, 1.0, 2.0)])
     line = drawn.curve()
     assert line["of_expert"][0] == 0.0
     assert line["of_expert"][-1] == 1.0
