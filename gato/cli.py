@@ -45,7 +45,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    given = [a for a in given if a != "--debug"]
     try:
         return _run(given)
     except BrokenPipeError:  # the reader of our output has seen enough: `gato show ... | head`
@@ -70,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _report(f"{type(error).__name__}: {error} (run with --debug)", FAILURE, debug)
 
 
-def _run(given: list[str]) -> int:
+def _run(line: list[str]) -> int:
     commands = _parser()
+    given = [a for a in line if a != "--debug"]
     named = next((a for a in given if not a.startswith("-")), None)
     if named is not None and named not in COMMANDS:
         close = difflib.get_close_matches(named, COMMANDS, n=2, cutoff=0.5) or COMMANDS
@@ -82,7 +82,7 @@ def _run(given: list[str]) -> int:
         return DONE
     if rest and chosen.command != "train":
         raise UsageError(f"gato {chosen.command} has no argument {rest[0]!r} (see --help).")
-    chosen.overrides = rest
+    chosen.overrides, chosen.given = rest, line
     for module in getattr(chosen, "imports", ()):
         importlib.import_module("gato.envs.gym").import_module(module)
     code = chosen.run(chosen)
@@ -220,12 +220,20 @@ def _train(p: Parser) -> None:
     p.add_argument(
         "--data", nargs="+", default=[], metavar="NAME=PATH[:WEIGHT]", help="corpora to train on"
     )
+    about = "a mixture's file, or a named one (gato_paper); --data adds to it and overrides it"
+    p.add_argument("--mixture", metavar="FILE|NAME", help=about)
+    about = "list the corpora and what is missing; draw batches of so many tokens, tell the shares"
+    p.add_argument(
+        "--dry-run", type=_whole(0), nargs="?", const=0, default=None, metavar="TOKENS", help=about
+    )
     p.add_argument("--out", type=Path, help="the run's folder (runs/PRESET)")
     p.add_argument("--steps", type=int, help="optimizer steps")
     p.add_argument("--seed", type=_whole(0), help="of weights, batches and noise")
     p.add_argument(
         "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
     )
+    about = "processes that make batches ahead (2 on a GPU, 0 on a CPU)"
+    p.add_argument("--workers", type=_whole(0), metavar="N", help=about)
     p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
     _json(p)
 

@@ -193,15 +193,15 @@ class Mixture:
 
     def batch(self, index: int) -> TokenBatch:
         """Return batch `index`: the rows of its parts, one part after another."""
-        return self._pack([row for part in range(self.parts) for row in self._rows(index, part)])
+        return self._pack([row for part in range(self.parts) for row in self.rows_of(index, part)])
 
     def part(self, index: int, part: int) -> TokenBatch:
         """Return rows [part * n, (part + 1) * n) of batch `index`, n being rows / parts."""
         if not 0 <= part < self.parts:
             raise ValueError(f"a part is one of {self.parts}, from 0; got {part}")
-        return self._pack(self._rows(index, part))
+        return self._pack(self.rows_of(index, part))
 
-    def _rows(self, index: int, part: int) -> list[list[tuple[int, TokenSequence]]]:
+    def rows_of(self, index: int, part: int) -> list[list[tuple[int, TokenSequence]]]:
         """Return the (corpus, sequence) pairs of every row; what does not fit is dropped."""
         drawn = self.sequences(index, part)
         placed = self._place([len(s) for _, s in drawn])

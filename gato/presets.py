@@ -56,6 +56,7 @@ def _paper(model: ModelConfig, lr: float) -> TrainConfig:
         text_pieces=32_000,
         rows=512,
         steps=1_000_000,
+        draw="even",
     )
 
 
@@ -95,10 +96,15 @@ def preset(name: str) -> TrainConfig:
     return PRESETS[name]()
 
 
-def with_data(config: TrainConfig, data: Sequence[str]) -> TrainConfig:
+def with_data(config: TrainConfig, data: Sequence[str], *, add: bool = False) -> TrainConfig:
     """Return the run on the corpora ``NAME=PATH[:WEIGHT]`` instead of its own.
 
     A corpus whose name the run already knows keeps its window, prompts and history.
+
+    Args:
+        config: the run.
+        data: the corpora.
+        add: keep the others that the run has.
 
     Raises:
         ValueError: for an argument of another form.
@@ -118,6 +124,10 @@ def with_data(config: TrainConfig, data: Sequence[str]) -> TrainConfig:
         if number:
             corpus = dataclasses.replace(corpus, weight=float(number))
         corpora.append(corpus)
+    if add:
+        given = {c.name: c for c in corpora}
+        others = [given.pop(c.name, c) for c in config.corpora]
+        corpora = [*others, *given.values()]
     return dataclasses.replace(config, corpora=tuple(corpora))
 
 

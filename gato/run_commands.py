@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import re
+import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,28 +18,66 @@ from gato.printing import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
     from gato.config import TrainConfig
+    from gato.mixture_file import CorpusNote
 
 Arguments = argparse.Namespace
 
 
 def train(chosen: Arguments) -> None:
     """Train a preset, or count its parameters."""
+    from gato.mixture_file import CorpusNote, read_mixture, require_present, with_mixture
     from gato.presets import preset, with_data
 
-    config = _overridden(preset(chosen.preset), chosen)
+    config, notes = preset(chosen.preset), dict[str, CorpusNote]()
+    if chosen.mixture:
+        mixture = read_mixture(chosen.mixture)
+        config, notes = with_mixture(config, mixture), dict(mixture.notes)
+    config = _overridden(config, chosen)
     if chosen.parameters:
         _parameters(chosen.preset, config, chosen.json)
         return
-    if not chosen.data:
+    if not chosen.data and not chosen.mixture:
         raise ValueError(
-            f"expected --data NAME=PATH for {chosen.preset!r}; got none. "
+            f"expected --data NAME=PATH or --mixture FILE for {chosen.preset!r}; got none. "
             f"Make a store with `gato collect`, or let `gato quickstart` do everything."
         )
-    config = with_data(config, chosen.data)
+    if chosen.data:
+        config = with_data(config, chosen.data, add=bool(chosen.mixture))
+    if chosen.dry_run is not None:
+        _dry_run(config, notes, chosen)
+        return
+    require_present(config.corpora, notes)
     out = chosen.out or Path("runs") / chosen.preset
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder as --out; {out} is a file.")
     _train(config, out, chosen)
+
+
+def _dry_run(config: TrainConfig, notes: Mapping[str, CorpusNote], chosen: Arguments) -> None:
+    """List a run's corpora, what is missing, and the shares of the tokens of its first batches."""
+    from gato.mixture_shares import corpora_rows, measure
+
+    rows = corpora_rows(config, notes)
+    lacking = [row for row in rows if not row["there"]]
+    found = None
+    if chosen.dry_run and not lacking:
+        found = measure(_imported(config), chosen.dry_run)
+    if chosen.json:
+        print_json({"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found})
+        return
+    shown = ("corpus", "share", "path", "there", "paper", "substitute")
+    print_table([{k: row[k] for k in shown if any(r[k] for r in rows)} for row in rows])
+    for row in lacking:
+        print(f"missing: {row['corpus']}; make it: {row['make'] or 'no command is known'}")
+    if chosen.dry_run and lacking:
+        print(f"no batches are drawn: {len(lacking)} of {len(rows)} corpora are missing")
+    if found is not None:
+        print_table(found["corpora"])
+        print(
+            f"{found['tokens']:,} tokens of seed {config.seed} in {found['batches']:,} batches, "
+            f"{found['fill']:.1%} full; {found['tokens_per_second']:,.0f} tokens/s"
+        )
+        print("\n".join(found["notes"]))
 
 
 def _overridden(config: TrainConfig, chosen: Arguments) -> TrainConfig:
@@ -77,24 +118,45 @@ def _parameters(name: str, config: TrainConfig, as_json: bool) -> None:
         print(LEFT_OPEN)
 
 
-def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
-    import torch
-
-    from gato.attention import describe_backend
-    from gato.config import to_json
-    from gato.train import Progress, compute_dtype
-    from gato.train import train as run
-
-    # a wrong path is told before anything is printed; what is no store becomes one
+def _imported(config: TrainConfig) -> TrainConfig:
+    """Return the run on stores alone: what is of another format is imported into the cache."""
     paths = with_imports([corpus.path for corpus in config.corpora])
     corpora = [
         dataclasses.replace(corpus, path=path)
         for corpus, path in zip(config.corpora, paths, strict=True)
     ]
-    config = dataclasses.replace(config, corpora=tuple(corpora))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    print(json.dumps(to_json(config), indent=1), file=sys.stderr)
-    print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
+    return dataclasses.replace(config, corpora=tuple(corpora))
+
+
+def _tell_left_out(config: TrainConfig) -> None:
+    """Say how many episodes the return filters leave out."""
+    from gato.corpora import open_corpus
+    from gato.tokenizers.serializer import Serializer
+
+    for corpus in config.corpora:
+        if (corpus.min_fraction, corpus.min_return, corpus.top) != (None, None, 1.0):
+            for note in open_corpus(corpus, Serializer(config.codec)).notes():
+                print(note, file=sys.stderr)
+
+
+def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
+
+    from gato.attention import describe_backend
+    from gato.config import to_json
+    from gato.distributed import is_first, local_device
+    from gato.train import Progress, compute_dtype
+    from gato.train import train as run
+
+    # a wrong path is told before anything is printed; what is no store becomes one
+    config = _imported(config)
+    _tell_left_out(config)
+    device, again = local_device(), _again(chosen.given)
+    workers = chosen.workers
+    if workers is None:  # where the CPU trains, it has no time to spare
+        workers = 2 if device.type == "cuda" else 0
+    if is_first():
+        print(json.dumps(to_json(config), indent=1), file=sys.stderr)
+        print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
     with progress_bar() as bar:
         line = bar.add_task("training", total=config.steps)
 
@@ -105,14 +167,41 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
             if not sys.stderr.isatty():
                 print(f"step {p.step}/{p.steps}  {about}", file=sys.stderr)
 
-        saved = run(config, out, resume=chosen.resume, device=device, on_progress=progress)
+        try:
+            saved = run(
+                config,
+                out,
+                resume=chosen.resume,
+                device=device,
+                on_progress=progress,
+                workers=workers,
+            )
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(
+                f"stopped at once; what was saved before is whole. Go on with: {again}"
+            ) from error
+    if not is_first():
+        return
     step = int(saved.name.removeprefix("step-"))
     if step < config.steps:
-        print(f"stopped at step {step}; the same command goes on", file=sys.stderr)
+        print(f"stopped at step {step}, saved in {saved}. Go on with:\n{again}", file=sys.stderr)
+    elif config.ema:
+        print("saved with averaged weights, which are those that are loaded", file=sys.stderr)
     if chosen.json:
         print_json({"checkpoint": str(saved), "step": step})
     else:
         print(saved)
+
+
+def _again(given: Sequence[str]) -> str:
+    """Return the command line that was given, for a shell, as one that goes on."""
+    words = ["gato"]
+    if Path(sys.argv[0]).name == "cli.py":
+        words = ["python", "-m", "gato.cli"]
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        each = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
+        words = ["torchrun", f"--nproc_per_node={each}", "-m", "gato.cli"]
+    return shlex.join([*words, *(word for word in given if word != "--no-resume")])
 
 
 def runs(chosen: Arguments) -> None:
