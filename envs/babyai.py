@@ -19,6 +19,7 @@ from gymnasium import spaces
 
 from gato.envs.cameras import View
 from gato.envs.episode import ANY_TEXT, TaskSpec, require_kind
+from gato.envs.pixels import shrink
 
 SUITE = "babyai"
 EXTRA = "babyai"
@@ -136,8 +137,6 @@ class GridPictures:
 
     def draw(self, camera: str) -> np.ndarray:
         """Return the picture, its cells scaled to the size asked for."""
-        from gato.envs.atari import shrink
-
         env, view = self._env, self._view
         cells = min(env.grid.width, env.grid.height) if camera == "grid" else env.agent_view_size
         tile = -(-max(view.width, view.height) // cells)  # no smaller than what is asked for
