@@ -1,7 +1,8 @@
 """Whether logged episodes happen again: their actions in the simulator, from their seeds.
 
 What is compared is all that the store holds: every observation bit for bit, rewards, how the
-episode ended, and success. Executed actions are replayed, never the clean targets beside them.
+episode ended, its return, and success. Executed actions are replayed, never the clean targets
+beside them.
 """
 
 from __future__ import annotations
@@ -77,13 +78,18 @@ def _again(env: gym.Env, store: EpisodeStore, index: int) -> Replayed:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"
         run.differs(f"{type(error).__name__}: {error} ({where})")
+    stored = float(store.returns[index])
+    # an imported episode may have been summed before its rewards were rounded to float32
+    slack = 1e-6 * (1.0 + float(np.abs(episode.rewards, dtype=np.float64).sum()))
+    if not abs(stored - episode.score) <= slack:  # true for nan
+        run.differs(f"return is {stored} in the store, whose rewards sum to {episode.score}")
     return Replayed(
         store=str(store.path),
         episode=index,
         task=spec.id,
         seed=episode.seed,
         steps=len(episode),
-        return_logged=episode.score,
+        return_logged=stored,
         return_now=float(np.sum(np.array(run.rewards, np.float32), dtype=np.float64)),
         success_logged=episode.success,
         success_now=run.success,

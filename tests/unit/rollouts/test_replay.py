@@ -79,6 +79,8 @@ def test_executed_actions_are_played_again(store: Path) -> None:
         ("rewards", 4 + 2, -1.0, "step 3: reward is -1.0 in the store"),
         ("successes", 1, 1, "step 5: success is True in the store, None now"),
         ("truncated", 4 + 4, True, "step 5: truncated is True in the store, False now"),
+        ("returns", 1, 77.0, "step 5: return is 77.0 in the store, whose rewards sum to "),
+        ("returns", 1, np.nan, "step 5: return is nan in the store"),
     ],
 )
 def test_what_was_changed_is_found(
@@ -148,5 +150,5 @@ def test_simulators_do_it_again(tmp_path: Path, task: str) -> None:
     spec = registry.spec(task)
     pytest.importorskip({"atari": "ale_py", "babyai": "minigrid"}.get(spec.suite, "mujoco"))
     episodes = 1 if spec.max_steps > 1000 else 2
-    made = collect([task], episodes, tmp_path, noise=0.05, min_fraction=0.0, workers=1)
+    made = collect([task], episodes, tmp_path, noise=0.05, min_fraction=0.0, workers=0)
     assert [r.difference for r in replayed(made[task])] == [None] * episodes
