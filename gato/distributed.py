@@ -70,7 +70,7 @@ class World:
         chosen = [p for p, u in zip(parameters, used, strict=True) if u]
         for bucket in _buckets(chosen):
             flat = torch.cat([_gradient(p).flatten() for p in bucket])
-            pieces = self.sum(flat).split([p.numel() for p in bucket])
+            pieces = torch.split(self.sum(flat), [p.numel() for p in bucket])
             for p, piece in zip(bucket, pieces, strict=True):
                 _gradient(p).copy_(piece.view_as(p))
 

@@ -95,6 +95,8 @@ class Record:
         """Open the log of a run that goes on from `step`."""
 
         def work() -> str:
+            for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
+                left_over.unlink()
             self.log = Log(self.folder / "metrics.jsonl", step)
             self.watchers = Watchers(watchers)
             self.running(step)

@@ -30,6 +30,8 @@ def sentences() -> list[str]:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Let a change that is meant to change golden figures write them anew."""
     parser.addoption("--write-golden", action="store_true", help="write tests/golden anew")
+    parser.addoption("--kills", type=int, default=10, help="of test_train_killed.py")
+    parser.addoption("--kills-seed", type=int, default=0, help="chooses where and how")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

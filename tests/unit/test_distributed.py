@@ -1,0 +1,178 @@
+"""Two processes over gloo end where one does that computes the same parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gato.checkpoint import load_checkpoint, load_tensors, resolve
+from gato.distributed import World
+from gato.train import train
+
+FILES = ("model.safetensors", "ema.safetensors", "training/optimizer.safetensors")
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    import training_processes
+
+    return training_processes
+
+
+@pytest.fixture
+def parted(tiny):
+    """Return a run in two parts: often one lacks a kind of data that the other has."""
+    return replace(tiny, steps=12, save_every=6, parts=2, ema=0.9)
+
+
+def drawn(path: Path) -> list[str]:
+    return path.read_text().splitlines()
+
+
+def losses(run: Path) -> dict[int, dict[str, float]]:
+    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["losses"] for line in found}
+
+
+def difference(first: Path, second: Path) -> float:
+    """Return the largest difference of weights, averages and optimizer states."""
+    largest = 0.0
+    for name in FILES:
+        a, b = (load_tensors(resolve(run) / name) for run in (first, second))
+        assert a.keys() == b.keys()
+        largest = max(largest, *(float((a[k] - b[k]).abs().max()) for k in a))
+    return largest
+
+
+@pytest.fixture(scope="module")
+def alone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("alone")
+
+
+@pytest.fixture
+def alone(alone_folder: Path, parted, processes) -> Path:
+    """Return the run of one process that computes both parts."""
+    run = alone_folder / "run"
+    if not run.exists():
+        with processes.record_batches(alone_folder / "run.drawn"):
+            train(parted, run, device="cpu")
+    return run
+
+
+def test_two_processes_equal_one(alone, parted, processes, tmp_path):
+    assert processes.train_ranks(2, replace(parted, parts=1), tmp_path / "two") == [0, 0]
+    assert load_checkpoint(tmp_path / "two").config == parted  # as many parts as processes
+    assert difference(alone, tmp_path / "two") == 0.0
+    one, two = losses(alone), losses(tmp_path / "two")
+    assert list(one) == list(two) == list(range(1, 13))
+    for step, line in one.items():
+        assert two[step] == pytest.approx(line, rel=1e-12)
+    shares = [drawn(tmp_path / f"two-{rank}.drawn") for rank in (0, 1)]
+    assert not set(shares[0]) & set(shares[1])
+    assert sorted(shares[0] + shares[1]) == sorted(drawn(alone.with_suffix(".drawn")))
+    assert len(set(shares[0] + shares[1])) == 2 * parted.steps
+
+
+def test_parts_that_lack_a_kind_of_data_are_among_them(parted, processes, tmp_path):
+    """What makes the equality above mean something: gradients that only one process has."""
+    from gato.fitting import make_serializer
+    from gato.train import Trainer
+
+    trainer = Trainer(parted, tmp_path, torch.device("cpu"), make_serializer(parted))
+    kinds = [
+        [set(trainer.mixture.part(k, p).payload) for p in range(2)] for k in range(parted.steps)
+    ]
+    assert any(a != b for a, b in kinds)
+
+
+def test_more_parts_than_processes_equal_one_but_for_the_order_of_sums(tiny, processes, tmp_path):
+    config = replace(tiny, steps=6, parts=4, ema=0.9)
+    train(config, tmp_path / "one", device="cpu")
+    assert processes.train_ranks(2, config, tmp_path / "two") == [0, 0]
+    assert difference(tmp_path / "one", tmp_path / "two") < 2e-5  # of weights moved by 6e-2
+
+
+def test_a_run_goes_on_with_another_number_of_processes(alone, parted, processes, tmp_path):
+    run = tmp_path / "two"
+    children = processes.start_ranks(2, parted, run)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (run / "metrics.jsonl").exists() and len(losses(run)) >= 3:
+            break
+        time.sleep(0.002)
+    os.kill(children[1].pid, signal.SIGTERM)  # one of them is told, both stop
+    assert processes.exit_codes(children) == [0, 0]
+    step = load_checkpoint(run).step
+    assert 3 <= step < 12
+    state = json.loads((run / "state.json").read_text())
+    assert (state["state"], state["step"]) == ("stopped", step)
+    train(replace(parted, parts=1), run, device="cpu")  # one, of a run in two parts
+    assert difference(alone, run) == 0.0
+    assert losses(run).keys() == losses(alone).keys()
+
+
+def test_parts_that_cannot_be_shared_are_refused():
+    assert [World(rank, 2).share(4) for rank in (0, 1)] == [range(2), range(2, 4)]
+    assert World().share(3) == range(3)
+    with pytest.raises(ValueError, match="divides the run's 3 parts; got 2"):
+        World(0, 2).share(3)
+
+
+def test_a_value_that_is_no_number_stops_all_of_them(parted, processes, tmp_path):
+    run = tmp_path / "two"
+    assert processes.train_ranks(2, parted, run, spoilt=(1, 2)) == [1, 1]
+    said = [(tmp_path / f"two-{rank}.txt").read_text() for rank in (0, 1)]
+    assert all(s.startswith("NonFiniteLossError: the loss of step 2 is nan; look at") for s in said)
+    assert said[0] == said[1]
+    kept = run / "bad-batch-00000002"
+    assert {p.name for p in kept.iterdir()} == {
+        "about.json",
+        "part-0.npz",
+        "about-1.json",
+        "part-1.npz",
+    }
+    assert not np.isfinite(np.load(kept / "part-1.npz")["nll"]).all()
+    assert np.isfinite(np.load(kept / "part-0.npz")["nll"]).all()
+    assert json.loads((run / "state.json").read_text())["state"] == "failed"
+
+
+def test_what_fails_in_the_first_process_ends_the_others(parted, processes, tmp_path):
+    codes = processes.train_ranks(2, parted, tmp_path / "two", text_model=b"no text model")
+    assert codes == [1, 1]
+    said = [(tmp_path / f"two-{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[0].startswith("ValueError")
+    assert said[1].startswith("OtherProcessError: process 0 of the run failed")
+    assert not (tmp_path / "two").exists()
+
+
+def test_one_process_needs_no_other():
+    world = World()
+    tensor = torch.ones(2)
+    assert world.sum(tensor) is tensor
+    assert world.any([True, False]) == [True, False]
+    assert world.from_first(lambda: "said") == "said"
+
+
+def test_torchrun_trains_from_the_command_line(stores, tmp_path):
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"),
+        *("-m", "gato.cli", "train", "quickstart", "--out", str(tmp_path / "run"), "--json"),
+        *("--data", f"words={stores / 'words'}", "--steps", "2", "--rows", "2"),
+        *("--text-pieces", "300", "--model.layers", "1", "--model.context", "64"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["step"] == 2  # printed once
+    assert load_checkpoint(tmp_path / "run").config.parts == 2
