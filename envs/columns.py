@@ -56,6 +56,20 @@ def read_bytes(path: str | Path, start: int, stop: int) -> bytes:
     return bytes(content)
 
 
+def array_in(path: str | Path) -> tuple[np.dtype, tuple[int, ...]]:
+    """Return the dtype and shape that a file's header tells.
+
+    Raises:
+        ValueError: where the file is missing or begins otherwise, naming it.
+    """
+    try:
+        with io.FileIO(path) as file:
+            shape, dtype = _read_header(path, file)[:2]
+    except OSError as error:
+        damaged(path, "it is missing" if isinstance(error, FileNotFoundError) else str(error))
+    return dtype, shape
+
+
 def check_array(path: Path, dtype: Any, shape: tuple[int, ...]) -> None:
     """Raise ValueError where a file cannot hold such an array: by its header and its size."""
     dtype = np.dtype(dtype)
@@ -81,6 +95,14 @@ def _check_header(
     path: str | Path, file: io.FileIO, dtype: np.dtype, shape: tuple[int, ...]
 ) -> int:
     """Return where the rows begin."""
+    got_shape, got_dtype, offset = _read_header(path, file)
+    if got_shape != shape or got_dtype != dtype:
+        damaged(path, f"got {got_dtype} {got_shape} in place of {dtype} {shape}")
+    return offset
+
+
+def _read_header(path: str | Path, file: io.FileIO) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Return shape, dtype and where the rows begin."""
     beginning = file.read(_BEGINNING) or b""
     length = int.from_bytes(beginning[8:10], "little") + 10
     if length > _BEGINNING:
@@ -88,10 +110,7 @@ def _check_header(
     found = _header(beginning[:length])
     if found is None:
         damaged(path, "it does not begin as one")
-    got_shape, got_dtype = found
-    if got_shape != shape or got_dtype != dtype:
-        damaged(path, f"got {got_dtype} {got_shape} in place of {dtype} {shape}")
-    return length
+    return *found, length
 
 
 @lru_cache(maxsize=4096)

@@ -5,7 +5,8 @@ A store is a folder with
 ```
 manifest.json                name, number of records, checksums
 records.jsonl                one record per line; an image is {"shape": [H, W, C], "row": k}
-images-<H>x<W>x<C>.npy       the distinct images of one size, uint8, memory-mapped
+records.ends.npy             where each line ends, so that one is read without the others
+images-<H>x<W>x<C>.npy       the distinct images of one size, uint8
 ```
 
 A record is one of
@@ -25,17 +26,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 import numpy as np
 
+from gato.envs.columns import array_in, check_array, read_bytes, read_rows
 from gato.envs.files import (
+    array_bytes,
     atomic_file,
     check_sha256,
-    load_array,
     read_manifest,
     write_atomically,
 )
@@ -43,6 +46,7 @@ from gato.envs.files import (
 FORMAT = "gato-records-1"
 ROLES = ("system", "user", "assistant")
 PATCH = 16
+LINES, ENDS = "records.jsonl", "records.ends.npy"
 
 
 class RecordWriter:
@@ -56,13 +60,13 @@ class RecordWriter:
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "manifest.json").unlink(missing_ok=True)  # an older store of the same name
         self._stack = ExitStack()
-        self._records = self._stack.enter_context(atomic_file(self.path / "records.jsonl"))
+        self._records = self._stack.enter_context(atomic_file(self.path / LINES))
+        self._ends = array("q")  # of lines
         self._images: dict[tuple[int, ...], BinaryIO] = {}
         self._rows: dict[tuple[int, ...], dict[bytes, int]] = {}
-        self._count = 0
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._ends)
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +86,7 @@ class RecordWriter:
         check_record(record)
         line = json.dumps(_map_images(record, self._enter), ensure_ascii=False)
         self._records.write(line.encode() + b"\n")
-        self._count += 1
+        self._ends.append(self._records.tell() - 1)
 
     def close(self) -> None:
         """Complete the store; without this it does not exist."""
@@ -90,11 +94,12 @@ class RecordWriter:
             file.seek(0)
             _write_header(file, len(self._rows[shape]), shape)
         self._stack.close()
-        names = ["records.jsonl", *(_image_file(shape) for shape in self._images)]
+        write_atomically(self.path / ENDS, array_bytes(np.array(self._ends, np.int64)))
+        names = [LINES, ENDS, *(_image_file(shape) for shape in self._images)]
         manifest = {
             "format": FORMAT,
             "name": self.name,
-            "records": self._count,
+            "records": len(self),
             "sha256": {n: _sha256(self.path / n) for n in names},
         }
         write_atomically(self.path / "manifest.json", json.dumps(manifest, indent=1).encode())
@@ -115,28 +120,32 @@ class RecordWriter:
 
 
 class RecordStore:
-    """Reads a store; ``store[i]`` is a record, its images read-only views of the file."""
+    """Reads a store; ``store[i]`` is a record, read without the others, its images read-only."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.manifest = read_manifest(self.path, FORMAT)
         self.name: str = self.manifest["name"]
-        file = self.path / "records.jsonl"
+        self._ends: np.ndarray | None = None
+        file = self.path / LINES
         if not file.is_file():
             raise ValueError(
                 f"expected records in {file}; it is missing. The store is damaged: make it again."
             )
-        self._lines = np.fromfile(file, np.uint8)
-        self._ends = np.flatnonzero(self._lines == ord("\n"))
-        if len(self._ends) != self.manifest["records"]:
+        if ENDS in self.manifest["sha256"]:
+            check_array(self.path / ENDS, np.int64, (len(self),))
+        else:  # a store of before these were written
+            self._ends = _line_ends(file)
+        end = self._line_span(len(self) - 1)[1] + 1 if len(self) else 0
+        if file.stat().st_size != end or not (self._ends is None or len(self._ends) == len(self)):
             raise ValueError(
-                f"expected {self.manifest['records']} records at {self.path}; "
-                f"got {len(self._ends)}. The store is damaged: make it again."
+                f"expected {len(self)} records in {file} (sha256 {self._sum(LINES)}); "
+                f"got {len(_line_ends(file))}. The store is damaged: make it again."
             )
-        self._images: dict[str, np.ndarray] = {}
+        self._images: dict[str, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return int(self.manifest["records"])
 
     def __repr__(self) -> str:
         return f"RecordStore({self.name!r}, {len(self)} records)"
@@ -147,23 +156,69 @@ class RecordStore:
     def __getitem__(self, i: int) -> dict[str, Any]:
         if not -len(self) <= i < len(self):
             raise IndexError(f"expected a record in [0, {len(self)}); got {i}.")
-        i = int(i) % len(self)
-        start = int(self._ends[i - 1]) + 1 if i else 0
-        record = json.loads(self._lines[start : int(self._ends[i])].tobytes())
+        line = read_bytes(self.path / LINES, *self._line_span(int(i) % len(self)))
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"expected JSON in {self.path / LINES} (sha256 {self._sum(LINES)}), line {i + 1}; "
+                f"{error}. The store is damaged: make it again."
+            ) from error
         return _map_images(record, self._image)
 
     def validate(self) -> None:
         """Read everything once; raise ValueError at what is not as it was written."""
-        for name, expected in self.manifest["sha256"].items():
-            check_sha256(self.path / name, expected)
+        self._check_sums()
         for record in self:
             check_record(record)
 
+    def faults(self, *, checksums: bool = False) -> Iterator[tuple[str, int, str]]:
+        """Yield ("", records, what is wrong) if the store is damaged, which is one shard.
+
+        Args:
+            checksums: read every byte; by default only headers and sizes are looked at.
+        """
+        try:
+            for name in self.manifest["sha256"]:
+                if name.startswith("images-"):
+                    check_array(self.path / name, *array_in(self.path / name))
+            if checksums:
+                self._check_sums()
+        except ValueError as error:
+            yield "", len(self), str(error)
+
+    def _check_sums(self) -> None:
+        for name, expected in self.manifest["sha256"].items():
+            check_sha256(self.path / name, expected)
+
+    def _sum(self, name: str) -> str:
+        return str(self.manifest["sha256"].get(name, "unknown"))[:12]
+
+    def _line_span(self, i: int) -> tuple[int, int]:
+        first = max(i - 1, 0)
+        if self._ends is not None:
+            ends = self._ends[first : i + 1].tolist()
+        else:
+            ends = read_rows(self.path / ENDS, np.int64, (len(self),), first, i + 1).tolist()
+        return (ends[0] + 1 if i else 0), ends[-1]
+
     def _image(self, where: Mapping[str, Any]) -> np.ndarray:
-        name = _image_file(where["shape"])
+        name, row = _image_file(where["shape"]), where["row"]
+        file = self.path / name
         if name not in self._images:
-            self._images[name] = load_array(self.path / name, mmap=True)
-        return self._images[name][where["row"]]
+            self._images[name] = array_in(file)[1]
+        image: np.ndarray = read_rows(file, np.uint8, self._images[name], row, row + 1)[0]
+        return image
+
+
+def _line_ends(file: Path) -> np.ndarray:
+    """Return where the lines of a file end."""
+    parts, at = [np.zeros(0, np.int64)], 0
+    with file.open("rb") as lines:
+        while chunk := lines.read(16 << 20):
+            parts.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + at)
+            at += len(chunk)
+    return np.concatenate(parts)
 
 
 def check_record(record: Mapping[str, Any]) -> None:
