@@ -142,6 +142,17 @@ def _whole(least: int) -> Callable[[str], int]:
     return read
 
 
+def _share(text: str) -> float:
+    """Return a share that leaves something: 0 or more and below 1."""
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share < 1.0:
+        raise argparse.ArgumentTypeError(f"expected a share, 0 or more and below 1; got {text}")
+    return share
+
+
 def _workers(parser: Parser) -> None:
     cores = os.cpu_count() or 1
     about = "processes of simulators; with 0, this one, which then ends where a simulator ends it"
@@ -234,7 +245,13 @@ def _train(p: Parser) -> None:
     )
     about = "processes that make batches ahead (2 on a GPU, 0 on a CPU)"
     p.add_argument("--workers", type=_whole(0), metavar="N", help=about)
+    about = "that each corpus holds out, where it sets no share of its own (0.02)"
+    p.add_argument("--validation", type=_share, metavar="FRACTION", help=about)
+    about = "a SentencePiece model to use; by default one is trained on the corpora's text"
+    p.add_argument("--text-model", type=Path, metavar="FILE", help=about)
+    p.add_argument("--wandb", metavar="PROJECT", help="report to Weights & Biases too")
     p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
+    _import(p)
     _json(p)
 
 

@@ -19,6 +19,7 @@ from gato.printing import print_json, print_table, progress_bar
 if TYPE_CHECKING:
     from gato.config import TrainConfig
     from gato.mixture_file import CorpusNote
+    from gato.monitor import Watcher
 
 Arguments = argparse.Namespace
 
@@ -128,53 +129,47 @@ def _imported(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(config, corpora=tuple(corpora))
 
 
-def _tell_left_out(config: TrainConfig) -> None:
-    """Say how many episodes the return filters leave out."""
-    from gato.corpora import open_corpus
-    from gato.tokenizers.serializer import Serializer
-
-    for corpus in config.corpora:
-        if (corpus.min_fraction, corpus.min_return, corpus.top) != (None, None, 1.0):
-            for note in open_corpus(corpus, Serializer(config.codec)).notes():
-                print(note, file=sys.stderr)
-
-
 def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
 
     from gato.attention import describe_backend
     from gato.config import to_json
     from gato.distributed import is_first, local_device
-    from gato.train import Progress, compute_dtype
+    from gato.monitor import open_watchers
+    from gato.preparation import Shown, evaluated, opened, validated
+    from gato.text_model import read_text_model
+    from gato.train import compute_dtype
     from gato.train import train as run
 
-    # a wrong path is told before anything is printed; what is no store becomes one
+    # what is wrong is told before anything is trained; what is no store becomes one
+    text_model = None if chosen.text_model is None else read_text_model(chosen.text_model)
     config = _imported(config)
-    _tell_left_out(config)
+    corpora = opened(config)
+    config, notes = validated(config, chosen.validation, out if chosen.resume else None)
+    config, evaluate = evaluated(config, corpora)
     device, again = local_device(), _again(chosen.given)
     workers = chosen.workers
     if workers is None:  # where the CPU trains, it has no time to spare
         workers = 2 if device.type == "cuda" else 0
+    watchers: list[Watcher] = []
     if is_first():
+        for note in [*(note for corpus in corpora for note in corpus.notes()), *notes]:
+            print(note, file=sys.stderr)
+        watchers = open_watchers(out, to_json(config), chosen.wandb)
         print(json.dumps(to_json(config), indent=1), file=sys.stderr)
         print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
     with progress_bar() as bar:
-        line = bar.add_task("training", total=config.steps)
-
-        def progress(p: Progress) -> None:
-            losses = "  ".join(f"{k} {v:.3f}" for k, v in p.losses.items())
-            about = f"{losses}  {p.tokens_per_second:,.0f} tokens/s"
-            bar.update(line, completed=p.step, description=about)
-            if not sys.stderr.isatty():
-                print(f"step {p.step}/{p.steps}  {about}", file=sys.stderr)
-
+        shown = Shown(bar, config.steps)
         try:
             saved = run(
                 config,
                 out,
                 resume=chosen.resume,
                 device=device,
-                on_progress=progress,
+                text_model=text_model,
+                on_progress=shown.progress,
                 workers=workers,
+                watchers=[*watchers, shown],
+                evaluate=evaluate,
             )
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(

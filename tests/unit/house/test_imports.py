@@ -20,6 +20,7 @@ FOLDERS = ("tokenizers", "envs", "gato", "rollouts")
 DOORS = {
     *("gato", "gato.cli", "gato.commands", "gato.world_commands", "gato.printing"),
     "gato.run_commands",
+    "gato.preparation",
     *("gato.expert_commands", "gato.evaluation_commands", "gato.terminal", "gato.show"),
     *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
     *("gato.data_commands", "gato.token_estimate"),
