@@ -226,12 +226,7 @@ class MuJoCoPictures:
             self._renderer = None
 
     def _open(self) -> None:
-        try:
-            size = self._view.height, self._view.width
-            self._renderer = self._mujoco.Renderer(self._model, *size)
-        except Exception as error:  # OpenGL's loaders raise all kinds
-            raise graphics.explain(error) from error
-        graphics.close_at_exit(self._renderer)
+        self._renderer = graphics.open_renderer(self._model, self._view.height, self._view.width)
 
     def _find(self, name: str) -> tuple[Any, bool]:
         """Return the camera of a name or number, and whether it hangs upside down."""

@@ -2,7 +2,8 @@
 
 MuJoCo reads the environment variable MUJOCO_GL when it is imported, and its default needs a screen.
 On a machine without one, the first backend that works is written to the variable beforehand;
-worker processes inherit it.
+worker processes inherit it. A backend that was asked for and does not load is replaced by none:
+most tasks draw nothing, and the first picture says what is wrong.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import atexit
 import os
 import subprocess
 import sys
+import warnings
 from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +28,8 @@ NONE = "disable"
 
 TRY_SECONDS = 60.0
 """After which a driver that hangs counts as one that does not work."""
+_refused: dict[str, BaseException] = {}
+"""What MUJOCO_GL was before it was replaced, and why."""
 _TRY = "import mujoco; c = mujoco.GLContext(8, 8); c.make_current(); c.free()"
 
 
@@ -32,18 +37,49 @@ def load_mujoco() -> ModuleType:
     """Return the module `mujoco`, after choosing its backend where that is still open.
 
     Raises:
-        ImportError: where it is not installed.
-        ValueError: where the user has set MUJOCO_GL to what does not load here.
+        ImportError: where it is not installed, or does not load whatever the backend.
     """
-    if "mujoco" not in sys.modules:
+    if "mujoco" not in sys.modules and find_spec("mujoco") is not None:
         _choose_backend()
     try:
         import mujoco
-    except ModuleNotFoundError:
-        raise
     except Exception as error:  # of the backend: OpenGL's loader raises all kinds
-        raise explain(error) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "mujoco":
+            raise
+        chosen, os.environ["MUJOCO_GL"] = os.environ.get("MUJOCO_GL", ""), NONE
+        try:
+            import mujoco
+        except Exception as other:  # it was not the backend
+            os.environ["MUJOCO_GL"] = chosen
+            raise ImportError(f"mujoco does not load: {other}") from other
+        _refused[chosen] = error
     return mujoco
+
+
+def open_renderer(model: Any, height: int, width: int) -> Any:
+    """Return a `mujoco.Renderer` that is closed at exit, or by `close`.
+
+    Raises:
+        ValueError: where nothing can be drawn here; see `explain`.
+    """
+    mujoco = load_mujoco()
+
+    class Renderer(mujoco.Renderer):  # type: ignore[misc, name-defined]
+        """One whose end is silent where its beginning has failed."""
+
+        _gl_context = _mjr_context = None
+
+    context = getattr(mujoco, "GLContext", None)
+    if context is not None and not hasattr(context, "_context"):
+        context._context = None  # its __del__ reads what a failed __init__ has not set
+    with warnings.catch_warnings(record=True) as told:  # GLFW has the reason, and goes on
+        warnings.simplefilter("always")
+        try:
+            renderer = Renderer(model, height, width)
+        except Exception as error:  # OpenGL's loaders raise all kinds
+            raise explain(told[0].message if told else error) from error
+    close_at_exit(renderer)
+    return renderer
 
 
 def _choose_backend() -> None:
@@ -73,9 +109,11 @@ def fault(backend: str) -> str | None:
     return None if tried.returncode == 0 else _error_in(tried.stderr)
 
 
-def explain(error: BaseException) -> ValueError:
+def explain(error: BaseException | str) -> ValueError:
     """Return the error for a user whose pictures cannot be drawn: what was tried, what to do."""
     chosen = os.environ.get("MUJOCO_GL", "")
+    if _refused:
+        ((chosen, error),) = _refused.items()
     faults = {backend: fault(backend) for backend in BACKENDS}
     tried = {name: why for name, why in faults.items() if why is not None}
     if chosen == NONE:
