@@ -1,0 +1,123 @@
+"""`gato train` settles what is held out, reports to whom, and what is played, before it trains."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gato import cli, presets
+from gato.config import TrainConfig
+from gato.corpora import CorpusConfig
+from gato.preparation import validated
+from gato.train import train
+
+
+@pytest.fixture
+def known(tiny: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """Return the tiny run, a preset of the command line."""
+    config = replace(tiny, steps=4, save_every=2, corpora=tiny.corpora[:1] + tiny.corpora[2:3])
+    monkeypatch.setitem(presets.PRESETS, "tiny", lambda: config)
+    return config
+
+
+def arguments(config: TrainConfig, out: Path, *more: str) -> list[str]:
+    data = [f"{c.name}={c.path}" for c in config.corpora]
+    return ["train", "tiny", "--data", *data, "--out", str(out), *more]
+
+
+def lines(run: Path, kind: str) -> list[dict]:
+    every = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in every if kind in line]
+
+
+def saved(run: Path) -> dict:
+    found = json.loads((run / (run / "latest").read_text() / "config.json").read_text())
+    return found["train"]
+
+
+def test_a_share_is_held_out_measured_shown_and_drawn(known, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main(arguments(known, run, "--validation", "0.1")) == cli.DONE
+    assert [c["validation"] for c in saved(run)["corpora"]] == [0.1, 0.1]
+    measured = lines(run, "validation")
+    assert [line["step"] for line in measured] == [2, 4]  # with every checkpoint
+    said = capsys.readouterr().err
+    for line in measured:
+        for name, row in line["validation"].items():
+            assert f"{name} {row['loss']:.3f} (perplexity {row['perplexity']:.4g})" in said
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    drawn = {e.step: e.value for e in events.Scalars("validation/words/loss")}
+    assert drawn == {
+        line["step"]: pytest.approx(line["validation"]["words"]["loss"]) for line in measured
+    }
+    assert [e.step for e in events.Scalars("losses/arm")] == [1, 2, 3, 4]
+    assert cli.main(["runs", str(tmp_path), "--json"]) == cli.DONE
+    (found,) = json.loads(capsys.readouterr().out)
+    best = min(measured, key=lambda line: line["validation_loss"])
+    assert (found["state"], found["step"]) == ("finished", 4)
+    assert found["best_validation"] == {"step": best["step"], "loss": best["validation_loss"]}
+
+
+def test_small_corpora_are_left_whole_and_told(known):
+    config, notes = validated(known, 0.02, None)  # 20 episodes and 40 records
+    held = {c.name: c.validation for c in config.corpora}
+    told = [name for name in held if any(f"corpus {name!r} is too small" in n for n in notes)]
+    assert told == [name for name, share in held.items() if share == 0]
+    assert set(held.values()) <= {0.0, 0.02}
+    assert told  # one of 20 episodes is rarely in the 50th part
+    own = replace(known, corpora=(replace(known.corpora[0], validation=0.3), known.corpora[1]))
+    config, notes = validated(own, 0.0, None)
+    assert [c.validation for c in config.corpora] == [0.3, 0.0]
+    assert config.validate_every == known.save_every
+    assert notes == []
+    config, _ = validated(known, 0.0, None)
+    assert config == known
+
+
+def test_a_run_goes_on_with_what_it_held_out(known, tmp_path):
+    begun = replace(
+        known,
+        corpora=(known.corpora[0], replace(known.corpora[1], validation=0.1)),
+        validate_every=3,
+        steps=2,
+    )
+    train(begun, tmp_path / "run", device="cpu")
+    assert validated(replace(known, steps=2), None, tmp_path / "run")[0] == begun
+    old = replace(known, steps=2)  # begun without validation: it goes on without
+    train(old, tmp_path / "old", device="cpu")
+    assert validated(old, None, tmp_path / "old") == (old, [])
+
+
+@pytest.mark.parametrize("share", ["1", "-0.1", "nan", "much"])
+def test_a_share_that_is_none_is_refused(share, capsys):
+    assert cli.main(["train", "tiny", "--validation", share]) == cli.BAD_INPUT
+    assert "expected a share, 0 or more and below 1" in capsys.readouterr().err
+
+
+def test_wandb_that_is_missing_is_told_before_training(known, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    run = tmp_path / "run"
+    assert cli.main(arguments(known, run, "--wandb", "project")) == cli.BAD_INPUT
+    assert 'pip install "gato[wandb]"' in capsys.readouterr().err
+    assert not run.exists()
+
+
+def test_tasks_to_play_must_be_trained_on(known, tmp_path, capsys):
+    more = ("--eval-every", "2", "--eval-tasks", "babyai/*")
+    assert cli.main(arguments(known, tmp_path / "run", *more)) == cli.BAD_INPUT
+    assert "'babyai/*' matches none" in capsys.readouterr().err
+    assert cli.main(arguments(known, tmp_path / "run", "--eval-every", "2")) == cli.BAD_INPUT
+    assert "eval_tasks and eval_every go together" in capsys.readouterr().err
+
+
+def test_a_corpus_with_a_name_of_its_own(tmp_path, known):
+    """A run that goes on keeps the split of corpora it knows, and none for one it does not."""
+    train(replace(known, steps=1), tmp_path / "run", device="cpu")
+    more = CorpusConfig("more", known.corpora[1].path)
+    config, _ = validated(replace(known, corpora=(*known.corpora, more)), None, tmp_path / "run")
+    assert config.corpora[-1].validation == 0
