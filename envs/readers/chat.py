@@ -26,6 +26,7 @@ from gato.envs.readers.untrusted import (
     checked_text,
     each,
     files,
+    size_of,
 )
 from gato.envs.records import ROLES
 
@@ -154,6 +155,6 @@ def _read(paths: list[Path], field: str, options: ReadOptions) -> Iterator[Any]:
 
 def _count(paths: list[Path]) -> int | None:
     """Return how many values there are that can be parsed, where that is quickly found."""
-    if sum(p.stat().st_size for p in paths) > _SMALL:
+    if size_of(paths) > _SMALL:
         return None
     return sum(not isinstance(v, BadItem) for path in paths for _, v in json_items(path))

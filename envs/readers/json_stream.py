@@ -168,7 +168,7 @@ class _Text:
             reason = ""
             try:
                 value, end = self.json.raw_decode(self.buffer, self.at)
-                if end < len(self.buffer) or self.ended:  # a number might go on
+                if end + 2 < len(self.buffer) or self.ended:  # 1 might go on as 1.5 or 1e+5
                     self.at = end
                     return value
             except RecursionError:

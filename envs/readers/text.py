@@ -28,6 +28,7 @@ from gato.envs.readers.untrusted import (
     open_bytes,
     plain_suffix,
     refuse_utf_16,
+    size_of,
 )
 
 FORMAT = "text"
@@ -62,12 +63,11 @@ def open_source(location: str, options: ReadOptions) -> Source:
     fields = _fields(paths[0], field)
     counts: Counter[str] = Counter()
     read = partial(_read, Path(location), paths, field, counts)
-    size = sum(p.stat().st_size for p in paths)
     kinds = Counter(plain_suffix(p) or p.name for p in paths)
     notes = [f"{n} files {kind}" for kind, n in sorted(kinds.items())]
     if tables and plain:
         notes.append(f"{len(plain)} plain files beside tables are left out")
-    items = sum(not isinstance(i, BadItem) for i in read()) if size <= _SMALL else None
+    items = sum(not isinstance(i, BadItem) for i in read()) if size_of(paths) <= _SMALL else None
     counts.clear()
     return Source(
         FORMAT, location, "records", read, items=items, fields=fields, notes=notes, counts=counts

@@ -52,6 +52,11 @@ def files(location: str | Path, suffixes: Iterable[str], *, glance: bool = False
     return sorted(found)
 
 
+def size_of(paths: Iterable[Path]) -> int:
+    """Return the bytes of files; of those that are missing none."""
+    return sum(p.stat().st_size for p in paths if p.is_file())
+
+
 def below(folder: Path, name: Any, field: str = "the picture's path") -> Path:
     """Return the file `name` of a folder, links followed.
 
@@ -74,7 +79,13 @@ def below(folder: Path, name: Any, field: str = "the picture's path") -> Path:
 
 
 def open_bytes(path: Path) -> BinaryIO:
-    """Return a file to read from, unpacked where it is called ``.gz``."""
+    """Return a file to read from, unpacked where it is called ``.gz``.
+
+    Raises:
+        OSError: also where it is no plain file; reading a pipe would wait for ever.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
     if path.suffix.lower() == ".gz":
         return gzip.open(path)  # type: ignore[return-value]
     return path.open("rb")

@@ -34,6 +34,7 @@ from gato.envs.readers.untrusted import (
     checked_text,
     each,
     files,
+    size_of,
 )
 
 FORMAT = "vqa"
@@ -70,7 +71,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
                 f"Say what it is called: --columns {ours}=NAME."
             )
     fields = dict(zip(names, OURS, strict=True))
-    small = sum(p.stat().st_size for p in paths) <= _SMALL
+    small = size_of(paths) <= _SMALL
     return Source(
         FORMAT,
         location,

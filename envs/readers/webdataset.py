@@ -29,6 +29,7 @@ from gato.envs.readers.untrusted import (
     checked_text,
     decoded,
     files,
+    size_of,
 )
 
 FORMAT = "webdataset"
@@ -69,8 +70,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
         else:
             seen.update(dict.fromkeys(_parts(example)))
     mapping = _mapping(list(seen), options, location, reason)
-    size = sum(p.stat().st_size for p in paths)
-    notes = [f"{len(paths)} shards, {size / 1e6:.1f} MB"]
+    notes = [f"{len(paths)} shards, {size_of(paths) / 1e6:.1f} MB"]
     if set(mapping["image"]) & set(seen):
         notes.append(note(options))
     names = {n: ours for ours, several in mapping.items() for n in several}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import struct
+import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
@@ -75,3 +80,48 @@ def read() -> Callable[..., tuple[list[Any], list[BadItem]]]:
         return good, [i for i in found if isinstance(i, BadItem)]
 
     return items
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture of one colour, and words about it."""
+
+    pixels: np.ndarray
+    colour: str
+
+    @property
+    def text(self) -> str:
+        return f"a {self.colour} box on the floor"
+
+    def encoded(self, format: str = "PNG") -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(self.pixels).save(file, format)
+        return file.getvalue()
+
+
+@pytest.fixture(scope="session")
+def shown() -> list[Shown]:
+    """Return 60 small pictures of three colours."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(60):
+        pixels = rng.integers(0, 60, (32, 48, 3), np.uint8)
+        pixels[..., i % 3] += 190
+        made.append(Shown(pixels, ("red", "green", "blue")[i % 3]))
+    return made
+
+
+@pytest.fixture(scope="session")
+def bomb() -> bytes:
+    """Return a whole picture of 30,000 x 30,000 pixels, white, in a hundred kilobytes."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        check = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", check)
+
+    side, packer = 30_000, zlib.compressobj(1)
+    row = b"\0" + b"\xff" * (side // 8)
+    content = b"".join(packer.compress(row * 100) for _ in range(side // 100)) + packer.flush()
+    head = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    ends = chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + ends
