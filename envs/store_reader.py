@@ -18,6 +18,7 @@ from gato.envs.check import check_episode
 from gato.envs.columns import check_array, read_bytes, read_rows
 from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.envs.files import check_sha256, read_manifest
+from gato.envs.remote import remote_store
 
 FORMAT = "gato-episodes-1"
 EPISODE_COLUMNS = {
@@ -50,6 +51,7 @@ class EpisodeStore:
         """
         self.path = Path(path)
         self.manifest = read_manifest(self.path, FORMAT)
+        self._remote = remote_store(self.path)
         self.spec = TaskSpec.from_json(self.manifest["spec"])
         self.settings: dict[str, Any] = self.manifest["settings"]
         self.skipped = tuple(sorted(skip))
@@ -138,7 +140,7 @@ class EpisodeStore:
                 yield shard["name"], shard["episodes"], str(error)
 
     def _check_files(self, shard: Mapping[str, Any]) -> None:
-        folder = self.path / shard["name"]
+        folder = self._folder(shard)
         for kind, path, dtype, shape in columns(self._leaves, shard):
             name = file_name(kind, path)
             with _checksum_told(shard, name):
@@ -149,7 +151,7 @@ class EpisodeStore:
 
     def _check_sums(self, shard: Mapping[str, Any]) -> None:
         for name, expected in shard["sha256"].items():
-            check_sha256(self.path / shard["name"] / name, expected)
+            check_sha256(self._folder(shard) / name, expected)
 
     def _cut(
         self,
@@ -202,8 +204,16 @@ class EpisodeStore:
         entry = self._shards[shard]
         dtype, shape = layout(self._leaves, entry, kind, path)
         name = file_name(kind, path)
+        if self._remote is not None:
+            self._remote.need(entry, name if kind in EPISODE_COLUMNS else "")
         with _checksum_told(entry, name):
             return read_rows(f"{self.path}/{entry['name']}/{name}", dtype, shape, start, stop)
+
+    def _folder(self, shard: Mapping[str, Any]) -> Path:
+        """Return the folder of a shard, fetched where the store lies elsewhere."""
+        if self._remote is not None:
+            self._remote.need(shard)
+        return self.path / shard["name"]
 
     def _place(self, i: int) -> tuple[int, int]:
         """Return the shard of an episode, and which of its episodes it is."""
@@ -233,7 +243,7 @@ class EpisodeStore:
         entry = self._shards[shard]
         if INFO not in entry["sha256"]:
             return {}
-        found: dict[str, Any] = _json(self.path / entry["name"] / INFO, entry["sha256"][INFO])[row]
+        found: dict[str, Any] = _json(self._folder(entry) / INFO, entry["sha256"][INFO])[row]
         return dict(found)
 
     def _per_episode(self, name: str) -> np.ndarray:

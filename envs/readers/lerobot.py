@@ -1,0 +1,465 @@
+"""LeRobot datasets, version 3.0: tables of frames in Parquet, and videos; many episodes a file.
+
+```
+meta/info.json  meta/stats.json  meta/tasks.parquet
+meta/episodes/chunk-000/file-000.parquet     a row per episode: which frames, of which files
+data/chunk-000/file-000.parquet              a row per frame: numbers, text, PNG or JPEG bytes
+videos/<feature>/chunk-000/file-000.mp4      frames at a steady rate, found by their time
+meta/gato/                                   only where `lerobot_writer` wrote the dataset
+```
+
+Convention: a frame is an observation and the action taken there, so an episode of T frames has T
+actions and T observations, and what the last action led to is not known. Here the last observation
+is repeated: no action is lost, and no observation that was made up is ever a model's input, because
+training reads the observations that have an action. An episode whose task changes on its way
+becomes one episode per task; then only the last of them ends in a repeated observation. What
+`gato data export` has written keeps the last observation, seeds, spaces and flags in ``meta/gato``,
+and is read back as it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from gato.envs.check import check_episode
+from gato.envs.episode import Episode, TaskSpec
+from gato.envs.readers import lerobot_kept
+from gato.envs.readers.lerobot_columns import Column, Columns, foreign_columns
+from gato.envs.readers.pictures import open_image
+from gato.envs.readers.reader import BadItem, ReadOptions, Source, fit_image
+from gato.envs.readers.video import frames_at
+from gato.envs.remote import Folder, open_folder
+
+FORMAT = "lerobot"
+EXTRA = "readers"
+VERSION = "v3.0"
+_EPISODE = ("episode_index", "length", "tasks", "data/chunk_index", "data/file_index")
+_VIDEO = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+
+
+def recognises(location: str) -> bool:
+    """Return whether a folder holds the description that every LeRobot dataset has."""
+    folder = open_folder(location)
+    if not folder.exists("meta/info.json"):
+        return False
+    try:
+        info = json.loads(folder.file("meta/info.json").read_bytes())
+    except ValueError:
+        return False
+    return isinstance(info, dict) and "codebase_version" in info
+
+
+def open_source(location: str, options: ReadOptions) -> Source:
+    """Return what a dataset holds.
+
+    Raises:
+        ValueError: for another version, a feature that cannot be mapped, or damaged metadata.
+    """
+    dataset = Dataset(location, options)
+    rows, fps = dataset.rows, float(dataset.info["fps"])
+    steps = sum(int(row["length"]) for row in rows)
+    source = Source(
+        format=FORMAT,
+        location=location,
+        kind="episodes",
+        read=lambda: dataset.read(source),
+        tasks={dataset.spec.id: dataset.spec},
+        items=len(rows),
+        steps=steps,
+        hours=steps / fps / 3600,
+        fields=dataset.columns.fields,
+        notes=dataset.notes,
+    )
+    if dataset.kept:
+        source.made = {dataset.spec.id: dataset.kept.made}
+    return source
+
+
+class Dataset:
+    """A dataset in a folder, near or far: its description, and its episodes one by one."""
+
+    def __init__(self, location: str, options: ReadOptions) -> None:
+        self.folder: Folder = open_folder(location)
+        self.options, self.notes = options, list[str]()
+        self.info = _info(self.folder, location)
+        self.rows = self._split(self._episode_rows(), location)
+        self.table = lru_cache(maxsize=1)(self._table)
+        self.kept = lerobot_kept.open_kept(self.folder, self.rows)
+        if self.kept and not self.kept.whole:
+            self.notes.append(self.kept.why)
+            self.kept = None
+        if self.kept:
+            self.columns = self._restored(self.kept)
+            self.spec = self._spec_kept(self.kept.spec)
+        else:
+            self.columns = foreign_columns(self.info["features"], options, self._bounds)
+            self.spec = self._spec(location)
+            self._say()
+
+    def read(self, source: Source) -> Iterator[Episode | BadItem]:
+        """Yield the episodes; what cannot be read is a BadItem."""
+        for row in self.rows:
+            where = f"{source.location}, episode {row['episode_index']}"
+            try:
+                for episode in self._episodes(row, source):
+                    check_episode(episode, self.spec)
+                    yield episode
+            except (ValueError, OSError) as error:
+                yield BadItem(where, str(error))
+
+    # what there is
+
+    def _episode_rows(self) -> list[dict[str, Any]]:
+        import pyarrow.parquet as parquet
+
+        total, videos = int(self.info["total_episodes"]), self._videos()
+        wanted = [*_EPISODE, *(f"videos/{key}/{name}" for key in videos for name in _VIDEO)]
+        rows: list[dict[str, Any]] = []
+        for name in self._episode_files():
+            file = parquet.ParquetFile(self.folder.file(name))
+            missing = set(wanted) - set(file.schema_arrow.names)
+            if missing:
+                raise ValueError(f"expected a column {min(missing)!r} in {name}; got none.")
+            rows += file.read(columns=wanted).to_pylist()
+            if len(rows) >= total:
+                break
+        if len(rows) != total:
+            raise ValueError(
+                f"expected {total} episodes in meta/episodes, as meta/info.json says; got "
+                f"{len(rows)}. The dataset is incomplete: fetch it again."
+            )
+        return sorted(rows, key=lambda row: int(row["episode_index"]))
+
+    def _episode_files(self) -> Iterator[str]:
+        found = self.folder.glob("meta/episodes/*/*.parquet")
+        yield from found
+        if not found:  # an address that lists nothing: the names are known
+            for number in range(1_000_000):
+                chunk, file = divmod(number, int(self.info.get("chunks_size") or 1000))
+                yield f"meta/episodes/chunk-{chunk:03d}/file-{file:03d}.parquet"
+
+    def _split(self, rows: list[dict[str, Any]], location: str) -> list[dict[str, Any]]:
+        """Return the episodes of the split that is asked for."""
+        splits = self.info.get("splits") or {}
+        name = self.options.split
+        if not splits and name == "train":
+            return rows
+        if name not in splits:
+            known = ", ".join(splits) or "none"
+            raise ValueError(f"expected a split of {location} ({known}); got {name!r}.")
+        try:
+            first, last = (int(n) for n in str(splits[name]).split(":"))
+        except ValueError:
+            raise ValueError(
+                f"expected a range of episodes as split {name!r} in meta/info.json, like '0:50'; "
+                f"got {splits[name]!r}."
+            ) from None
+        return [row for row in rows if first <= int(row["episode_index"]) < last]
+
+    def _videos(self) -> list[str]:
+        return [k for k, f in self.info["features"].items() if f.get("dtype") == "video"]
+
+    @property
+    @lru_cache(maxsize=1)  # noqa: B019 - a dataset lives as long as its source
+    def tasks(self) -> dict[int, str]:
+        """LeRobot's task strings by their index."""
+        import pyarrow.parquet as parquet
+
+        table = parquet.read_table(self.folder.file("meta/tasks.parquet"))
+        texts = [name for name in table.column_names if name != "task_index"]
+        if len(texts) != 1 or "task_index" not in table.column_names:
+            raise ValueError(
+                f"expected task_index and one column of text in meta/tasks.parquet; got "
+                f"{table.column_names}."
+            )
+        numbers, words = (table[name].to_pylist() for name in ("task_index", texts[0]))
+        return dict(zip(numbers, map(str, words), strict=True))
+
+    def _bounds(self, feature: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return the least and greatest values of a feature over all episodes."""
+        if self.folder.exists("meta/stats.json"):
+            stats = json.loads(self.folder.file("meta/stats.json").read_bytes()).get(feature, {})
+            found = [np.array(stats.get(key), np.float64) for key in ("min", "max")]
+            if all(np.isfinite(bound).all() and bound.size for bound in found):
+                return found[0], found[1]
+        lows, highs = [], []
+        for row in self._files():
+            column = self.table(*row).column(feature)
+            values = _numbers(column, feature).astype(np.float64)
+            lows.append(values.min(0))
+            highs.append(values.max(0))
+        return np.min(lows, 0), np.max(highs, 0)
+
+    def _files(self) -> list[tuple[int, int]]:
+        return sorted({(int(r["data/chunk_index"]), int(r["data/file_index"])) for r in self.rows})
+
+    def _spec(self, location: str) -> TaskSpec:
+        name = location.rstrip("/").split("/")[-1] or "dataset"
+        texts = set(self.tasks.values())
+        if not self.rows:
+            raise ValueError(f"expected episodes in {location}; it has none.")
+        return TaskSpec(
+            id=self.options.task or f"lerobot/{name}",
+            observation_space=self.columns.space("observations", "observation"),
+            action_space=self.columns.space("actions", "action"),
+            max_steps=max(int(row["length"]) for row in self.rows),
+            control_hz=float(self.info["fps"]),
+            instruction=self.options.instruction or (texts.pop() if len(texts) == 1 else ""),
+            measure="success" if "success" in self.columns.flags else "return",
+        )
+
+    def _restored(self, kept: lerobot_kept.Kept) -> Columns:
+        """Return the columns of a dataset of ours, pictures resized where that is asked for."""
+        columns = Columns(list(kept.columns), dict(lerobot_kept.FLAGS), fields=dict(kept.fields))
+        if self.options.image_size:
+            columns.leaves = [self._resized(c) for c in columns.leaves]
+            self.notes.append("pictures were brought to another size: not what was exported")
+        return columns
+
+    def _resized(self, column: Column) -> Column:
+        if column.kind not in ("image", "video"):
+            return column
+        width, height = self.options.image_size or (0, 0)
+        space = spaces.Box(0, 255, (height, width, 3), np.uint8)
+        return replace(column, space=space, size=(width, height))
+
+    def _spec_kept(self, spec: TaskSpec) -> TaskSpec:
+        spec = replace(spec, id=self.options.task or spec.id)
+        if self.options.image_size:
+            observed = self.columns.space("observations", "observation")
+            spec = replace(spec, observation_space=observed)
+        return spec
+
+    def _say(self) -> None:
+        """Note what a user should know of a dataset that is not ours."""
+        self.notes.append("the observation after the last action is not in LeRobot: repeated")
+        if "reward" not in self.columns.flags:
+            self.notes.append("no next.reward: rewards are 0")
+        if "success" not in self.columns.flags:
+            self.notes.append("no next.success: whether episodes succeed is not known")
+        left = [name for name, told in self.columns.fields.items() if told.startswith("left out")]
+        if left:
+            self.notes.append(f"left out: {', '.join(left)}")
+        small = {c.feature: c.size for c in self.columns.leaves if c.size}
+        for feature, (width, height) in small.items():
+            self.notes.append(f"{feature}: pictures of {width}x{height}")
+
+    # one episode
+
+    def _table(self, chunk: int, file: int) -> Any:
+        """Return the rows of a file, of the columns that are read."""
+        import pyarrow.parquet as parquet
+
+        name = self.info["data_path"].format(chunk_index=chunk, file_index=file)
+        opened = parquet.ParquetFile(self.folder.file(name))
+        if not hasattr(self, "columns"):  # before the columns are known: their bounds are asked for
+            return opened.read()
+        wanted = {c.feature for c in self.columns.leaves if c.kind != "video"}
+        wanted |= {*self.columns.flags.values(), "timestamp", "episode_index", "task_index"}
+        wanted |= {self.columns.instruction} - {""}
+        missing = sorted(wanted - set(opened.schema_arrow.names))
+        if missing:
+            raise ValueError(f"expected a column {missing[0]!r} in {name}; got none.")
+        return opened.read(columns=sorted(wanted))
+
+    def _episodes(self, row: Mapping[str, Any], source: Source) -> Iterator[Episode]:
+        number, length = int(row["episode_index"]), int(row["length"])
+        table = self.table(int(row["data/chunk_index"]), int(row["data/file_index"]))
+        at = np.flatnonzero(table["episode_index"].to_numpy() == number)
+        if len(at) != length or not length or at[-1] - at[0] != length - 1:
+            raise ValueError(
+                f"expected {length} frames, one after another; got {len(at)}. The dataset is "
+                f"damaged: fetch it again."
+            )
+        table = table.slice(int(at[0]), length)
+        times = table["timestamp"].to_numpy()
+        columns: dict[str, dict[str, Any]] = {"observations": {}, "actions": {}, "targets": {}}
+        for column in self.columns.leaves:
+            columns[column.role][column.path] = self._values(column, row, table, times)
+        flags = {k: _numbers(table[v], v).reshape(length) for k, v in self.columns.flags.items()}
+        if self.kept:
+            episode = self.kept.episode(self.spec, row, columns, self.columns.leaves, flags)
+            said = self.options.instruction
+            yield replace(episode, instruction=said) if said else episode
+            return
+        if self.options.clip_actions:
+            _clip(columns["actions"], self.columns.of("actions"), source)
+        texts = self._instructions(table)
+        ends = [i for i in range(1, length) if texts[i] != texts[i - 1]]
+        for first, stop in zip([0, *ends], [*ends, length], strict=True):
+            yield self._piece(number, columns, flags, texts[first], first, stop, length)
+
+    def _values(self, column: Column, row: Mapping[str, Any], table: Any, times: np.ndarray) -> Any:
+        """Return one leaf of an episode, an entry per frame."""
+        if column.kind == "video":
+            head = f"videos/{column.feature}/"
+            name = self.info["video_path"].format(
+                video_key=column.feature,
+                chunk_index=int(row[head + "chunk_index"]),
+                file_index=int(row[head + "file_index"]),
+            )
+            # float32 in the table; the grid of the frame rate is what was meant
+            fps, start = float(self.info["fps"]), float(row[head + "from_timestamp"])
+            grid = np.rint(times.astype(np.float64) * fps) / fps
+            near = np.where(np.abs(grid - times) < 1e-3, grid, times.astype(np.float64))
+            found = frames_at(self.folder.file(name), (start + near).tolist(), 0.6 / fps)
+            return _stacked(found, column)
+        values = table[column.feature]
+        if column.kind == "image":
+            return _stacked((self._picture(v) for v in values.to_pylist()), column)
+        if column.kind == "text":
+            return [str(text) for text in values.to_pylist()]
+        numbers = _numbers(values, column.feature)
+        shape = (len(numbers), *column.space.shape)
+        if numbers.size != np.prod(shape):
+            raise ValueError(
+                f"expected {column.feature!r} of shape {list(column.space.shape)}; got "
+                f"{list(numbers.shape[1:])}."
+            )
+        return numbers.reshape(shape).astype(column.space.dtype)
+
+    def _picture(self, value: Any) -> np.ndarray:
+        value = value if isinstance(value, dict) else {"bytes": value}
+        if value.get("bytes") is not None:
+            return open_image(value["bytes"])
+        if not value.get("path"):
+            raise ValueError("expected a picture as bytes or as a path; got neither.")
+        return open_image(self.folder.file(value["path"]))
+
+    def _instructions(self, table: Any) -> list[str]:
+        """Return the task of every frame in words."""
+        if self.options.instruction:
+            return [self.options.instruction] * len(table)
+        if self.columns.instruction:
+            return [str(text) for text in table[self.columns.instruction].to_pylist()]
+        numbers = table["task_index"].to_pylist()
+        unknown = set(numbers) - set(self.tasks)
+        if unknown:
+            raise ValueError(f"expected task {min(unknown)} in meta/tasks.parquet; got none.")
+        return [self.tasks[number] for number in numbers]
+
+    def _piece(
+        self,
+        number: int,
+        columns: Mapping[str, Mapping[str, Any]],
+        flags: Mapping[str, np.ndarray],
+        instruction: str,
+        first: int,
+        stop: int,
+        length: int,
+    ) -> Episode:
+        """Return frames [first, stop) of an episode with the observation that follows them."""
+        steps = slice(first, stop)
+        observations = {
+            path: values[first : stop + 1] if stop < length else _repeated(values[steps])
+            for path, values in columns["observations"].items()
+        }
+        no = np.zeros(stop - first, bool)
+        success = flags.get("success")
+        won = None if success is None else bool(success[steps].any())
+        if stop < length and not won:
+            won = None  # LeRobot tells of the whole episode
+        ended = flags.get("terminated", flags.get("done"))
+        terminated = no if ended is None else ended[steps].astype(bool)
+        if ended is None and won and stop == length:
+            terminated = no.copy()
+            terminated[-1] = True
+        truncated = flags["truncated"][steps].astype(bool) if "truncated" in flags else no.copy()
+        truncated[-1] |= not terminated[-1]  # here the data end, whatever else they say
+        rewards = flags["reward"][steps] if "reward" in flags else no
+        return Episode(
+            task=self.spec.id,
+            observations=observations,
+            actions={path: values[steps] for path, values in columns["actions"].items()},
+            rewards=rewards.astype(np.float32),
+            terminated=terminated,
+            truncated=truncated,
+            instruction=instruction,
+            seed=number,
+            success=won,
+        )
+
+
+def _info(folder: Folder, location: str) -> dict[str, Any]:
+    """Return ``meta/info.json`` of a dataset of the version that is read here."""
+    try:
+        info = json.loads(folder.file("meta/info.json").read_bytes())
+    except ValueError as error:
+        raise ValueError(f"expected JSON in meta/info.json of {location}; {error}") from error
+    version = str(info.get("codebase_version"))
+    if version.split(".")[0] != VERSION.split(".")[0]:
+        hint = "" if version.startswith("v2.1") else " (from v2.0, first to v2.1 with its v21 one)"
+        raise ValueError(
+            f"expected a LeRobot dataset of version {VERSION} at {location}; got {version}. "
+            f"Convert it with LeRobot's own converter{hint}: "
+            f"python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME"
+        )
+    needed = {"fps": (int, float), "features": dict, "total_episodes": int, "data_path": str}
+    for key, kind in needed.items():
+        if not isinstance(info.get(key), kind):
+            raise ValueError(f"expected {key!r} in meta/info.json of {location}; got none.")
+    return info
+
+
+def _numbers(column: Any, feature: str) -> np.ndarray:
+    """Return a column of numbers, or of lists of equally many, as an array."""
+    try:
+        return np.array(column.to_pylist() if column.num_chunks == 0 else _dense(column))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"expected {feature!r} of one shape in all frames; {error}") from error
+
+
+def _dense(column: Any) -> np.ndarray:
+    import pyarrow as pa
+
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0)
+    shape = [len(array)]
+    while True:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        if not pa.types.is_nested(array.type):
+            break
+        lengths = array.value_lengths().to_numpy(zero_copy_only=False)
+        if array.null_count or len(set(lengths.tolist())) > 1:
+            raise ValueError(f"lengths differ: {sorted(set(lengths.tolist()))[:4]}")
+        shape.append(int(lengths[0]))
+        array = array.flatten()
+    if array.null_count:
+        raise ValueError("some are missing")
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _stacked(pictures: Iterator[np.ndarray], column: Column) -> np.ndarray:
+    """Return pictures as one array, each brought to the column's size where it has one."""
+    fitted = [p if column.size is None else fit_image(p, column.size) for p in pictures]
+    wrong = next((p.shape for p in fitted if p.shape != column.space.shape), None)
+    if wrong:
+        raise ValueError(
+            f"expected {column.feature!r} of shape {list(column.space.shape)}; got {list(wrong)}."
+        )
+    return np.stack(fitted)
+
+
+def _clip(actions: dict[str, Any], columns: list[Column], source: Source) -> None:
+    for column in columns:
+        if isinstance(column.space, spaces.Box):
+            raw = actions[column.path]
+            actions[column.path] = np.clip(raw, column.space.low, column.space.high)
+            changed = int((actions[column.path] != raw).sum())
+            if changed:
+                source.counts["numbers of actions clipped"] += changed
+
+
+def _repeated(values: Any) -> Any:
+    if isinstance(values, list):
+        return [*values, values[-1]]
+    return np.concatenate([values, values[-1:]])

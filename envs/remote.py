@@ -1,0 +1,389 @@
+"""Data that lie elsewhere: `s3://`, `gs://`, `https://`, `hf://`, through fsspec and a cache.
+
+A store of ours is opened from its manifest, which is fetched anew each time; its shards follow as
+they are read, each checked against the manifest's checksums. Other formats ask for the files they
+need (`open_folder`) or for all of them (`fetch`). Files are kept in ``$GATO_CACHE/remote``, or
+``~/.cache/gato/remote``, see `gato.envs.cache`; what is there can be used without a network, which
+is said.
+
+Convention: whether a file has changed on the other side is told by its size and what else that side
+says of it (an ETag, a time); where it says nothing, a change that keeps the size is not noticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+from gato.envs.cache import Cache
+from gato.envs.files import stores_below, write_atomically
+
+_MARK = ".remote.json"
+"""In the local folder of a store that lies elsewhere: where."""
+_VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
+_VERSION += ("md5Hash", "crc32c", "generation", "blob_id", "Content-MD5", "oid")
+_CHECKED = 3.0
+"""Seconds in which a shard that was found whole is not looked at again."""
+_BLOCK = 8 << 20
+
+
+def is_remote(location: str | Path) -> bool:
+    """Return whether a location is an address rather than a path."""
+    return "://" in str(location)
+
+
+def cache_folder() -> Path:
+    """Return the folder of everything that can be made or fetched again."""
+    return Path(os.environ.get("GATO_CACHE") or Path.home() / ".cache" / "gato")
+
+
+def file_cache() -> Cache:
+    """Return the cache of what was fetched."""
+    return Cache(cache_folder() / "remote")
+
+
+def local(location: str | Path) -> Path:
+    """Return where the stores at a location can be opened: the path itself, or their mirror.
+
+    Raises:
+        ValueError: for an address that cannot be read, or where no store lies.
+    """
+    if not is_remote(location):
+        return Path(location)
+    found = mirror(str(location))
+    if found is None:
+        raise ValueError(
+            f"expected a store or a folder of stores at {shown(location)}; found none."
+        )
+    return found
+
+
+def fetch(address: str) -> Path:
+    """Return a local copy of a file, or of a folder and all below it, kept while we run.
+
+    Raises:
+        ValueError: where nothing lies there, or it has no room in the cache.
+        ConnectionError: where it cannot be reached and is not in the cache.
+    """
+    folder = RemoteFolder(address)
+    folder.cache.hold(folder.place)
+    for name in folder.names():
+        folder.file(name)
+    return folder.root
+
+
+def fingerprint(address: str) -> list[list[str]]:
+    """Return name and version of every file at an address."""
+    folder = RemoteFolder(address)
+    return [[name, folder.version(name)] for name in folder.names()]
+
+
+class Folder:
+    """A folder of somebody's data, and its files as they are needed."""
+
+    def __init__(self, location: str) -> None:
+        self.root = Path(location)
+
+    def file(self, name: str) -> Path:
+        """Return a file on this machine.
+
+        Raises:
+            ValueError: where there is none, or its name leads out of the folder.
+        """
+        _require_inside(name)
+        path = self.root / name
+        if not path.is_file():
+            raise ValueError(f"expected a file {name} in {self.root}; there is none.")
+        return path
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def glob(self, pattern: str) -> list[str]:
+        """Return the names of files that fit a pattern, sorted."""
+        return sorted(p.relative_to(self.root).as_posix() for p in self.root.glob(pattern))
+
+
+def open_folder(location: str) -> Folder:
+    """Return a folder here or elsewhere."""
+    return RemoteFolder(location) if is_remote(location) else Folder(location)
+
+
+class RemoteFolder(Folder):
+    """A folder elsewhere; or one file, whose name in it is ""."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address.rstrip("/") if not address.endswith("://") else address
+        self.cache = file_cache()
+        self.place = hashlib.sha256(self.address.encode()).hexdigest()[:16]
+        self.base = PurePosixPath(re.sub(r"[?#].*", "", self.address)).name or "data"
+        self.root = self.cache.root / self.place / self.base
+        self._info: dict[str, Mapping[str, Any]] = {}
+        self._fresh: set[str] = set()
+
+    def file(self, name: str, sha256: str | None = None, size: int | None = None) -> Path:
+        """Return a file on this machine, fetched where this version of it is not there.
+
+        Args:
+            name: its path in the folder.
+            sha256: of its content, where that is known: then nobody is asked for its version.
+            size: in bytes, where it is known.
+        """
+        _require_inside(name)
+        inside = f"{self.base}/{name}".rstrip("/")
+        path = self.cache.root / self.place / inside
+        if name in self._fresh and self.cache.has(self.place, inside):
+            return path
+        try:
+            if sha256 is None:
+                version, size = self.version(name), self._info_of(name).get("size")
+            else:
+                version = f"sha256 {sha256}"
+            path = self.cache.get(
+                self.place, inside, version, size, lambda f: self._download(name, f), sha256=sha256
+            )
+        except ConnectionError as error:
+            if not self.cache.has(self.place, inside):
+                raise
+            warnings.warn(f"{error} Going on with what was fetched before.", stacklevel=2)
+        except ValueError as error:
+            raise ValueError(f"{shown(self._at(name))}: {error}") from error
+        self._fresh.add(name)
+        return path
+
+    def exists(self, name: str) -> bool:
+        if name in self._fresh:
+            return True
+        try:
+            self._info_of(name)
+        except ValueError:
+            return False
+        except ConnectionError:
+            if not self.cache.has(self.place, f"{self.base}/{name}"):
+                raise
+        return True
+
+    def glob(self, pattern: str) -> list[str]:
+        """Return the names of files that fit a pattern; none where the other side lists nothing."""
+        fs, path = filesystem(self.address)
+        try:
+            found = fs.glob(f"{path}/{pattern}")
+        except Exception:  # a server that does not list its folders says so in every way there is
+            return []
+        return sorted(str(f)[len(path) :].strip("/") for f in found if str(f).startswith(path))
+
+    def names(self) -> list[str]:
+        """Return the names of all files; [""] for a file."""
+        fs, path = filesystem(self.address)
+        with told(self.address):
+            fs.invalidate_cache()
+            # a web server calls everything a file, and to look inside one is to fetch it
+            web = "http" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+            if PurePosixPath(self.base).suffix if web else fs.isfile(path):
+                self._info_of("")
+                return [""]
+            found = fs.find(path + "/" if web else path, detail=True)
+        if not found:
+            raise ValueError(f"expected files at {shown(self.address)}; there are none.")
+        names = []
+        for file, info in found.items():
+            name = str(file)[len(path) :].strip("/")
+            self._info[name] = info
+            names.append(name)
+        return sorted(names)
+
+    def version(self, name: str) -> str:
+        """Return what tells this content of a file from others."""
+        info = self._info_of(name)
+        return json.dumps({k: str(info[k]) for k in _VERSION if info.get(k) is not None})
+
+    def read(self, name: str) -> bytes | None:
+        """Return what a small file holds now; None where there is none."""
+        fs, _ = filesystem(self.address)
+        try:
+            with told(self._at(name)):
+                return bytes(fs.cat_file(self._at(name)))
+        except ValueError:
+            return None
+
+    def _info_of(self, name: str) -> Mapping[str, Any]:
+        if name not in self._info:
+            fs, path = filesystem(self._at(name))
+            with told(self._at(name)):
+                info = fs.info(path)
+                if info.get("type") == "directory":
+                    raise FileNotFoundError(path)
+                self._info[name] = info
+        return self._info[name]
+
+    def _at(self, name: str) -> str:
+        return f"{self.address}/{name}" if name else self.address
+
+    def _download(self, name: str, file: BinaryIO) -> None:
+        fs, path = filesystem(self._at(name))
+        with told(self._at(name)), fs.open(path, "rb", cache_type="none") as source:
+            file.seek(0)
+            while block := source.read(_BLOCK):
+                file.write(block)
+
+
+def mirror(address: str) -> Path | None:
+    """Return a local folder where the stores at an address can be opened; None where none lies.
+
+    Their manifests are there when this returns, and of stores of records everything; the shards
+    of episodes come as they are read.
+    """
+    folder = RemoteFolder(address)
+    try:
+        names = _manifests(folder)
+    except ConnectionError as error:
+        if not stores_below(folder.root):
+            raise
+        warnings.warn(f"{error} Going on with what was fetched before.", stacklevel=2)
+        return folder.root
+    for store in stores_below(folder.root) if folder.root.exists() else ():
+        if store.relative_to(folder.root).as_posix() not in {n or "." for n in names}:
+            (store / "manifest.json").unlink(missing_ok=True)  # no longer on the other side
+    for name, content in names.items():
+        store = folder.root / name
+        store.mkdir(parents=True, exist_ok=True)
+        where = folder._at(name)
+        write_atomically(store / _MARK, json.dumps({"address": where}).encode())
+        write_atomically(store / "manifest.json", content)
+        _fetch_whole(RemoteStore(where, store), content)
+    return folder.root if names else None
+
+
+def _manifests(folder: RemoteFolder) -> dict[str, bytes]:
+    """Return the manifests at an address by the names of their stores."""
+    one = folder.read("manifest.json")
+    if one is not None:
+        return {"": one}
+    fs, _ = filesystem(folder.address)
+    with contextlib.suppress(Exception):
+        fs.invalidate_cache()
+    found = {}
+    for name in folder.glob("**/manifest.json"):
+        content = folder.read(name)
+        hidden = any(part.startswith(".") for part in name.split("/"))
+        if content is not None and not hidden:
+            found[name.removesuffix("manifest.json").rstrip("/")] = content
+    return found
+
+
+def _fetch_whole(store: RemoteStore, content: bytes) -> None:
+    """Fetch the files that a manifest names outside of shards: all of a store of records."""
+    try:
+        manifest = json.loads(content)
+        files = manifest.get("sha256", {})
+    except (ValueError, AttributeError):
+        return  # a damaged manifest: opening the store will say so
+    if files:
+        store.hold()
+        for name, checksum in files.items():
+            store.file(name, checksum)
+
+
+def remote_store(path: Path) -> RemoteStore | None:
+    """Return where the store in a folder of the cache comes from; None for any other folder."""
+    try:
+        told_ = json.loads((path / _MARK).read_bytes())
+    except OSError:
+        return None
+    return RemoteStore(told_["address"], path)
+
+
+class RemoteStore:
+    """The files of one store elsewhere, below the folder of its mirror."""
+
+    def __init__(self, address: str, path: Path) -> None:
+        self.address, self.path = address, path
+        self.folder = RemoteFolder(address)
+        # a store below the address that was asked for lies below that one's place
+        inside = path.relative_to(self.folder.cache.root)
+        self.folder.place, self.folder.base = inside.parts[0], "/".join(inside.parts[1:])
+        self.folder.root = path
+        self._seen: dict[str, float] = {}
+
+    def need(self, shard: Mapping[str, Any], name: str = "") -> None:
+        """Have a shard's files here, or one of them, and mark them as used.
+
+        Raises:
+            ValueError: for a file that is not what the manifest says.
+            ConnectionError: where one must be fetched and cannot be.
+        """
+        key, now = f"{shard['name']}/{name}", time.monotonic()
+        if now - self._seen.get(key, -_CHECKED) < _CHECKED:
+            return
+        for file in [name] if name else shard["sha256"]:
+            self.file(f"{shard['name']}/{file}", shard["sha256"][file])
+        self._seen[key] = now
+
+    def file(self, name: str, sha256: str) -> Path:
+        return self.folder.file(name, sha256)
+
+    def hold(self) -> None:
+        self.folder.cache.hold(self.folder.place)
+
+
+@cache
+def _fsspec() -> Any:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise ValueError(
+            f"addresses need fsspec, which does not import ({error}). Install it: "
+            'pip install "gato[remote]"'
+        ) from error
+    return fsspec
+
+
+def filesystem(address: str) -> tuple[Any, str]:
+    """Return fsspec's file system of an address, and the path in it."""
+    with told(address):
+        fs, path = _fsspec().core.url_to_fs(address)
+        return fs, str(path).rstrip("/")
+
+
+@contextlib.contextmanager
+def told(address: str) -> Iterator[None]:
+    """Turn what fsspec and its back ends raise into sentences that name the address."""
+    where = shown(address)
+    try:
+        yield
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ValueError(f"expected a file at {where}; there is none.") from error
+    except ImportError as error:
+        scheme = where.split("://")[0]
+        raise ValueError(f"{scheme}:// needs a package of its own: {error}") from error
+    except PermissionError as error:
+        raise ValueError(
+            f"no access to {where}: {error}. Sign in as that service's own tools ask for."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except Exception as error:
+        raise ConnectionError(
+            f"cannot reach {where}: {' '.join(str(error).split()) or type(error).__name__}. "
+            f"Check the address and the network."
+        ) from error
+
+
+def shown(address: str | Path) -> str:
+    """Return an address without the name and password that may stand in it."""
+    return re.sub(r"://[^/@]*@", "://", re.sub(r"\?.*", "", str(address)))
+
+
+def _require_inside(name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\0" in name:
+        raise ValueError(f"expected a file below the data's folder; got {name!r:.200}.")
