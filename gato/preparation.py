@@ -96,12 +96,14 @@ def evaluated(
 
     if not config.eval_tasks:
         return config, None
+    from gato.envs.gym import require_imported
     from gato.rollouts.during_training import evaluation
     from gato.world_commands import matching
 
     stores = [s for c in corpora if isinstance(c, EpisodeCorpus) for s in c.stores]
     known = sorted({store.spec.id for store in stores})
     tasks = tuple(matching(list(config.eval_tasks), known))
+    require_imported(tasks)  # those that were typed in full are
     config = dataclasses.replace(config, eval_tasks=tasks)
     return config, evaluation(tasks, config.eval_episodes, stores)
 

@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from gato.envs import registry
 from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.envs.store import EpisodeStore
+from gato.envs.workers import last_words
 from gato.rollouts.agent import Agent
 from gato.rollouts.evaluate import summarise
-from gato.rollouts.runner import Job, run
+from gato.rollouts.runner import Job, Played, run
 
 FIRST_SEED = EVALUATION_SEED_START - ATTEMPTS
 """The last block of seeds that `gato collect` may draw from, that of ``--seed 1023``."""
@@ -48,8 +50,8 @@ def evaluation(
         task_ids: tasks that the run is trained on.
         episodes: per task.
         stores: what it is trained on.
-        workers: processes that step simulators, at least 1, so that a simulator which crashes does
-            not take training with it; by default at most 2.
+        workers: processes that step simulators; with 0 this one, which a simulator that crashes
+            then takes with it; by default at most 2.
         timeout: seconds that one step may take.
         say: told of what failed.
 
@@ -59,30 +61,22 @@ def evaluation(
     """
     seeds = range(FIRST_SEED, FIRST_SEED + episodes)
     _check(task_ids, seeds, list(stores))
-    processes = workers or min(2, os.cpu_count() or 1)
+    processes = min(2, os.cpu_count() or 1) if workers is None else workers
 
     def evaluate(checkpoint: Path) -> dict[str, float]:
         agent = Agent.load(checkpoint)
-        played = run(
-            lambda tasks, draws: agent.policy(tasks, None, draws),
-            [Job(task, seed) for task in task_ids for seed in seeds],
-            workers=processes,
-            timeout=timeout,
-        )
-        scores = {}
-        for task in task_ids:
-            of_task = [p for p in played if p.job.task == task]
-            failed = [p for p in of_task if p.error is not None]
-            if failed:
-                last = str(failed[0].error).strip().splitlines()[-1]
-                say(f"{len(failed)} of {len(of_task)} episodes of {task} failed: {last}")
-            whole = [p for p in of_task if p.error is None]
-            if not whole:
-                continue
-            row = summarise(registry.spec(task), whole)
-            known = (row[k] for k in ("expert_normalised", "success_rate", "mean_return"))
-            scores[task] = float(next(value for value in known if value is not None))
-        return scores
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, min(threads, (os.cpu_count() or 1) - processes)))
+        try:
+            played = run(
+                lambda tasks, draws: agent.policy(tasks, None, draws),
+                [Job(task, seed) for task in task_ids for seed in seeds],
+                workers=processes,
+                timeout=timeout,
+            )
+        finally:
+            torch.set_num_threads(threads)
+        return _scores(task_ids, played, say)
 
     def guarded(checkpoint: Path) -> dict[str, float]:
         try:
@@ -92,6 +86,25 @@ def evaluation(
             return {}
 
     return guarded
+
+
+def _scores(
+    task_ids: Sequence[str], played: Sequence[Played], say: Callable[[str], None]
+) -> dict[str, float]:
+    """Return the scores of what was played, and say what failed."""
+    scores = {}
+    for task in task_ids:
+        of_task = [p for p in played if p.job.task == task]
+        whole = [p for p in of_task if p.error is None]
+        failed = [p for p in of_task if p.error is not None]
+        if failed:
+            last = last_words(str(failed[0].error))
+            say(f"{len(failed)} of {len(of_task)} episodes of {task} failed: {last}")
+        if whole:
+            row = summarise(registry.spec(task), whole)
+            known = (row[k] for k in ("expert_normalised", "success_rate", "mean_return"))
+            scores[task] = float(next(value for value in known if value is not None))
+    return scores
 
 
 def _check(task_ids: Sequence[str], seeds: range, stores: list[EpisodeStore]) -> None:
