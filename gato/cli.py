@@ -202,7 +202,7 @@ def _tasks(p: Parser) -> None:
 
 def _collect(p: Parser) -> None:
     p.add_argument("tasks", nargs="+", metavar="TASK", help="an id, or a pattern such as babyai/*")
-    p.add_argument("--episodes", type=int, required=True, help="kept episodes per task")
+    p.add_argument("--episodes", type=_whole(1), required=True, help="kept episodes per task")
     p.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the stores")
     p.add_argument(
         "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"
@@ -212,11 +212,12 @@ def _collect(p: Parser) -> None:
     p.add_argument("--min-fraction", type=float, default=0.8, help="of the expert's score, to keep")
     _import(p)
     _seed(p)
+    _json(p)
 
 
 def _show(p: Parser) -> None:
     p.add_argument("what", metavar="TASK|STORE", help="a task id or a folder")
-    p.add_argument("--steps", type=int, default=2, help="of an episode")
+    p.add_argument("--steps", type=_whole(1), default=2, help="of an episode")
     p.add_argument("--index", type=int, default=0, help="of the episode or record in a store")
     p.add_argument("--codec", help="scalar (Gato's, the default) or vector observations")
     p.add_argument("--checkpoint", type=Path, help="show what this model reads")
@@ -251,6 +252,7 @@ def _train(p: Parser) -> None:
     p.add_argument("--text-model", type=Path, metavar="FILE", help=about)
     p.add_argument("--wandb", metavar="PROJECT", help="report to Weights & Biases too")
     p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
+    _cache(p)
     _import(p)
     _json(p)
 
@@ -265,7 +267,7 @@ def _eval(p: Parser) -> None:
     about = "folder of a checkpoint or of a run; or expert, or random"
     p.add_argument("checkpoint", type=Path, help=about)
     p.add_argument("--tasks", nargs="+", metavar="PATTERN", help="all that the model knows, else")
-    p.add_argument("--episodes", type=int, default=20, help="per task")
+    p.add_argument("--episodes", type=_whole(1), default=20, help="per task")
     about = "of eval expert: auto, scripted, planner, or a learned one's DIR"
     p.add_argument("--expert", metavar="KIND", help=about)
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
@@ -276,7 +278,8 @@ def _eval(p: Parser) -> None:
     p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, or print it")
     p.add_argument("--report", type=Path, metavar="FILE.html", help="write a page, with videos")
     p.add_argument("--video", type=Path, metavar="DIR", help="write a video of each task")
-    p.add_argument("--video-episodes", type=int, default=1, metavar="N", help="filmed per task")
+    about = "filmed per task"
+    p.add_argument("--video-episodes", type=_whole(1), default=1, metavar="N", help=about)
 
 
 def _compare(p: Parser) -> None:
@@ -337,7 +340,32 @@ def _data(p: Parser) -> None:
     a.add_argument("store", metavar="STORE", help="a store or a folder of them")
     a.add_argument("--format", required=True, help="minari or lerobot")
     a.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    about = "of lerobot, how pictures are kept: video (small loss), lossless or png (video)"
+    a.add_argument("--images", metavar="HOW", help=about)
     _json(a)
+    about = "train a text model on the text of a mixture, for gato train --text-model"
+    _text_model(actions.add_parser("text-model", help=about, description=about))
+
+
+def _text_model(p: Parser) -> None:
+    about = "corpora to take text from"
+    p.add_argument("--data", nargs="+", default=[], metavar="NAME=PATH[:WEIGHT]", help=about)
+    p.add_argument("--mixture", metavar="FILE", help="take text from this mixture, by its weights")
+    p.add_argument(
+        "--pieces", type=_whole(1), required=True, metavar="N", help="256 bytes included"
+    )
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="for --text-model")
+    about = "to train on, of all corpora together (20000000)"
+    p.add_argument("--characters", type=_whole(1), default=20_000_000, metavar="N", help=about)
+    about = "that gato train will hold out of each corpus, and this leaves out (0.02)"
+    p.add_argument("--validation", type=_share, metavar="FRACTION", help=about)
+    _seed(p)
+    _json(p)
+
+
+def _cache(p: Parser) -> None:
+    about = "of the cache of what is fetched from addresses, from now on (20)"
+    p.add_argument("--cache-gb", type=float, metavar="GB", help=about)
 
 
 def _reading(p: Parser) -> None:
@@ -353,6 +381,7 @@ def _reading(p: Parser) -> None:
     p.add_argument("--columns", type=_pairs, metavar="A=B,...", help=about)
     about = "bring actions outside their bounds to these, instead of refusing them"
     p.add_argument("--clip-actions", action="store_true", help=about)
+    _cache(p)
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -364,7 +393,7 @@ def _size(text: str) -> tuple[int, int]:
 
 def _pairs(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")]
-    if not all(ours and theirs for ours, _, theirs in pairs):
+    if not all(ours and equals for ours, equals, _ in pairs):
         raise argparse.ArgumentTypeError(f"expected OURS=THEIRS,...; got {text}")
     return {ours: theirs for ours, _, theirs in pairs}
 
@@ -388,7 +417,7 @@ def _experts(p: Parser) -> None:
     about = "measure how well experts and random policies do, at evaluation seeds"
     a = actions.add_parser("score", help=about, description=about)
     a.add_argument("tasks", nargs="+", metavar="TASK", help="an id, or a pattern such as babyai/*")
-    a.add_argument("--episodes", type=int, default=20, help="per task and policy")
+    a.add_argument("--episodes", type=_whole(1), default=20, help="per task and policy")
     a.add_argument("--policy", choices=("expert", "random", "both"), default="expert", help="who")
     a.add_argument(
         "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"

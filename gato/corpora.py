@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gato.corpus_config import Corpus, CorpusConfig
 from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
+from gato.envs.remote import local
 from gato.envs.store import EpisodeStore, open_store
 from gato.episode_corpus import EpisodeCorpus
 from gato.record_corpus import RecordCorpus
@@ -21,7 +20,7 @@ def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
     Raises:
         ValueError: where no store lies there, or it is empty.
     """
-    root = Path(config.path)
+    root = local(config.path)
     folders = stores_below(root)
     if not folders:
         raise ValueError(

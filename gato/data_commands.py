@@ -14,6 +14,7 @@ from gato.envs.episode import TaskSpec, flatten_space
 from gato.envs.files import stores_below
 from gato.envs.readers import formats, importing
 from gato.envs.readers.reader import ReadOptions, Source
+from gato.envs.remote import file_cache, is_remote, local, mirror
 from gato.printing import print_json, print_table, progress_bar
 
 Arguments = argparse.Namespace
@@ -29,24 +30,32 @@ def data(chosen: Arguments) -> None:
         "validate": validate,
         "import": import_data,
         "export": export,
+        "text-model": text_model,
     }
+    set_cache(chosen)
     actions[chosen.action](chosen)
 
 
-def stores_at(path: Path) -> list[Path]:
-    """Return the stores in a folder, or the store that it is."""
-    found = stores_below(path)
+def set_cache(chosen: Arguments) -> None:
+    """Bound the cache of what is fetched, where the command line says so."""
+    if getattr(chosen, "cache_gb", None) is not None:
+        file_cache().set_limit(chosen.cache_gb)
+
+
+def stores_at(path: str | Path) -> list[Path]:
+    """Return the stores in a folder, or the store that it is; of an address, their mirrors."""
+    found = stores_below(local(path))
     if not found:
         raise ValueError(f"expected a store or a folder of stores at {path}; found none.")
     return found
 
 
 def with_imports(paths: list[str], skip_bad: bool = False) -> list[str]:
-    """Return paths of stores: those that hold none are imported into the cache first."""
+    """Return paths of stores: what is no store is imported into the cache first."""
     found = []
     for path in paths:
-        if "://" not in path and importing.is_store(Path(path)):
-            found.append(path)
+        if _is_ours(path, "auto"):
+            found.append(str(local(path)))
             continue
         with _bar(path) as progress:
             found.append(str(importing.cached(path, skip_bad=skip_bad, progress=progress)))
@@ -64,7 +73,7 @@ def info(chosen: Arguments) -> None:
     for location in chosen.locations:
         try:
             if _is_ours(location, chosen.format):
-                for folder in stores_at(Path(location)):
+                for folder in stores_at(location):
                     _try(rows, faults, partial(_describe_store, folder, estimate))
             else:
                 source = formats.open_source(location, chosen.format, read_options(chosen))
@@ -92,7 +101,7 @@ def validate(chosen: Arguments) -> None:
             if not _is_ours(location, chosen.format):
                 rows.append(_validate_source(location, chosen, faults))
                 continue
-            for folder in stores_at(Path(location)):
+            for folder in stores_at(location):
                 row = {"store": str(folder), "valid": False, "items": None}
                 rows.append(row)
                 try:
@@ -135,14 +144,17 @@ def export(chosen: Arguments) -> None:
     """Write stores as data sets of another format."""
     from gato.envs.store import EpisodeStore, open_store
 
-    folders = stores_at(Path(chosen.store))
+    folders = stores_at(chosen.store)
     opened = [open_store(folder) for folder in folders]
     stores = [store for store in opened if isinstance(store, EpisodeStore) and len(store)]
     if len(stores) < len(opened):
         other = next(s for s in opened if not isinstance(s, EpisodeStore) or not len(s))
         raise ValueError(f"expected stores with episodes at {chosen.store}; {other.path} has none.")
+    if chosen.images is not None and chosen.format != "lerobot":
+        raise ValueError(f"expected --images with --format lerobot; got {chosen.format!r}.")
+    options = {} if chosen.images is None else {"images": chosen.images}
     with _bar(str(chosen.store)) as progress:
-        written = formats.export(stores, chosen.format, chosen.out, progress)
+        written = formats.export(stores, chosen.format, chosen.out, progress, **options)
     rows = [
         {"store": str(store.path), "written": str(folder), "episodes": len(store)}
         for store, folder in zip(stores, written, strict=True)
@@ -168,7 +180,11 @@ def _bar(what: str) -> Iterator[formats.Progress]:
 
 
 def _is_ours(location: str, format: str) -> bool:
-    return format == "auto" and "://" not in location and importing.is_store(Path(location))
+    if format != "auto":
+        return False
+    return (
+        mirror(location) is not None if is_remote(location) else importing.is_store(Path(location))
+    )
 
 
 def _try(

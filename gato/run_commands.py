@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gato.data_commands import with_imports
+from gato.data_commands import set_cache, with_imports
 from gato.printing import print_json, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def train(chosen: Arguments) -> None:
     from gato.mixture_file import CorpusNote, read_mixture, require_present, with_mixture
     from gato.presets import preset, with_data
 
+    set_cache(chosen)
     config, notes = preset(chosen.preset), dict[str, CorpusNote]()
     if chosen.mixture:
         mixture = read_mixture(chosen.mixture)
@@ -62,7 +63,7 @@ def _dry_run(config: TrainConfig, notes: Mapping[str, CorpusNote], chosen: Argum
     lacking = [row for row in rows if not row["there"]]
     found = None
     if chosen.dry_run and not lacking:
-        found = measure(_imported(config), chosen.dry_run)
+        found = measure(imported(config), chosen.dry_run)
     if chosen.json:
         print_json({"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found})
         return
@@ -119,7 +120,7 @@ def _parameters(name: str, config: TrainConfig, as_json: bool) -> None:
         print(LEFT_OPEN)
 
 
-def _imported(config: TrainConfig) -> TrainConfig:
+def imported(config: TrainConfig) -> TrainConfig:
     """Return the run on stores alone: what is of another format is imported into the cache."""
     paths = with_imports([corpus.path for corpus in config.corpora])
     corpora = [
@@ -142,7 +143,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
 
     # what is wrong is told before anything is trained; what is no store becomes one
     text_model = None if chosen.text_model is None else read_text_model(chosen.text_model)
-    config = _imported(config)
+    config = imported(config)
     corpora = opened(config)
     config, notes = validated(config, chosen.validation, out if chosen.resume else None)
     config, evaluate = evaluated(config, corpora)
@@ -197,6 +198,36 @@ def _again(given: Sequence[str]) -> str:
         each = os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"])
         words = ["torchrun", f"--nproc_per_node={each}", "-m", "gato.cli"]
     return shlex.join([*words, *(word for word in given if word != "--no-resume")])
+
+
+def text_model(chosen: Arguments) -> None:
+    """Train a text model on a mixture's text, and say what each corpus gave."""
+    from gato.envs.files import write_atomically
+    from gato.mixture_file import CorpusNote, read_mixture, require_present, with_mixture
+    from gato.preparation import opened, validated
+    from gato.presets import preset, with_data
+    from gato.text_model import describe, train_on
+
+    if not chosen.data and not chosen.mixture:
+        raise ValueError("expected --data NAME=PATH or --mixture FILE to take text from; got none.")
+    if chosen.out.is_dir() or not chosen.out.parent.is_dir():
+        raise ValueError(f"expected --out as a file in a folder that exists; got {chosen.out}.")
+    config, notes = dataclasses.replace(preset("quickstart"), corpora=()), dict[str, CorpusNote]()
+    if chosen.mixture:
+        mixture = read_mixture(chosen.mixture)
+        config, notes = with_mixture(config, mixture), dict(mixture.notes)
+    if chosen.data:
+        config = with_data(config, chosen.data, add=bool(chosen.mixture))
+    require_present(config.corpora, notes)
+    # what gato train will hold out is no text to learn from either
+    config, _ = validated(imported(config), chosen.validation, None)
+    model, rows = train_on(opened(config), chosen.pieces, chosen.characters, chosen.seed)
+    write_atomically(chosen.out, model)
+    if chosen.json:
+        print_json({"file": str(chosen.out), "model": describe(model), "corpora": rows})
+        return
+    print_table(rows)
+    print(f"{chosen.out}: {describe(model)}")
 
 
 def runs(chosen: Arguments) -> None:

@@ -16,9 +16,13 @@ from typing import Any
 from gato.envs.files import lock_folder
 from gato.envs.readers.reader import ReadOptions, Source
 from gato.envs.registry import folder_of
+from gato.envs.remote import fetch, is_remote
 from gato.envs.store import EpisodeStore
 
 READERS: dict[str, str] = {
+    "lerobot": "gato.envs.readers.lerobot",
+    "minari": "gato.envs.readers.minari",
+    "jat": "gato.envs.readers.jat",
     "webdataset": "gato.envs.readers.webdataset",
     "coco": "gato.envs.readers.coco",
     "vqa": "gato.envs.readers.vqa",
@@ -29,7 +33,10 @@ READERS: dict[str, str] = {
 """Module by format. They are asked in this order whether they recognise a location: what knows its
 own data by a file that no other format has comes before what looks at the ends of names."""
 
-WRITERS: dict[str, str] = {}
+WRITERS: dict[str, str] = {
+    "minari": "gato.envs.readers.minari_writer",
+    "lerobot": "gato.envs.readers.lerobot_writer",
+}
 """A writer is a module with FORMAT, EXTRA and ``export(store, out: Path, progress)``, which writes
 the episodes of one store as one data set into the new folder `out`."""
 
@@ -54,13 +61,31 @@ def open_source(
     location, options = str(location), options or ReadOptions()
     if options.limit < 0:
         raise ValueError(f"expected a limit of items, 0 for all; got {options.limit}.")
-    name = recognise(location) if format == "auto" else format
+    name, place = _read_at(location, format)
     reader = _module(READERS, name)
     try:
-        source: Source = reader.open_source(location, options)
+        source: Source = reader.open_source(place, options)
     except ImportError as error:
         raise _missing(reader, location, error) from error
-    return replace(source, options=options, read=lambda: _read(reader, source, options.limit))
+    return replace(
+        source,
+        location=location,
+        options=options,
+        read=lambda: _read(reader, source, options.limit),
+    )
+
+
+def _read_at(location: str, format: str) -> tuple[str, str]:
+    """Return the format of a location and where it is read: an address is fetched first.
+
+    A reader with ADDRESSES fetches what it needs itself.
+    """
+    if not is_remote(location):
+        return recognise(location) if format == "auto" else format, location
+    name = recognised(location) if format == "auto" else format
+    if name is None or not getattr(_module(READERS, name), "ADDRESSES", False):
+        location = str(fetch(location))
+    return name or recognise(location), location
 
 
 def recognised(location: str) -> str | None:
@@ -86,12 +111,16 @@ def recognise(location: str) -> str:
 
 
 def export(
-    stores: Sequence[EpisodeStore], format: str, out: Path, progress: Progress | None = None
+    stores: Sequence[EpisodeStore],
+    format: str,
+    out: Path,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> list[Path]:
     """Write stores as data sets of another format, and return their folders.
 
     One store becomes `out`; several become ``out/<suite>/<name>`` each, in the folder's own order.
-    A data set appears under its name only when it is complete.
+    A data set appears under its name only when it is complete. Options are those of the writer.
 
     Raises:
         ValueError: for an unknown format, a package that is not installed, a folder that is there
@@ -112,7 +141,7 @@ def export(
         lock = lock_folder(temporary, wait=False)
         try:
             empty(temporary)  # what a killed export has left
-            writer.export(store, temporary / "data", progress)
+            writer.export(store, temporary / "data", progress, **options)
             (temporary / "data").replace(folder)
         except ImportError as error:
             raise _missing(writer, str(store.path), error) from error

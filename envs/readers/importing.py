@@ -26,6 +26,7 @@ from gato.envs.readers.formats import Progress
 from gato.envs.readers.reader import BadItem, ReadOptions, Source
 from gato.envs.records import RecordWriter, check_record
 from gato.envs.registry import folder_of
+from gato.envs.remote import cache_folder, fingerprint, is_remote
 from gato.envs.store import EpisodeWriter
 
 ORIGIN = "import.json"
@@ -129,7 +130,7 @@ def cached(
         ValueError: see `formats.open_source` and `import_source`.
     """
     location, options = str(location), options or ReadOptions()
-    if format == "auto":
+    if format == "auto" and not is_remote(location):
         format = formats.recognise(location)
     asked = {"format": format, "options": asdict(options), "skip_bad": skip_bad}
     found = {"form": CACHE_FORM, "location": _whole(location), "files": _fingerprint(location)}
@@ -142,11 +143,6 @@ def cached(
                 source = formats.open_source(location, format, options)
                 _fill(source, staged, folder, skip_bad, progress)
     return folder
-
-
-def cache_folder() -> Path:
-    """Return the folder of everything that can be made or fetched again."""
-    return Path(os.environ.get("GATO_CACHE") or Path.home() / ".cache" / "gato")
 
 
 def is_store(path: Path) -> bool:
@@ -332,13 +328,15 @@ def _plain(value: Any) -> Any:
 def _whole(location: str) -> str:
     """Return a location that means the same from any folder."""
     path = Path(location)
-    return str(path.resolve()) if "://" not in location and path.exists() else location
+    return str(path.resolve()) if not is_remote(location) and path.exists() else location
 
 
 def _fingerprint(location: str) -> list[list[Any]]:
     """Return name, size and time of every file at a location; nothing where it is no path."""
+    if is_remote(location):
+        return fingerprint(location)
     root = Path(location)
-    if "://" in location or not root.exists():
+    if not root.exists():
         return []
     files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     stats = [(file.relative_to(root).as_posix(), file.stat()) for file in files]

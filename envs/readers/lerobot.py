@@ -39,6 +39,7 @@ from gato.envs.remote import Folder, open_folder
 
 FORMAT = "lerobot"
 EXTRA = "readers"
+ADDRESSES = True
 VERSION = "v3.0"
 _EPISODE = ("episode_index", "length", "tasks", "data/chunk_index", "data/file_index")
 _VIDEO = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")

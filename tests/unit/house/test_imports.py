@@ -26,8 +26,12 @@ DOORS = {
     *("gato.data_commands", "gato.token_estimate"),
 }
 """What a person calls: it may import anything, and nothing below may import it."""
-STORES = {"gato.envs.episode", "gato.envs.store", "gato.envs.records", "gato.envs.files"}
-"""What of the worlds the trunk may import: data on disk, and how it is written."""
+STORES = {
+    *("gato.envs.episode", "gato.envs.store", "gato.envs.records", "gato.envs.files"),
+    "gato.envs.workers",
+    "gato.envs.remote",
+}
+"""What of the worlds the trunk may import: data on disk, how it is written, worker processes."""
 
 
 def module_name(path: Path) -> str:
