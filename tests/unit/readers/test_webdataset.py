@@ -1,0 +1,250 @@
+"""Tar archives that webdataset's own writers made; and damaged and hostile ones."""
+
+from __future__ import annotations
+
+import doctest
+import gc
+import io
+import json
+import subprocess
+import sys
+import tarfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+
+from gato.envs.readers import webdataset as reader
+from gato.envs.readers.formats import open_source, recognise
+from gato.envs.readers.reader import ReadOptions
+from gato.envs.readers.webdataset import expand
+
+
+@pytest.fixture
+def folder(tmp_path: Path, shown) -> Path:
+    """Return a folder with three shards that hold 60 examples."""
+    root = tmp_path / "shards"
+    root.mkdir()
+    pattern = str(root / "train-%03d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=20, verbose=0) as writer:
+        for i, it in enumerate(shown):
+            key = f"part.{i // 30}/{i:05d}"
+            writer.write({"__key__": key, "png": it.pixels, "txt": it.text, "cls": i % 3})
+    return root
+
+
+def test_every_example_is_a_caption(folder, shown, read):
+    assert len(list(folder.iterdir())) == 3
+    for location in (folder, f"{folder}/train-{{000..002}}.tar", f"{folder}/train-00{{0,1,2}}.tar"):
+        assert recognise(str(location)) == "webdataset"
+        good, bad = read(location, image_size=(48, 32))
+        assert not bad
+        for record, it in zip(good, shown, strict=True):
+            assert record["kind"] == "caption"
+            assert record["text"] == it.text
+            np.testing.assert_array_equal(record["image"], it.pixels)
+    assert len(read(folder / "train-001.tar")[0]) == 20
+    source = open_source(folder)
+    assert source.fields == {"cls": "left out", "png": "image", "txt": "text"}
+    assert source.notes[0].startswith("3 shards")
+
+
+def test_it_reads_what_the_library_reads(folder, read):
+    urls = [str(p) for p in sorted(folder.iterdir())]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its archives open
+        theirs = list(webdataset.WebDataset(urls, shardshuffle=False).decode("rgb8"))
+        gc.collect()
+    good, _ = read(folder, image_size=(48, 32))
+    for ours, their in zip(good, theirs, strict=True):
+        assert ours["text"] == their["txt"]
+        np.testing.assert_array_equal(ours["image"], their["png"])
+
+
+def test_a_model_learns_from_it(folder, stored, trains):
+    store = stored(folder, image_size=(32, 32))
+    assert len(store) == 60
+    first, last = trains(store.path)
+    assert last < first / 2
+
+
+def write(path: Path, examples: list[dict]) -> Path:
+    with webdataset.TarWriter(str(path)) as writer:
+        for i, example in enumerate(examples):
+            writer.write({"__key__": f"{i:03d}", **example})
+    return path
+
+
+def test_words_may_stand_in_json(tmp_path, shown, read):
+    raw = shown[0].encoded("JPEG")
+    rows = [
+        {"jpg": raw, "json": {"caption": "in json", "width": 48}},
+        {"jpg": raw, "json": {"caption": "in json"}, "txt": "in a file"},
+        {"jpg": raw, "json": {"text": "as text", "caption": None}},
+        {"txt": "no picture"},
+        {"left.jpg": raw, "txt": "another ending"},
+    ]
+    path = write(tmp_path / "a.tar", rows)
+    good, bad = read(path)
+    assert [r["text"] for r in good][:4] == ["in json", "in a file", "as text", "no picture"]
+    assert [r["kind"] for r in good] == ["caption"] * 3 + ["document"] * 2
+    assert not bad
+    named = {"columns": {"image": "left.jpg"}}
+    good, bad = read(path, **named)
+    assert [r["kind"] for r in good] == ["document"] * 4 + ["caption"]
+    assert not bad
+    good, bad = read(path, columns={"text": "width"})
+    assert not good
+    assert "got int" in bad[0].reason
+    assert len(bad) == 5
+
+
+def test_what_cannot_be_mapped_is_named(tmp_path, shown):
+    path = write(tmp_path / "a.tar", [{"jpg": shown[0].encoded("JPEG"), "cls": 3}])
+    with pytest.raises(ValueError, match=r"expected words .* got cls, jpg.*--columns text="):
+        open_source(path)
+    with pytest.raises(ValueError, match=r"expected 'title' in the examples .* got cls, jpg"):
+        open_source(path, options=ReadOptions(columns={"text": "title"}))
+    with pytest.raises(ValueError, match="expected columns of image, text"):
+        open_source(path, options=ReadOptions(columns={"label": "cls"}))
+    with pytest.raises(ValueError, match="no splits"):
+        open_source(path, options=ReadOptions(split="val"))
+
+
+def test_missing_shards_are_named(folder):
+    with pytest.raises(ValueError, match=r"train-003\.tar and 1 more are missing"):
+        open_source(f"{folder}/train-{{000..004}}.tar")
+    with pytest.raises(ValueError, match="none is there"):
+        open_source(folder / "gone", "webdataset")
+
+
+def test_bad_examples_are_told_and_the_rest_is_read(tmp_path, shown, read, bomb, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_MEMBER", 1_000_000)
+    raw = shown[0].encoded("PNG")
+    rows = [
+        {"png": raw, "txt": "good"},
+        {"png": bomb, "txt": "bomb"},
+        {"png": raw[:50], "txt": "short"},
+        {"png": raw},
+        {"png": raw, "txt": b"caf\xe9"},
+        {"png": raw, "txt": b""},
+        {"png": raw, "json": b"{broken"},
+        {"png": raw, "json": b"[1, 2]"},
+        {"png": raw, "json": {"caption": ["a", "b"]}},
+        {"png": raw + bytes(1_000_000), "txt": "large"},
+        {"png": b"", "txt": "empty"},
+        {"png": raw, "txt": "last"},
+    ]
+    path = write(tmp_path / "a.tar", rows)
+    good, bad = read(path)
+    assert [r["text"] for r in good] == ["good", "last"]
+    said = ["900000000", "damaged", "without words", "UTF-8", "got none", "broken JSON"]
+    said += ["got list", "got list", "more than 0 MiB", "0 bytes"]
+    for item, wanted in zip(bad, said, strict=True):
+        assert wanted in item.reason
+    assert bad[0].where == f"{path}: 001"
+
+
+def test_nothing_of_an_archive_leads_out_of_it(tmp_path, shown, read):
+    (tmp_path / "secret.txt").write_text("secret")
+    path, raw = tmp_path / "a.tar", shown[0].encoded()
+    with tarfile.open(path, "w") as archive:
+
+        def add(name: str, content: bytes) -> None:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+
+        def link(name: str, target: str, kind: bytes) -> None:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+
+        folder = tarfile.TarInfo("sub")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        add("../../up.png", raw)
+        add("../../up.txt", b"up")
+        add("/etc/passwd.txt", b"not the real one")
+        add("a.png", raw)
+        link("a.txt", str(tmp_path / "secret.txt"), tarfile.SYMTYPE)
+        link("b.txt", "../../up.txt", tarfile.LNKTYPE)
+        link("c.txt", "", tarfile.FIFOTYPE)
+        add(".hidden.txt", b"hidden")
+        add("d.txt", b"once")
+        add("d.txt", b"twice")
+        add("README", b"no ending")
+    before = {p for p in tmp_path.rglob("*")}
+    good, bad = read(path)
+    assert {p for p in tmp_path.rglob("*")} == before
+    assert [r["text"] for r in good] == ["up", "not the real one"]
+    assert [b.where.rsplit(" ", 1)[1] for b in bad] == ["a", "b", "c", "d", "README"]
+    for item, wanted in zip(bad, ["a link"] * 3 + ["two files", "without words"], strict=True):
+        assert wanted in item.reason
+
+
+def test_damaged_archives_are_told_and_the_next_is_read(folder, read):
+    first, second = sorted(folder.iterdir())[:2]
+    raw = first.read_bytes()
+    first.write_bytes(raw[: len(raw) // 2 + 700])
+    second.write_bytes(b"")
+    good, bad = read(folder)
+    assert 20 < len(good) < 40
+    assert [Path(b.where.split(",")[0]).name for b in bad] == [first.name, second.name]
+    assert all("nothing from here on can be read" in b.reason for b in bad)
+    first.write_bytes(b"no archive" * 100)
+    with pytest.raises(ValueError, match="nothing from here on can be read"):
+        open_source(first)
+
+
+def test_compressed_archives_are_read(tmp_path, read):
+    path = tmp_path / "a.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        info = tarfile.TarInfo("a.txt")
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b"words"))
+    assert recognise(str(path)) == recognise(str(tmp_path)) == "webdataset"
+    assert read(path)[0] == [{"kind": "document", "text": "words"}]
+
+
+def test_a_long_archive_is_not_held_in_memory(tmp_path):
+    path = tmp_path / "a.tar"
+    with tarfile.open(path, "w") as archive, open("/dev/zero", "rb") as zeros:
+        for i in range(3):
+            info = tarfile.TarInfo(f"{i}.mp4")
+            info.size = 64 << 20
+            archive.addfile(info, zeros)
+            info = tarfile.TarInfo(f"{i}.txt")
+            info.size = 5
+            archive.addfile(info, io.BytesIO(b"words"))
+    code = """if True:
+        import resource, sys
+        from gato.envs.readers.formats import open_source
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert len(list(open_source(sys.argv[1], "webdataset").read())) == 3
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000  # kilobytes, of an archive of 192 MB
+
+
+def test_patterns_stand_for_what_the_library_says():
+    from braceexpand import braceexpand
+
+    patterns = ["a-{000..012}.tar", "{a,b}/c-{8..11}.tar", "{3..1}.tar", "x.tar", "{007..9}.tar"]
+    for pattern in patterns:
+        assert expand(pattern) == list(braceexpand(pattern)), pattern
+    for pattern in ("{0..99999999999}.tar", "{0..999}{0..999}.tar"):
+        with pytest.raises(ValueError, match="at most 100000"):
+            expand(pattern)
+    assert doctest.testmod(reader).failed == 0
+
+
+def test_json_written_by_the_library_is_read(tmp_path, read):
+    path = write(tmp_path / "a.tar", [{"json": {"text": f"text {i}"}} for i in range(5)])
+    assert json.loads(json.dumps(read(path)[0])) == [
+        {"kind": "document", "text": f"text {i}"} for i in range(5)
+    ]
