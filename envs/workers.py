@@ -127,7 +127,7 @@ class Pool:
             answers += [(i, self._take(i)) for pipe, i in asked.items() if pipe in ready]
             answers += self._hung()
         for _, answer in answers:
-            if isinstance(answer, _Raised):
+            if isinstance(answer, Raised):
                 raise answer.error
         return answers
 
@@ -199,7 +199,7 @@ def deal(pool: Pool, jobs: Iterable[Job], tries: int = 1) -> Iterator[tuple[Job,
         pool.close()
 
 
-class _Raised:
+class Raised:
     """Carries what a handler raised to the parent."""
 
     def __init__(self, error: Exception) -> None:
@@ -279,7 +279,7 @@ def _serve(pipe: Connection, ticks: Any, make: Make) -> None:
         try:
             answer = handler(message)
         except Exception as error:
-            answer = _Raised(error)
+            answer = Raised(error)
         try:
             pipe.send(answer)
         except OSError:
