@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -69,4 +70,6 @@ def progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+    # under torchrun, process 0 shows what all of them do
+    silent = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    return Progress(*columns, console=Console(stderr=True), disable=silent)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import resource
+import shlex
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 
+from gato import cli
 from gato.checkpoint import load_checkpoint, load_tensors, pointed_at, resolve
 from gato.envs.files import lock_folder
 from gato.fitting import make_serializer
@@ -466,3 +468,99 @@ def test_batches_made_ahead_are_the_same(tiny, tmp_path, text_model):
     train(replace(tiny, steps=4), tmp_path / "here", **options)
     train(replace(tiny, steps=4), tmp_path / "ahead", workers=1, **options)
     assert same(weights(tmp_path / "here"), weights(tmp_path / "ahead"))
+
+
+# ---- the command line --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(stores, tmp_path) -> list[str]:
+    """Return a command line with something to quote."""
+    return [
+        *("train", "quickstart", "--out", str(tmp_path / "my run"), "--no-resume"),
+        *(
+            "--data",
+            f"words={stores / 'words'}",
+            "--steps",
+            "6",
+            "--rows",
+            "2",
+            "--save-every",
+            "2",
+        ),
+        *("--text-pieces", "300", "--model.layers", "1", "--model.context", "64"),
+        *("--validation", "0", "--log-every", "1"),
+    ]
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, do: Any) -> None:
+    real = Trainer.train_step
+
+    def watched(trainer: Trainer, *parts: Any) -> None:
+        if trainer.step == step:
+            do(trainer, *parts)
+        real(trainer, *parts)
+
+    monkeypatch.setattr(Trainer, "train_step", watched)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_command_tells_the_one_to_go_on(
+    command, tmp_path, monkeypatch, capfd, number: signal.Signals
+):
+    at_step(monkeypatch, 3, lambda *_: os.kill(os.getpid(), number))
+    assert cli.main(command) == cli.DONE
+    said = capfd.readouterr()
+    assert f"{number.name}: saving and stopping; Ctrl-C stops at once" in said.err
+    saved = tmp_path / "my run" / "step-00000004"
+    assert said.out.strip() == str(saved)
+    *_, told, again = said.err.strip().splitlines()
+    assert told == f"stopped at step 4, saved in {saved}. Go on with:"
+    program, *words = shlex.split(again)
+    assert program == "gato"
+    assert words == [word for word in command if word != "--no-resume"]
+    monkeypatch.undo()
+    assert cli.main(words) == cli.DONE
+    assert resolve(tmp_path / "my run").name == "step-00000006"
+
+
+def test_a_command_that_is_interrupted_at_once_tells_how_to_go_on(
+    command, tmp_path, monkeypatch, capfd
+):
+    def interrupt(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.4)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+
+    at_step(monkeypatch, 3, interrupt)
+    assert cli.main(command) == cli.FAILURE
+    assert "stopped at once; what was saved before is whole. Go on with: gato train" in (
+        capfd.readouterr().err
+    )
+    assert resolve(tmp_path / "my run").name == "step-00000002"
+
+
+def test_a_loss_that_is_no_number_is_a_failure_in_one_sentence(command, monkeypatch, capfd):
+    def spoilt(trainer: Trainer, *parts: Any) -> None:
+        with torch.no_grad():
+            trainer.model.norm.weight[0] = torch.nan
+
+    at_step(monkeypatch, 3, spoilt)
+    assert cli.main(command) == cli.FAILURE
+    assert "\ngato: the loss of step 3 is nan; look at words. The batch is kept in" in (
+        capfd.readouterr().err
+    )
+
+
+def test_a_full_disk_is_a_failure_in_one_sentence(command, tmp_path, monkeypatch, capfd):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    at_step(monkeypatch, 3, lambda *_: resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard)))
+    try:
+        assert cli.main(command) == cli.FAILURE
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    told = "gato: File too large while saving step 4; the one before it is whole: "
+    assert last == told + str(tmp_path / "my run")
+    assert resolve(tmp_path / "my run").name == "step-00000002"
