@@ -1,0 +1,167 @@
+"""Tables of episodes in Parquet and Arrow files, a row each, read a few rows at a time."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUFFIXES = (".parquet", ".arrow")
+_SPLITS = "train|test|validation|valid|val|dev"
+_LOOKED_AT = 500  # entries of a folder, to tell what it holds
+
+
+def tables(location: Path, split: str, *, glance: bool = False) -> list[Path]:
+    """Return the files of a split at a location, sorted; those named after no split are of any.
+
+    A split is told by a file's name (``train-00000-of-00002.parquet``) or its folder's.
+    """
+    if location.is_file():
+        return [location] if location.suffix in SUFFIXES else []
+    if not location.is_dir():
+        return []
+    names = location.rglob("*")
+    entries = itertools.islice(names, _LOOKED_AT) if glance else names
+    found = sorted(f for f in entries if f.suffix in SUFFIXES and f.is_file())
+    found = [f for f in found if not any(p.startswith(".") for p in f.relative_to(location).parts)]
+    return [f for f in found if _split(f, location) in ("", split)]
+
+
+def _split(file: Path, root: Path) -> str:
+    told = re.match(rf"({_SPLITS})[-._]", file.name)
+    folders = file.relative_to(root).parent.parts if root.is_dir() else ()
+    return told[1] if told else next((f for f in reversed(folders) if _is_split(f)), "")
+
+
+def _is_split(folder: str) -> bool:
+    return re.fullmatch(_SPLITS, folder) is not None
+
+
+def name_of(file: Path, root: Path) -> str:
+    """Return what a file's table is called: as the nearest folder that is no split, or itself.
+
+    >>> name_of(Path("jat/metaworld-assembly/train-00000-of-00001.parquet"), Path("jat"))
+    'metaworld-assembly'
+    """
+    if not root.is_dir() and not re.match(rf"({_SPLITS}|data)[-._]", file.name):
+        return file.stem
+    folders = (folder.name for folder in (file.resolve().parent, *file.resolve().parents))
+    return next(n for n in folders if not _is_split(n) and n != "data")
+
+
+def column_names(file: Path) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        ValueError: where the file cannot be read, naming it.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        if file.suffix == ".parquet":
+            return list(parquet.read_schema(file).names)
+        with _arrow(file) as reader:
+            return list(reader.schema.names)
+    except (OSError, ValueError) as error:  # pyarrow's errors are among these
+        raise ValueError(f"expected a table in {file}; {_short(error)}") from error
+
+
+def rows(file: Path, columns: Sequence[str], at_once: int = 1) -> Iterator[Mapping[str, Any]]:
+    """Yield rows, in batches: each a mapping from name to an Arrow array of its values.
+
+    Raises:
+        ValueError: where the file cannot be read any further, naming it.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        if file.suffix == ".parquet":
+            with parquet.ParquetFile(file) as table:
+                for batch in table.iter_batches(at_once, columns=list(columns)):
+                    yield {name: batch.column(name) for name in columns}
+            return
+        with _arrow(file) as reader:
+            for whole in _batches(reader):
+                for start in range(0, whole.num_rows, at_once):
+                    batch = whole.slice(start, at_once)
+                    yield {name: batch.column(name) for name in columns}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read any further: {_short(error)}") from error
+
+
+def _arrow(file: Path) -> Any:
+    """Return a reader of Arrow's stream format, which `datasets` writes, or of its file format."""
+    import pyarrow as pa
+
+    mapped = pa.memory_map(str(file))
+    try:
+        return pa.ipc.open_stream(mapped)
+    except pa.ArrowInvalid:
+        return pa.ipc.open_file(mapped)
+
+
+def _batches(reader: Any) -> Iterator[Any]:
+    if hasattr(reader, "num_record_batches"):
+        for i in range(reader.num_record_batches):
+            yield reader.get_batch(i)
+    else:
+        yield from reader
+
+
+def array(values: Any) -> np.ndarray:
+    """Return nested lists of numbers of one Arrow array as an array.
+
+    Raises:
+        ValueError: for missing values, or lists of different lengths.
+    """
+    import pyarrow as pa
+
+    shape = [len(values)]
+    while True:
+        kind = values.type
+        if isinstance(kind, pa.BaseExtensionType):
+            values = values.storage
+            continue
+        if values.null_count:
+            raise ValueError(f"{values.null_count} values are missing")
+        if pa.types.is_fixed_size_list(kind):
+            width = kind.list_size
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+            width = int(lengths[0]) if len(lengths) else 0
+            if (lengths != width).any():
+                step = int(np.flatnonzero(lengths != width)[0])
+                raise ValueError(f"{width} numbers at step 0 and {lengths[step]} at step {step}")
+        else:
+            break
+        values = values.flatten()
+        shape.append(width)
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        raise ValueError(f"expected numbers; got {kind}")
+    return values.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def inner(column: Any) -> Any:
+    """Return the list that the only row of a column holds, as an Arrow array.
+
+    Raises:
+        ValueError: where it holds none.
+    """
+    import pyarrow as pa
+
+    while isinstance(column.type, pa.BaseExtensionType):
+        column = column.storage
+    if not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        if not pa.types.is_fixed_size_list(column.type):
+            raise ValueError(f"expected a list of steps; got {column.type}")
+    if column.null_count:
+        raise ValueError("the value is missing")
+    return column.flatten()
+
+
+def _short(error: Exception) -> str:
+    return str(error).split("\n")[0][:300] or type(error).__name__

@@ -1,0 +1,366 @@
+"""Data that Minari itself has written, and stores of ours through Minari and back."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import minari
+import numpy as np
+import pytest
+from gymnasium import spaces
+from minari.data_collector.episode_buffer import EpisodeBuffer
+
+from gato import cli
+from gato.envs.episode import ANY_TEXT, Episode, TaskSpec, flatten_space
+from gato.envs.readers import formats, importing, minari_writer
+from gato.envs.readers.reader import ReadOptions
+from gato.envs.store import EpisodeStore, EpisodeWriter
+
+STEPS = 9
+OBSERVED = spaces.Dict(
+    {
+        "camera": spaces.Box(0, 255, (32, 48, 3), np.uint8),
+        "mission": spaces.Text(64),
+        "parts": spaces.Tuple((spaces.Discrete(3), spaces.Box(-1, 1, (2,), np.float64))),
+    }
+)
+DONE = spaces.Box(-1, 1, (2,), np.float32)
+
+
+def buffer(seed: int, **changed: Any) -> EpisodeBuffer:
+    """Return an episode whose best action is plain from what is seen."""
+    rng = np.random.default_rng(seed)
+    side = int(seed % 2)
+    camera = rng.integers(0, 40, (STEPS + 1, 32, 48, 3), np.uint8)
+    camera[:, :, :24] += np.uint8(200 * side)
+    parts = (np.full(STEPS + 1, side), rng.uniform(-1, 1, (STEPS + 1, 2)))
+    ends = np.arange(STEPS) == STEPS - 1
+    return EpisodeBuffer(
+        **{
+            "seed": seed,
+            "observations": {
+                "camera": camera,
+                "mission": [f"go {('left', 'right')[side]}"] * (STEPS + 1),
+                "parts": parts,
+            },
+            "actions": np.full((STEPS, 2), side - 0.5, np.float32),
+            "rewards": np.arange(STEPS) / 4,
+            "terminations": ends,
+            "truncations": np.zeros(STEPS, bool),
+            "infos": {"success": [bool(i == STEPS * side) for i in range(STEPS + 1)]},
+            **changed,
+        }
+    )
+
+
+@pytest.fixture
+def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function with which Minari itself writes a data set, and its id."""
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+
+    def write(buffers: list[EpisodeBuffer], name: str = "toy/walk/few-v0", **options: Any) -> str:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it is told little of where they are from
+            minari.create_dataset_from_buffers(
+                name,
+                buffers,
+                **{
+                    "observation_space": OBSERVED,
+                    "action_space": DONE,
+                    "data_format": "hdf5",
+                    "jpeg_encoding": False,
+                    **options,
+                },
+            )
+        return name
+
+    return write
+
+
+@pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
+@pytest.mark.parametrize("by_id", [True, False])
+def test_what_minari_has_written_is_read(written, tmp_path, data_format, by_id):
+    name = written([buffer(seed) for seed in (3, 4, 5)], data_format=data_format)
+    location = name if by_id else str(tmp_path / "minari" / name)
+    source = formats.open_source(location)
+    assert (source.format, source.items, source.steps) == ("minari", 3, 3 * STEPS)
+    spec = source.tasks["minari/toy/walk/few-v0"]
+    assert spec.observation_space["camera"].shape == (32, 48, 3)
+    assert flatten_space(spec.observation_space, "").keys() == {
+        *("camera", "mission", "parts/000", "parts/001")
+    }
+    for seed, episode in zip((3, 4, 5), source.read(), strict=True):
+        sent = buffer(seed)
+        assert episode.seed == seed
+        assert np.array_equal(episode.observations["camera"], sent.observations["camera"])
+        assert episode.observations["mission"] == sent.observations["mission"]
+        assert np.array_equal(episode.observations["parts/001"], sent.observations["parts"][1])
+        assert np.array_equal(episode.actions["action"], sent.actions)
+        assert np.array_equal(episode.rewards, sent.rewards)
+        assert np.array_equal(episode.terminated, sent.terminations)
+        assert not episode.truncated.any()
+        assert episode.success == bool(seed % 2)
+
+
+def test_it_trains(written, trains, tmp_path):
+    name = written([buffer(seed) for seed in range(6)])
+    out = tmp_path / "store"
+    importing.import_source(formats.open_source(name), out)
+    first, last = trains(out)
+    assert last < 0.7 * first
+
+
+def test_train_imports_what_is_no_store(written, tmp_path, monkeypatch):
+    monkeypatch.setenv("GATO_CACHE", str(tmp_path / "cache"))
+    name = written([buffer(seed) for seed in range(3)])
+    path = importing.cached(tmp_path / "minari" / name)
+    assert importing.is_store(path)
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
+    assert importing.cached(tmp_path / "minari" / name) == path
+    assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
+    changed = minari.load_dataset(name)
+    changed.update_dataset_from_buffer([buffer(9)])
+    assert importing.cached(tmp_path / "minari" / name) != path
+
+
+def test_scores_and_the_world_are_told(written):
+    rows = [
+        replace(buffer(1), observations=np.zeros((STEPS + 1, 4), np.float32), actions=[1] * STEPS)
+    ]
+    name = written(
+        rows,
+        env="CartPole-v1",
+        observation_space=spaces.Box(-1, 1, (4,)),
+        action_space=spaces.Discrete(2),
+        ref_min_score=9.0,
+        ref_max_score=500.0,
+    )
+    source = formats.open_source(name)
+    (spec,) = source.tasks.values()
+    assert (spec.random_score, spec.expert_score, spec.max_steps) == (9.0, 500.0, 500)
+    assert spec.instruction == "toy walk few"
+    assert any("gym/CartPole-v1" in note for note in source.notes)
+    renamed = formats.open_source(name, options=ReadOptions(task="gym/CartPole-v1"))
+    assert list(renamed.tasks) == ["gym/CartPole-v1"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "becomes", "cut"),
+    [
+        ((32, 40), (32, 40, 1), lambda x: x[..., None]),
+        ((3, 32, 40), (32, 40, 3), lambda x: np.moveaxis(x, 1, -1)),
+        ((4, 32, 40), (32, 40, 1), lambda x: x[:, 3, :, :, None]),
+        ((32, 40, 4), (32, 40, 1), lambda x: x[..., 3:]),
+    ],
+)
+def test_pictures_of_other_layouts_become_ours(written, shape, becomes, cut):
+    pictures = np.random.default_rng(0).integers(0, 256, (STEPS + 1, *shape), np.uint8)
+    name = written(
+        [buffer(0, observations=pictures)], observation_space=spaces.Box(0, 255, shape, np.uint8)
+    )
+    source = formats.open_source(name)
+    (episode,) = source.read()
+    assert next(iter(source.tasks.values())).observation_space.shape == becomes
+    assert np.array_equal(episode.observations["observation"], cut(pictures))
+    assert "picture" in source.fields["observations: observation"]
+    sized = formats.open_source(name, options=ReadOptions(image_size=(48, 16)))
+    (episode,) = sized.read()
+    assert episode.observations["observation"].shape == (STEPS + 1, 16, 48, 3)
+
+
+def test_actions_outside_their_space_are_refused_or_clipped_and_counted(written, tmp_path):
+    wild = np.full((STEPS, 2), 0.5, np.float32)
+    wild[3, 1] = -19.8
+    name = written([buffer(0), buffer(1, actions=wild)])
+    with pytest.raises(ValueError, match=r"episode 1: action 'action'.*-19\.8 at \(3, 1\)"):
+        importing.import_source(formats.open_source(name), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    source = formats.open_source(name, options=ReadOptions(clip_actions=True))
+    summary = importing.import_source(source, tmp_path / "b")
+    assert sum(summary.counts.values()) == 1
+    stored = EpisodeStore(summary.stores[0]).episode(1)
+    assert stored.actions["action"][3].tolist() == [0.5, -1.0]
+
+
+def test_an_action_space_that_changes_is_named_or_counted(written, tmp_path):
+    name = written([buffer(0), buffer(1, actions=np.zeros((STEPS, 3), np.float32)), buffer(2)])
+    with pytest.raises(ValueError, match=r"episode 1: .*Box\(-1\.0, 1\.0, \(2,\).*shape \(3,\)"):
+        importing.import_source(formats.open_source(name), tmp_path / "a")
+    summary = importing.import_source(formats.open_source(name), tmp_path / "a", skip_bad=True)
+    assert (summary.kept, sum(summary.skipped.values())) == (2, 1)
+    assert "episode 1" in next(iter(summary.first.values()))
+
+
+def test_pictures_that_minari_has_made_jpeg_are_told(written):
+    source = formats.open_source(written([buffer(0)], jpeg_encoding=True))
+    (episode,) = source.read()
+    sent = buffer(0).observations["camera"]
+    assert np.abs(episode.observations["camera"].astype(int) - sent).mean() < 20
+    assert any("JPEG" in note for note in source.notes)
+
+
+def test_a_data_set_without_spaces_starts_no_environment(written, tmp_path):
+    name = written([buffer(0)])
+    file = tmp_path / "minari" / name / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    del metadata["action_space"]
+    file.write_text(json.dumps({**metadata, "env_spec": '{"id": "evil:Evil-v0"}'}))
+    with pytest.raises(ValueError, match="expected 'action_space' in"):
+        formats.open_source(name)
+
+
+def test_a_damaged_file_is_named(written, tmp_path):
+    name = written([buffer(seed) for seed in range(3)])
+    (tmp_path / "minari" / name / "data" / "main_data.hdf5").write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match=r"a Minari data set at toy/walk/few-v0; .*signat"):
+        formats.open_source(name)
+
+
+def full_spec() -> TaskSpec:
+    """Return a task with every kind of space."""
+    return TaskSpec(
+        id="toy/everything-v3?camera=a",
+        observation_space=spaces.Dict(
+            {
+                "grey": spaces.Box(0, 255, (32, 33), np.uint8),
+                "stack": spaces.Box(0, 255, (4, 32, 32), np.uint8),
+                "camera": spaces.Box(0, 255, (48, 32, 3), np.uint8),
+                "grid": spaces.MultiDiscrete(np.full((3, 3, 2), 5), dtype=np.uint8),
+                "mission": ANY_TEXT(),
+                "nested": spaces.Dict(
+                    {"flags": spaces.MultiBinary(3), "x y.z": spaces.Box(-9, 9, (2,), np.float64)}
+                ),
+                "pair": spaces.Tuple((spaces.Discrete(4, start=-1), ANY_TEXT())),
+            }
+        ),
+        action_space=spaces.Dict(
+            {
+                "arm": spaces.Box(np.array([-1, -3], np.float32), np.array([1, 3], np.float32)),
+                "button": spaces.Discrete(5),
+                "keys": spaces.MultiDiscrete([2, 3]),
+            }
+        ),
+        max_steps=20,
+        control_hz=12.5,
+        instruction="do everything",
+        measure="success",
+        random_score=0.1,
+        expert_score=0.9,
+        score_source="measured",
+        expert="scripted",
+    )
+
+
+def full_episode(spec: TaskSpec, seed: int, targets: bool) -> Episode:
+    """Return a random episode of `full_spec`, texts of all kinds in it."""
+    rng = np.random.default_rng(seed)
+    steps = 3 + seed
+    spec.observation_space.seed(seed)
+    spec.action_space.seed(seed)
+
+    def columns(space: gym.Space, name: str, rows: int) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for path, leaf in flatten_space(space, name).items():
+            if isinstance(leaf, spaces.Text):
+                found[path] = [f"“{path}” grün, step {i}\n" for i in range(rows)]
+            else:
+                found[path] = np.stack([np.asarray(leaf.sample()) for _ in range(rows)])
+        return found
+
+    ends = np.arange(steps) == steps - 1
+    return Episode(
+        task=spec.id,
+        observations=columns(spec.observation_space, "observation", steps + 1),
+        actions=columns(spec.action_space, "action", steps),
+        rewards=rng.normal(size=steps).astype(np.float32),
+        terminated=ends & (seed % 2 == 0),
+        truncated=ends & (seed % 2 == 1),
+        targets=columns(spec.action_space, "action", steps) if targets else None,
+        instruction=f"do everything, {seed}",
+        seed=7 + seed,
+        success=[None, True, False][seed % 3],
+        info={"level": seed, "names": ["é", None, {"x": 0.1}]} if seed % 2 else {},
+    )
+
+
+def same(a: Episode, b: Episode) -> None:
+    """Assert that two episodes are equal in every field, dtypes included."""
+    for name in Episode.__dataclass_fields__:
+        one, other = getattr(a, name), getattr(b, name)
+        if not isinstance(one, dict) or name == "info":
+            assert np.array_equal(one, other), name
+            continue
+        assert one.keys() == other.keys()
+        for path, column in one.items():
+            assert np.array_equal(column, other[path]), (name, path)
+            if isinstance(column, np.ndarray):
+                assert column.dtype == other[path].dtype, (name, path)
+
+
+@pytest.mark.parametrize("targets", [True, False])
+def test_a_store_comes_back_from_minari_as_it_was(tmp_path, targets, capsys):
+    spec = full_spec()
+    with EpisodeWriter(
+        tmp_path / "ours", spec, settings={"expert": "scripted", "seed": 3}, versions={"toy": "1"}
+    ) as writer:
+        for seed in range(5):
+            writer.append(full_episode(spec, seed, targets))
+    command = ["data", "export", str(tmp_path / "ours"), "--format", "minari", "--json"]
+    assert cli.main([*command, "--out", str(tmp_path / "there")]) == 0, capsys.readouterr().err
+    back = ["data", "import", str(tmp_path / "there"), "--out", str(tmp_path / "back"), "--json"]
+    assert cli.main(back) == 0, capsys.readouterr().err
+    ours = EpisodeStore(tmp_path / "ours")
+    again = EpisodeStore(tmp_path / "back" / "toy" / "everything-v3,camera-a")
+    assert again.spec.to_json() == ours.spec.to_json()
+    assert again.settings == ours.settings
+    assert again.manifest["versions"] == ours.manifest["versions"]
+    assert len(again) == len(ours) == 5
+    for i in range(5):
+        same(ours.episode(i), again.episode(i))
+    assert again.manifest["shards"] == ours.manifest["shards"]  # byte for byte
+
+
+def test_minari_itself_loads_what_was_exported(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "root"))
+    spec = full_spec()
+    episode = full_episode(spec, 1, True)
+    with EpisodeWriter(tmp_path / "ours", spec) as writer:
+        writer.append(episode)
+    name = minari_writer.data_set_id(spec.id)
+    formats.export([EpisodeStore(tmp_path / "ours")], "minari", tmp_path / "root" / name)
+    data = minari.load_dataset(name)
+    assert set(minari.list_local_datasets()) == {name}
+    (read,) = data.iterate_episodes()
+    assert data.spec.total_steps == len(episode)
+    assert np.array_equal(read.observations["camera"], episode.observations["camera"])
+    assert read.observations["pair"][1] == episode.observations["pair/001"]
+    assert np.array_equal(read.actions["arm"], episode.actions["arm"])
+    assert np.array_equal(read.terminations, episode.terminated)
+
+
+def test_an_export_is_whole_or_not_there(tmp_path):
+    spec = full_spec()
+    good, bad = full_episode(spec, 0, False), full_episode(spec, 1, False)
+    bad.observations["mission"][1] = "a\0b"
+    with EpisodeWriter(tmp_path / "ours", spec) as writer:
+        writer.append(good)
+        writer.append(bad)
+    store = EpisodeStore(tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"episode 1 of .*ours: expected text without NUL"):
+        formats.export([store], "minari", tmp_path / "there")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours"]
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(ValueError, match="is there already"):
+        formats.export([store], "minari", tmp_path / "full")
+
+
+def test_columns_of_different_lengths_are_refused(written, tmp_path):
+    name = written([buffer(0, rewards=np.zeros(STEPS - 2)), buffer(1)])
+    with pytest.raises(ValueError, match="item 0: expected 'camera' of shape"):
+        importing.import_source(formats.open_source(name), tmp_path / "a")
