@@ -12,6 +12,17 @@ import numpy as np
 from gato.envs.episode import Episode, TaskSpec, flatten_space, flatten_value
 
 
+def require_within(**limits: tuple[float, float, float]) -> None:
+    """Raise ValueError for the first named value that is not in its range, both ends included.
+
+    Args:
+        limits: of each name, the value, the least and the greatest that it may have.
+    """
+    for name, (value, low, high) in limits.items():
+        if not low <= value <= high:
+            raise ValueError(f"expected {name} in [{low}, {high}]; got {value}.")
+
+
 class Inside:
     """Tells whether observations are in a space: their keys, shapes, dtypes and range.
 

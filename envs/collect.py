@@ -24,9 +24,11 @@ from pathlib import Path
 import numpy as np
 
 from gato.envs import cameras, registry
+from gato.envs.check import require_within
 from gato.envs.episode import EVALUATION_SEED_START, Episode, TaskSpec
+from gato.envs.files import make_folder
 from gato.envs.play import Attempts, Failed, close_worlds, disturb, player
-from gato.envs.store import EpisodeWriter
+from gato.envs.store import EpisodeStore, EpisodeWriter
 from gato.envs.workers import Pool, WorkerDiedError
 
 ATTEMPTS = 1 << 20
@@ -44,6 +46,25 @@ Progress = Callable[[str, int, int, int], None]
 """Called with a task id, the episodes kept so far, those wanted, and the attempts they took."""
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What became of one task."""
+
+    task: str
+    store: Path
+    kept: int
+    """Episodes in the store."""
+    new: int
+    """Those of them that this call has added."""
+    tried: int
+    """Attempts that all of them took."""
+    mean_return: float
+    success_rate: float | None
+    """None where the task defines no success."""
+    seconds: float
+    """Until the last was kept; tasks are played side by side."""
+
+
 def collect(
     task_ids: Sequence[str],
     episodes: int,
@@ -56,6 +77,7 @@ def collect(
     min_fraction: float = 0.8,
     timeout: float | None = 600.0,
     progress: Progress | None = None,
+    on_done: Callable[[Collected], None] | None = None,
 ) -> dict[str, Path]:
     """Fill one store per task under ``out/<suite>/<name>`` and return their folders.
 
@@ -78,9 +100,11 @@ def collect(
         timeout: seconds that one step or reset may take before its worker process is ended, which
             is a death like any other. In this process (`workers` 0) nothing ends it.
         progress: see `Progress`.
+        on_done: called at the end with what became of each task.
 
     Raises:
-        ValueError: for an unknown task, a task without such an expert, or a bad setting.
+        ValueError: for an unknown task, a task without such an expert, a bad setting, or a folder
+            that cannot be written.
         RuntimeError: where an attempt fails (the world or the expert raises, or its worker
             process ends twice), or none of an expert's first attempts can be kept.
     """
@@ -88,6 +112,8 @@ def collect(
     kinds = {task_id: _expert(task_id, expert) for task_id in task_ids}
     folders = {task_id: Path(out) / registry.folder_of(task_id) for task_id in task_ids}
     least = _least_scores(task_ids, min_fraction, expert)
+    for folder in folders.values():
+        make_folder(folder, "a folder for a store")
     with ExitStack() as stack:
         stack.callback(close_worlds)
         plans = []
@@ -108,6 +134,9 @@ def collect(
         pool = Pool(workers, player, timeout=timeout)
         stack.callback(pool.close)
         _run(plans, pool, expert, noise, progress)
+    if on_done:
+        for plan in plans:
+            on_done(plan.summary())
     return folders
 
 
@@ -130,6 +159,7 @@ class _Plan:
     """Attempts by seed whose turn has not come."""
 
     def __post_init__(self) -> None:
+        self.begun = self.ended = time.monotonic()
         self.due = self.writer.last_seed + 1 if len(self.writer) else self.first_seed
         self.dealt = self.due
         """The first seed that no worker was given."""
@@ -148,11 +178,27 @@ class _Plan:
         self.arrived |= {a.seed: a for a in attempts}
         while self.missing and self.due in self.arrived:
             self._next(self.arrived.pop(self.due))
+            self.ended = time.monotonic()
         begun = time.monotonic()
         if begun - self.flushed > max(FLUSH_SECONDS, 20 * self.flushing):
             self.writer.flush()
             self.flushed = time.monotonic()
             self.flushing = self.flushed - begun
+
+    def summary(self) -> Collected:
+        """Return what is in the store, which is closed."""
+        store = EpisodeStore(self.writer.path)
+        known = store.successes >= 0
+        return Collected(
+            task=self.spec.id,
+            store=store.path,
+            kept=len(store),
+            new=self.kept,
+            tried=self.due - self.first_seed,
+            mean_return=float(store.returns.mean()),
+            success_rate=float(store.successes[known].mean()) if known.any() else None,
+            seconds=round(self.ended - self.begun, 1),
+        )
 
     def _next(self, attempt: Episode | Failed) -> None:
         if isinstance(attempt, Failed):
@@ -296,7 +342,7 @@ def _least_scores(
             least[task_id] = low + min_fraction * (high - low)
     if unknown:
         task = cameras.split(unknown[0])[0]
-        own = f" --expert {kind}" if registry.spec(task).expert == "none" else ""
+        own = "" if registry.has_expert(task) else f" --expert {kind}"
         print(
             f"every episode is kept, good or bad, of {', '.join(unknown)}: no score of an expert "
             f"above the random policy's is known. Measure them: gato experts score {task!r} "
@@ -316,16 +362,13 @@ def _check_settings(
 ) -> None:
     if isinstance(task_ids, str) or len(set(task_ids)) != len(task_ids):
         raise ValueError(f"expected a list of different task ids; got {task_ids!r}.")
-    limits = {
-        "episodes": (episodes, 1, ATTEMPTS),
-        "seed": (seed, 0, EVALUATION_SEED_START // ATTEMPTS - 1),
-        "noise": (noise, 0.0, 10.0),
-        "workers": (workers, 0, 1024),
-        "min_fraction": (min_fraction, 0.0, 1.0),
-    }
-    for name, (value, low, high) in limits.items():
-        if not low <= value <= high:
-            raise ValueError(f"expected {name} in [{low}, {high}]; got {value}.")
+    require_within(
+        episodes=(episodes, 1, ATTEMPTS),
+        seed=(seed, 0, EVALUATION_SEED_START // ATTEMPTS - 1),
+        noise=(noise, 0.0, 10.0),
+        workers=(workers, 0, 1024),
+        min_fraction=(min_fraction, 0.0, 1.0),
+    )
     for task_id in task_ids:
         space = registry.spec(task_id).action_space
         if noise:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,6 +36,35 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace the file at `path` by `content`."""
     with atomic_file(path) as file:
         file.write(content)
+
+
+def make_folder(path: Path, what: str) -> None:
+    """Make a folder, and those above it, and try whether it can be written: before hours of work.
+
+    Raises:
+        ValueError: where it cannot, saying what the folder was for.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ValueError(
+            f"expected {what} that can be written; got {path} ({error.strerror or error}). Choose "
+            f"another folder, or change who may write in this one."
+        ) from error
+
+
+def require_writable(path: Path, what: str) -> None:
+    """Raise ValueError where the file `path` could not be written; nothing is left behind."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise ValueError(
+            f"expected {what} as a file in a folder that can be written; got {path} "
+            f"({error.strerror or error}). Make its folder, or choose another file."
+        ) from error
 
 
 def array_bytes(array: np.ndarray) -> bytes:

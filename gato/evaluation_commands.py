@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ Arguments = argparse.Namespace
 
 def evaluate(chosen: Arguments) -> int:
     """Play tasks with a checkpoint, the expert or chance; 1 where an episode failed."""
+    from gato.envs.files import make_folder
     from gato.rollouts.evaluate import evaluate as run
     from gato.rollouts.video import Recorder, require_video
 
@@ -27,11 +27,7 @@ def evaluate(chosen: Arguments) -> int:
         _check_writable(option, getattr(chosen, option))
     if chosen.video is not None:
         require_video()
-        chosen.video.mkdir(parents=True, exist_ok=True)
-    if chosen.video_episodes < 1:
-        raise ValueError(
-            f"expected --video-episodes of at least 1 episode; got {chosen.video_episodes}"
-        )
+        make_folder(chosen.video, "--video as a folder")
     player, ids = _player(chosen)
     wanted = chosen.video is not None or chosen.report is not None
     recorder = Recorder(chosen.video_episodes) if wanted else None
@@ -102,13 +98,10 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
 
 def _check_writable(option: str, path: str | Path | None) -> None:
     """Raise ValueError where a file could not be written: nobody waits an hour to learn that."""
-    if path in (None, "-"):
-        return
-    file = Path(str(path))
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
-        raise ValueError(
-            f"expected --{option} as a file in a folder that can be written; got {path}"
-        )
+    from gato.envs.files import require_writable
+
+    if path not in (None, "-"):
+        require_writable(Path(str(path)), f"--{option}")
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from typing import Any
 
 from gato.data_commands import stores_at
@@ -100,20 +101,30 @@ def matching(patterns: list[str], known: list[str] | None = None) -> list[str]:
 
 
 def with_experts(ids: list[str], patterns: list[str]) -> list[str]:
-    """Return the tasks that have an expert, and those without that are named; tell of the rest."""
-    left_out = [i for i in ids if registry.spec(i).expert == "none" and i not in patterns]
+    """Return the tasks that come with an expert and those that are named; tell of the rest.
+
+    One that is named is refused where it is played.
+    """
+    left_out = [i for i in ids if not registry.has_expert(i) and i not in patterns]
     if left_out:
-        print(f"left out, without an expert: {', '.join(left_out)}", file=sys.stderr)
+        told = f"left out, without an expert: {', '.join(left_out)}"
+        print(f"{told} (gato experts train makes one)", file=sys.stderr)
     return [i for i in ids if i not in left_out]
 
 
 def collect(chosen: Arguments) -> None:
-    """Let experts play and store what they do."""
+    """Let experts play, store what they do, and say how much of it was kept."""
     from gato.envs.collect import collect as run
 
     ids = matching(chosen.tasks)
     if chosen.expert == "auto":
         ids = with_experts(ids, chosen.tasks)
+    if not ids:
+        raise ValueError(
+            f"expected tasks with an expert; {', '.join(chosen.tasks)} has none. Train one (gato "
+            f"experts train TASK --out DIR) and give --expert DIR."
+        )
+    rows: list[dict[str, Any]] = []
     with progress_bar() as bar:
         bars: dict[str, Any] = {}
 
@@ -122,7 +133,7 @@ def collect(chosen: Arguments) -> None:
                 bars[task] = bar.add_task(task, total=wanted)
             bar.update(bars[task], completed=kept, description=f"{task} ({tried} tried)")
 
-        folders = run(
+        run(
             ids,
             chosen.episodes,
             chosen.out,
@@ -133,15 +144,16 @@ def collect(chosen: Arguments) -> None:
             min_fraction=chosen.min_fraction,
             timeout=chosen.timeout,
             progress=progress,
+            on_done=lambda one: rows.append({**asdict(one), "store": str(one.store)}),
         )
-    for folder in folders.values():
-        print(folder)
+    if chosen.json:
+        print_json(rows)
+    else:
+        print_table(rows)
 
 
 def replay(chosen: Arguments) -> None:
     """Do what was logged again, and tell whether the same came of it."""
-    from dataclasses import asdict
-
     from gato.envs.store import EpisodeStore, open_store
     from gato.rollouts.replay import changed_versions
     from gato.rollouts.replay import replay as run

@@ -39,6 +39,11 @@ def read_result(path: Path) -> dict[str, Any]:
     advice = "Give a file that `gato eval --json FILE` wrote."
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        why = error.strerror or error
+        raise ValueError(
+            f"expected the result of an evaluation in {path}; it cannot be read ({why}). {advice}"
+        ) from error
     except ValueError as error:  # also of its encoding
         raise ValueError(f"expected JSON in {path}; {error}. {advice}") from error
     missing = [k for k in REQUIRED if not isinstance(found, dict) or k not in found]

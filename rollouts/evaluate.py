@@ -25,8 +25,10 @@ import numpy as np
 import torch
 
 from gato.envs import registry
+from gato.envs.check import require_within
 from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START, Episode, TaskSpec
+from gato.envs.score import SWEEPS
 from gato.envs.store import EpisodeStore
 from gato.rollouts.agent import Agent, load
 from gato.rollouts.language import evaluate_language
@@ -195,11 +197,11 @@ def _about(player: Agent | HostPlayer, specs: Mapping[str, TaskSpec]) -> dict[st
 def _check(task_ids: Sequence[str], episodes: int, seed: int, prompt_steps: int) -> None:
     if isinstance(task_ids, str) or not task_ids or len(set(task_ids)) != len(task_ids):
         raise ValueError(f"expected a list of one or more different task ids; got {task_ids!r}")
-    if episodes < 1 or not 0 <= seed < 1024 or prompt_steps < 1:
-        raise ValueError(
-            f"expected at least 1 episode, a seed in [0, 1023] and at least 1 prompt step; got "
-            f"{episodes}, {seed} and {prompt_steps}"
-        )
+    require_within(
+        episodes=(episodes, 1, ATTEMPTS),
+        seed=(seed, 0, SWEEPS - 1),
+        prompt_steps=(prompt_steps, 1, ATTEMPTS),
+    )
 
 
 def _prompts(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from gato import cli
 from gato.envs import collect as collecting
 from gato.envs import play as playing
 from gato.envs import registry
@@ -47,6 +48,54 @@ def test_only_successes_are_kept(tmp_path: Path, toy: ModuleType) -> None:
     assert store.seeds.max() < EVALUATION_SEED_START
     assert seen[-1] == (TASK, 30, 30, store.seeds[-1] + 1)
     assert store.manifest["versions"]["no-such-package"] == "not installed"
+
+
+def test_what_became_of_each_task_is_told(tmp_path: Path, toy: ModuleType) -> None:
+    def told(episodes: int) -> collecting.Collected:
+        found: list[collecting.Collected] = []
+        collect([TASK], episodes, tmp_path, noise=0.2, workers=0, on_done=found.append)
+        (one,) = found
+        return one
+
+    first, more, same = told(8), told(20), told(20)
+    store = EpisodeStore(tmp_path / TASK)
+    assert (first.task, first.store) == (TASK, store.path)
+    assert [(one.kept, one.new) for one in (first, more, same)] == [(8, 8), (20, 12), (20, 0)]
+    assert [one.tried for one in (first, more, same)] == [
+        store.seeds[7] + 1,
+        store.seeds[-1] + 1,
+        store.seeds[-1] + 1,
+    ]
+    assert more.tried > 20, "some failed"
+    assert (more.mean_return, more.success_rate) == (store.returns.mean(), 1.0)
+    assert same.seconds == 0.0
+
+
+def test_the_command_tells_what_it_has_collected(
+    tmp_path: Path, toy: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    arguments = ["collect", TASK, "--episodes", "3", "--out", str(tmp_path), "--workers", "0"]
+    assert cli.main([*arguments, "--json"]) == cli.DONE
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["task"], row["kept"], row["store"]) == (TASK, 3, str(tmp_path / TASK))
+    assert {"new", "tried", "mean_return", "success_rate", "seconds"} < row.keys()
+    assert cli.main(arguments) == cli.DONE
+    heading, cells = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert heading == list(row)
+    assert cells[:4] == [TASK, str(tmp_path / TASK), "3", "0"]
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_anything_is_played(
+    tmp_path: Path, toy: ModuleType, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    for out in ("/proc/self/nowhere", str(tmp_path / "file")):
+        arguments = ["collect", TASK, "--episodes", "3", "--out", out, "--workers", "0"]
+        assert cli.main(arguments) == cli.BAD_INPUT
+        told = capsys.readouterr().err
+        assert f"expected a folder for a store that can be written; got {out}" in told
+        assert "Choose another folder" in told
+        assert told.count("\n") == 1
 
 
 def test_noise_is_executed_and_the_target_is_clean(tmp_path: Path, toy: ModuleType) -> None:

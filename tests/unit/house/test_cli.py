@@ -64,7 +64,7 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["data", "info", "/nowhere"], "/nowhere"),
         (["eval", "/nowhere"], "no such folder"),
         (["show", "babyai/GoToLocal-v0", "--codec", "quantum"], "scalar, vector"),
-        (["show", "babyai/GoToLocal-v0", "--steps", "0"], "at least 1 step"),
+        (["show", "babyai/GoToLocal-v0", "--steps", "0"], "--steps: expected a whole number, 1 or"),
         (["caption", "/nowhere", "/nowhere.png"], "/nowhere.png"),
         (["classify", "/nowhere", "x.png", "--labels", "one"], "two --labels"),
         (["bench", "serialiser"], "serializer"),

@@ -185,6 +185,9 @@ def test_the_command(tmp_path: Path, capsys) -> None:
     assert "<svg" in page.read_text()
     assert cli.main(["compare", *names, "--json"]) == cli.DONE
     assert json.loads(capsys.readouterr().out)["files"] == names
+    assert cli.main(["compare", names[0], str(tmp_path / "gone.json")]) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert "gone.json; it cannot be read (No such file or directory). Give a file that" in told
     assert cli.main(["compare", names[0]]) == cli.BAD_INPUT
     assert cli.main(["compare", names[0], names[0]]) == cli.BAD_INPUT
     assert cli.main(["compare", *names, "--report", "/nowhere/a.html"]) == cli.BAD_INPUT

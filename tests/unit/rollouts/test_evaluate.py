@@ -232,13 +232,29 @@ def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch,
             ["random", "--tasks", "made/count-v0", "--report", "/nowhere/a.html"],
             "--report as a file in a",
         ),
+        (
+            ["random", "--tasks", TASKS[0], "--json", "/proc/self/a.json"],
+            "expected --json as a file in a folder that can be written; got /proc/self/a.json (",
+        ),
+        (["random", "--tasks", TASKS[0], "--json", "/"], "got / (Is a directory). Make its folder"),
+        (
+            ["random", "--tasks", TASKS[0], "--video", "/proc/self/v"],
+            "--video as a folder that can",
+        ),
         (["random", "--tasks", "made/cuont-v0"], "made/count-v0"),
-        (["random", "--tasks", "made/count-v0", "--video-episodes", "0"], "1 episode"),
+        (
+            ["random", "--tasks", TASKS[0], "--video-episodes", "0"],
+            "--video-episodes: expected a whole number, 1 or more; got 0",
+        ),
+        (["random", "--episodes", "0"], "--episodes: expected a whole number, 1 or more; got 0"),
+        (["random", "--workers", "-1"], "--workers: expected a whole number, 0 or more; got -1"),
     ],
 )
 def test_bad_commands_are_refused(suite, arguments: list[str], message: str, capsys) -> None:
-    assert cli.main(["eval", *arguments, "--workers", "0"]) == cli.BAD_INPUT
-    assert message in capsys.readouterr().err
+    assert cli.main(["eval", "--workers", "0", *arguments]) == cli.BAD_INPUT
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
 
 
 def test_seeds_that_were_trained_on_are_refused(suite, agent: Agent) -> None:
@@ -264,8 +280,9 @@ def test_what_is_no_model_has_no_temperature(suite) -> None:
         ([], 1, {}, "one or more different"),
         ("made/count-v0", 1, {}, "one or more different"),
         (TASKS[:1] * 2, 1, {}, "one or more different"),
-        (TASKS, 0, {}, "at least 1 episode"),
-        (TASKS, 1, {"seed": 5000}, "seed in"),
+        (TASKS, 0, {}, r"expected episodes in \[1, .*; got 0"),
+        (TASKS, 1, {"seed": 5000}, r"expected seed in \[0, 1023\]; got 5000"),
+        (TASKS, 1, {"prompt_steps": 0}, r"expected prompt_steps in \[1, .*; got 0"),
         (["made/cuont-v0"], 1, {}, "made/count-v0"),
     ],
 )
