@@ -181,7 +181,7 @@ class TaskSpec:
     human_score: float | None = None
     score_source: str = ""
     expert: str = "none"
-    """``scripted``, ``planner``, ``learned`` or ``none``."""
+    """``scripted``, ``planner``, ``learned`` (by a command; none comes with it) or ``none``."""
 
     @property
     def suite(self) -> str:
@@ -205,7 +205,7 @@ def require_kind(spec: TaskSpec, kind: str, *kinds: str) -> None:
     if kind not in kinds:
         raise ValueError(
             f"expected an expert of {spec.id!r} that is {' or '.join(kinds) or 'learned'}; "
-            f"got {kind!r}."
+            f"got {kind!r}. To train one: gato experts train {spec.id!r} --out DIR"
         )
 
 

@@ -132,6 +132,11 @@ def make(task_id: str, seed: int | None = None) -> gym.Env:
     return env
 
 
+def has_expert(task_id: str) -> bool:
+    """Return whether a task comes with an expert; a learned one has to be trained first."""
+    return spec(task_id).expert in KINDS
+
+
 def make_expert(task_id: str, kind: str = "auto") -> Expert:
     """Return an expert of a task; it is reset with the environment that it will act in.
 
@@ -147,9 +152,11 @@ def make_expert(task_id: str, kind: str = "auto") -> Expert:
     base_id, options = cameras.split(task_id)
     if options:
         return cameras.BaseExpert(make_expert(base_id, kind))
-    if kind == "auto" and task.expert == "none":
+    if kind == "auto" and not has_expert(task_id):
         raise ValueError(
-            f"expected a task with an expert; {task_id!r} has none. Choose one that has."
+            f"expected a task with an expert; {task_id!r} has none that comes with it. Train one "
+            f"(gato experts train {task_id!r} --out DIR) and give --expert DIR, or choose another "
+            f"task."
         )
     if kind not in ("auto", *KINDS):
         return _learned(task, kind)
@@ -243,8 +250,14 @@ def _specs(suite: str) -> dict[str, TaskSpec]:
 
 
 def _scored(spec: TaskSpec) -> TaskSpec:
-    """Return `spec` with the reference scores that the table has for it."""
+    """Return `spec` with the reference scores that the table has for it.
+
+    Where that of the expert is a learned one's, and no other comes with the task, so is its expert.
+    """
     rows = references().get(spec.id, {})
+    learned = "expert" in rows and rows["expert"].expert.startswith("learned")
+    if learned and spec.expert == "none":
+        spec = replace(spec, expert="learned")
     scores = {f"{policy}_score": row.mean for policy, row in rows.items()}
     source = "; ".join(row.describe() for row in rows.values())
     return replace(spec, **scores, score_source=source)

@@ -21,6 +21,7 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs import registry
+from gato.envs.check import require_within
 from gato.envs.collect import ATTEMPTS
 from gato.envs.episode import EVALUATION_SEED_START, TaskSpec
 from gato.envs.play import Tick, close_worlds, silent, start, world
@@ -176,14 +177,12 @@ def score_all(
         ValueError: for a bad setting, a task without such an expert, or a missing simulator.
         RuntimeError: where a worker process cannot start.
     """
-    limits = {"episodes": (episodes, 1, ATTEMPTS), "seed": (seed, 0, SWEEPS - 1)}
-    limits["workers"] = (workers, 0, 1024)
-    for name, (value, low, high) in limits.items():
-        if not low <= value <= high:
-            raise ValueError(f"expected {name} in [{low}, {high}]; got {value}.")
+    require_within(
+        episodes=(episodes, 1, ATTEMPTS), seed=(seed, 0, SWEEPS - 1), workers=(workers, 0, 1024)
+    )
     for task_id, policy in pairs:
         check_policy(policy)
-        if policy == "expert" and kind == "auto" and registry.spec(task_id).expert == "none":
+        if policy == "expert" and kind == "auto" and not registry.has_expert(task_id):
             registry.make_expert(task_id)  # raises, and says what to do
     first = EVALUATION_SEED_START + seed * ATTEMPTS
     named = [(registry.spec(task).id, policy) for task, policy in pairs]

@@ -32,6 +32,8 @@ def _list(chosen: Arguments) -> None:
     elif rows:
         shown = ("task", "expert", "measure", "random", "mean", "human", "episodes", "settings")
         print_table([{k: row[k] for k in shown} for row in rows])
+        if any(row["expert"] == "learned" for row in rows):
+            print("learned: none comes with the task; gato experts train TASK --out DIR makes one")
     else:
         print(f"suite {chosen.suite!r} lists no tasks; gato experts train makes an expert of any")
 
@@ -98,30 +100,19 @@ def _score(chosen: Arguments) -> int:
 
 
 def _pairs(patterns: list[str], policies: tuple[str, ...], kind: str) -> list[tuple[str, str]]:
-    """Return tasks and who plays them; a pattern's tasks without an expert are told and left out.
+    """Return tasks and who plays them; see `with_experts` for those that have no expert."""
+    from gato.world_commands import matching, with_experts
 
-    A task that is named and has no expert is left in, and refused where it is played.
-    """
-    from gato.world_commands import matching
-
-    pairs, without = [], []
-    for task_id in matching(patterns):
-        for policy in policies:
-            missing = kind == "auto" and registry.spec(task_id).expert == "none"
-            if policy == "expert" and missing and task_id not in patterns:
-                without.append(task_id)
-            else:
-                pairs.append((task_id, policy))
-    if without:
-        print(f"left out, without an expert: {', '.join(without)}", file=sys.stderr)
-    return pairs
+    ids = matching(patterns)
+    able = with_experts(ids, patterns) if kind == "auto" and "expert" in policies else ids
+    return [(i, policy) for i in ids for policy in policies if policy != "expert" or i in able]
 
 
 def _refuse_another(pairs: list[tuple[str, str]], kind: str) -> None:
     """Raise ValueError where the table would name another expert than the one that `auto` plays."""
     for task_id, policy in pairs:
         own = registry.spec(task_id).expert
-        if policy == "expert" and kind not in ("auto", own) and own != "none":
+        if policy == "expert" and kind not in ("auto", own) and own in registry.KINDS:
             raise ValueError(
                 f"expected the {own} expert of {task_id!r}, whose score the table holds; got "
                 f"{kind!r}. Leave out --expert to measure that one, or --write to measure this "

@@ -148,7 +148,8 @@ def _played(spec: TaskSpec, steps: int, seed: int) -> Episode:
     """Return the first steps of the expert's episode, or of a random one where there is none."""
     env = gym.wrappers.TimeLimit(registry.make(spec.id), steps)
     try:
-        expert = RandomExpert(spec) if spec.expert == "none" else registry.make_expert(spec.id)
+        known = registry.has_expert(spec.id)
+        expert = registry.make_expert(spec.id) if known else RandomExpert(spec)
         return play(env, expert, spec, seed, noise=0.0)
     finally:
         env.close()

@@ -271,6 +271,40 @@ def test_listing_shows_every_task(capsys: pytest.CaptureFixture) -> None:
     assert row["episodes"] >= 20
     assert main(["experts"]) == DONE
     assert "score" in capsys.readouterr().out
+    assert main(["experts", "list", "--suite", "mujoco"]) == DONE
+    told = capsys.readouterr().out
+    assert "learned: none comes with the task; gato experts train TASK --out DIR" in told
+    assert main(["experts", "list", "--suite", "babyai"]) == DONE
+    assert "experts train" not in capsys.readouterr().out
+
+
+def test_a_learned_expert_has_a_score_but_does_not_come_with_its_task(
+    table: Path, capsys: pytest.CaptureFixture
+) -> None:
+    task, other = "mujoco/InvertedPendulum-v5", "mujoco/Ant-v5"
+    registry._specs.cache_clear()
+    assert references.references()[task]["expert"].expert.startswith("learned: ppo")
+    assert [registry.spec(i).expert for i in (task, other)] == ["learned", "none"]
+    assert not registry.has_expert(task)
+    assert registry.has_expert(BABYAI)
+    assert registry.spec(f"{task}?camera=free").expert == "learned"
+    with pytest.raises(ValueError, match=f"gato experts train '{task}' --out DIR.* --expert DIR"):
+        registry.make_expert(task)
+    for kind in ("scripted", "planner"):
+        with pytest.raises(ValueError, match=f"that is learned; got '{kind}'. To train one: gato"):
+            registry.make_expert(task, kind)
+    assert main(["experts", "list", "--suite", "mujoco", "--json"]) == DONE
+    rows = {row["task"]: row for row in json.loads(capsys.readouterr().out)}
+    assert (rows[task]["expert"], rows[other]["expert"]) == ("learned", "none")
+    assert rows[task]["mean"] == 1000.0
+    for command, code in (
+        (["collect", "--out", str(table.parent / "x")], BAD_INPUT),  # nothing would be collected
+        (["experts", "score"], DONE),
+    ):
+        assert main([*command, "mujoco/*", "--episodes", "1", "--workers", "0"]) == code
+        told = capsys.readouterr().err
+        assert f"left out, without an expert: {other}" in told
+        assert task in told
     assert main(["experts", "list", "--suite", "nowhere"]) == BAD_INPUT
 
 

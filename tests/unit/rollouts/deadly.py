@@ -1,7 +1,8 @@
 """A world that fails at chosen seeds, registered in any process that imports this file.
 
 ``$DEADLY`` is a folder; a file `SEED` in it says how episodes of that seed fail, at their third
-step: exit, leave, kill, hang, throw, nan, reward, outside. With ``once`` before it, only the first time.
+step: exit, leave, kill, hang, throw, nan, reward, outside. With ``once`` before it, only the first
+time.
 """
 
 from __future__ import annotations
