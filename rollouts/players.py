@@ -6,7 +6,7 @@ They act where the environment is, since an expert looks inside the simulator: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,18 +38,12 @@ def make_actor(task: str, kind: str) -> registry.Expert:
 
 
 class HostPolicy:
-    """A policy of B rows whose every action is left to the host."""
+    """A policy of B rows (`runner.RowPolicy`) whose every action is left to the host."""
 
     def __init__(self, name: str, kind: str = "auto") -> None:
         self._acts = Acts(kind if name == "expert" else name)
 
-    def reset(
-        self,
-        mask: Sequence[bool] | np.ndarray | None = None,
-        *,
-        seeds: Sequence[int] | Mapping[int, int] | None = None,
-        tasks: Sequence[str] | Mapping[int, str] | None = None,
-    ) -> None:
+    def reset(self, *_: Any, **__: Any) -> None:
         """Forget nothing: an actor begins anew with its environment."""
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -17,17 +17,36 @@ from __future__ import annotations
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from gato.rollouts.hosts import Command, Death, Hosts, Reply
-from gato.rollouts.policy import Policy
 
-MakePolicy = Callable[[list[str], list[int]], Policy]
+
+class RowPolicy(Protocol):
+    """What decides for the rows of a group: a model's policy, or what stands in its place."""
+
+    def reset(
+        self,
+        mask: np.ndarray,
+        *,
+        seeds: Mapping[int, int],
+        tasks: Mapping[int, str],
+    ) -> None:
+        """Forget the episodes of the rows where `mask` (B,) is true; these play `tasks` next."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only, in this order."""
+
+    def select_action(self, observations: Sequence[Any], active: np.ndarray) -> Sequence[Any]:
+        """Return an action per row; of rows that are not active, anything."""
+
+
+MakePolicy = Callable[[list[str], list[int]], RowPolicy]
 """Called with the tasks and seeds of a group's rows."""
 
 
@@ -89,7 +108,7 @@ class _Group:
             # Convention: rows go to hosts in turn, an uneven rest to another host per group.
             self.rows.append(_Row((number, i), (number + i) % hosts, Played(first)))
         self.awaited = 0
-        self.policy: Policy | None = None
+        self.policy: RowPolicy | None = None
 
     def _next(self, task: str) -> Job | None:
         """Return the next episode of a task; of the fullest queue where it has none left."""
