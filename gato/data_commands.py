@@ -36,6 +36,13 @@ def data(chosen: Arguments) -> None:
     actions[chosen.action](chosen)
 
 
+def text_model(chosen: Arguments) -> None:
+    """Train a text model."""
+    from gato.run_commands import text_model as run
+
+    run(chosen)
+
+
 def set_cache(chosen: Arguments) -> None:
     """Bound the cache of what is fetched, where the command line says so."""
     if getattr(chosen, "cache_gb", None) is not None:
