@@ -226,10 +226,14 @@ def _nested(leaves: Mapping[str, gym.Space]) -> spaces.Dict:
 
 
 def _brief(space: gym.Space) -> str:
+    if isinstance(space, spaces.Text):
+        return "text"
+    shape = f"{space.dtype}{list(space.shape or ())}"
     if isinstance(space, spaces.Box):
         low, high = float(space.low.min()), float(space.high.max())
-        return f"{space.dtype}{list(space.shape)} in [{low:g}, {high:g}]"
-    return str(space) if len(str(space)) < 60 else f"{type(space).__name__}{list(space.shape)}"
+        whole = space.dtype.kind in "iu" and space.dtype.itemsize > 1 and low < -1e4
+        return shape if whole or np.isinf(low) else f"{shape} in [{low:g}, {high:g}]"
+    return str(space) if len(str(space)) < 60 else f"{type(space).__name__} {shape}"
 
 
 def our_columns(spec: TaskSpec, images: Kind, targets: bool) -> list[Column]:
