@@ -160,6 +160,8 @@ class Quickstart:
         """Train for the time there is; the number of steps is fixed once, at the start."""
         import torch
 
+        from gato.config import to_json
+        from gato.monitor import open_watchers
         from gato.train import Progress, train
 
         if "steps" not in self.plan:
@@ -176,7 +178,8 @@ class Quickstart:
             )
 
         model = text_model.read_bytes()
-        last = train(config, self.run_folder, text_model=model, on_progress=show)
+        watchers = open_watchers(self.run_folder, to_json(config), say=self.say)
+        last = train(config, self.run_folder, text_model=model, on_progress=show, watchers=watchers)
         if last.name != f"step-{config.steps:08d}":
             raise KeyboardInterrupt(
                 f"stopped with everything saved; `gato quickstart --out {self.out}` goes on"
