@@ -1,4 +1,4 @@
-"""Tables of episodes in Parquet and Arrow files, a row each, read a few rows at a time."""
+"""Tables in Parquet and Arrow files, read a few rows at a time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from gato.envs.readers.reader import BadItem
+
 SUFFIXES = (".parquet", ".arrow")
 _SPLITS = "train|test|validation|valid|val|dev"
+_ROWS = 16  # read at once where a row is small
 _LOOKED_AT = 500  # entries of a folder, to tell what it holds
 
 
@@ -54,7 +57,12 @@ def name_of(file: Path, root: Path) -> str:
 
 
 def column_names(file: Path) -> list[str]:
-    """Return the names of a file's columns.
+    """Return the names of a file's columns; raises as `schema` does."""
+    return list(schema(file).names)
+
+
+def schema(file: Path) -> Any:
+    """Return the Arrow schema of a file.
 
     Raises:
         ValueError: where the file cannot be read, naming it.
@@ -63,9 +71,9 @@ def column_names(file: Path) -> list[str]:
 
     try:
         if file.suffix == ".parquet":
-            return list(parquet.read_schema(file).names)
+            return parquet.read_schema(file)
         with _arrow(file) as reader:
-            return list(reader.schema.names)
+            return reader.schema
     except (OSError, ValueError) as error:  # pyarrow's errors are among these
         raise ValueError(f"expected a table in {file}; {_short(error)}") from error
 
@@ -91,6 +99,26 @@ def rows(file: Path, columns: Sequence[str], at_once: int = 1) -> Iterator[Mappi
                     yield {name: batch.column(name) for name in columns}
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read any further: {_short(error)}") from error
+
+
+def values(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, Any] | BadItem]]:
+    """Yield (where, row) of rows as plain Python values, and a BadItem for what cannot be read."""
+    number = 0
+    try:
+        missing = set(columns) - set(column_names(file))
+        if missing:
+            raise ValueError(f"expected a column {min(missing)!r}")
+        for batch in rows(file, columns, _ROWS):
+            for i in range(len(batch[columns[0]])):
+                where = f"{file}, row {number}"
+                number += 1
+                try:
+                    yield where, {name: batch[name][i].as_py() for name in columns}
+                except ValueError as error:  # a string that is no UTF-8
+                    yield where, BadItem(where, f"expected UTF-8; {error}")
+    except ValueError as error:
+        where = f"{file}, row {number}"
+        yield where, BadItem(where, f"nothing from here on can be read: {error}")
 
 
 def _arrow(file: Path) -> Any:

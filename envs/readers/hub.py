@@ -7,14 +7,16 @@ What a row becomes follows from its columns, as `rows` says. Pictures are decode
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gato.envs.readers import arrow
 from gato.envs.readers.pictures import note
 from gato.envs.readers.reader import BadItem, ReadOptions, Source
-from gato.envs.readers.rows import OURS, Make, is_list, plan
+from gato.envs.readers.rows import OURS, is_list, plan
 from gato.envs.readers.untrusted import check_options, each, files
 
 FORMAT = "hub"
@@ -25,6 +27,17 @@ SPLITS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 """Words in the names of files that say of which split they are, as on the hub."""
+
+
+@dataclass
+class Table:
+    """Rows, wherever they come from."""
+
+    features: Mapping[str, Any]
+    read: Callable[[list[str]], Iterator[tuple[str, Any]]]
+    """From the columns wanted to (where, row or BadItem)."""
+    rows: int | None
+    note: str
 
 
 def recognises(location: str) -> bool:
@@ -41,18 +54,23 @@ def recognises(location: str) -> bool:
 def open_source(location: str, options: ReadOptions) -> Source:
     """Return the rows of one split as records."""
     check_options(options, FORMAT, OURS, splits=True)
-    data, rows, notes = _load(location, options.split)
-    features = data.features or _guess(data, location)
+    table = _load(location, options.split)
     root = None if _hub_name(location) else Path(location)
     folder = root.parent if root is not None and root.is_file() else root
-    fields, make = plan(features, options, folder, location)
-    if any(name in fields.values() for name in ("image", "images")):
+    used, make = plan(table.features, options, folder, location)
+    notes = [table.note]
+    if {"image", "images"} & set(used.values()):
         notes.append(note(options))
-    one_each = not any(is_list(features[n]) for n, ours in fields.items() if ours == "text")
-    fields = {name: fields.get(name, "left out") for name in features}
-    read = partial(_read, data.decode(False), make, location)
-    items = rows if one_each else None
-    return Source(FORMAT, location, "records", read, items=items, fields=fields, notes=notes)
+    several = any(is_list(table.features[n]) for n, ours in used.items() if ours == "text")
+    return Source(
+        FORMAT,
+        location,
+        "records",
+        lambda: each(table.read(list(used)), make),
+        items=None if several else table.rows,
+        fields={name: used.get(name, "left out") for name in table.features},
+        notes=notes,
+    )
 
 
 def _hub_name(location: str) -> str:
@@ -67,13 +85,10 @@ def _saved(path: Path) -> bool:
 
 def _more_than_text(path: Path) -> bool:
     try:
-        import pyarrow
-        from pyarrow import parquet, types
-    except ImportError:
-        return False
-    try:
-        schema = parquet.read_schema(path)
-    except (OSError, pyarrow.ArrowException):
+        from pyarrow import types
+
+        schema = arrow.schema(path)
+    except (ImportError, ValueError):
         return False
     kinds = [field.type for field in schema]
     binary = any(types.is_binary(k) or types.is_large_binary(k) for k in kinds)
@@ -81,41 +96,71 @@ def _more_than_text(path: Path) -> bool:
     return binary or pictures or "messages" in schema.names
 
 
-def _load(location: str, split: str) -> tuple[Any, int | None, list[str]]:
-    """Return an iterable data set, its rows where they are known, and notes."""
-    import datasets
-
+def _load(location: str, split: str) -> Table:
+    """Return what lies at a location."""
     path, name = Path(location), _hub_name(location)
     try:
         if name:
-            owner, _, rest = name.partition("/")
-            repository, _, configuration = rest.partition("/")
-            data = datasets.load_dataset(
-                f"{owner}/{repository}" if repository else owner,
-                configuration or None,
-                split=split,
-                streaming=True,
-            )
-            known = (data.info.splits or {}).get(split)
-            return data, getattr(known, "num_examples", None), [f"split {split}, streamed"]
-        if _saved(path):
-            data = datasets.load_from_disk(location)
-            if isinstance(data, datasets.DatasetDict):
-                if split not in data:
-                    raise ValueError(f"splits are {', '.join(data)}; got {split!r}, see --split")
-                data = data[split]
-            return data.to_iterable_dataset(), len(data), [f"split {split}"]
-        tables, kind = files(path, (".parquet",)), "parquet"
-        if not tables:
-            tables, kind = files(path, (".arrow",)), "arrow"
-        chosen = _of_split(tables, split, path)
-        given = {"train": [str(p) for p in chosen]}
-        data = datasets.load_dataset(kind, data_files=given, split="train", streaming=True)
-        rows = _rows(chosen) if kind == "parquet" else None
-        return data, rows, [f"{len(chosen)} {kind} files of split {split}"]
-    except (OSError, ValueError) as error:
+            return _streamed(name, split)
+        return _on_disk(location, split) if _saved(path) else _files(path, split)
+    except ImportError:
+        raise
+    except Exception as error:  # damaged data end the library in every way there is
         what = f"{name} on the Hugging Face hub" if name else f"a data set at {location}"
-        raise ValueError(f"expected {what}; {error}.") from error
+        raise ValueError(f"expected {what}; {_said(error)}.") from error
+
+
+def _streamed(name: str, split: str) -> Table:
+    import datasets
+
+    owner, _, rest = name.partition("/")
+    repository, _, configuration = rest.partition("/")
+    called = f"{owner}/{repository}" if repository else owner
+    data = datasets.load_dataset(called, configuration or None, split=split, streaming=True)
+    known = (data.info.splits or {}).get(split)
+    rows = getattr(known, "num_examples", None)
+    features = data.features or _guess(data)
+    read = partial(_numbered, data.decode(False) if data.features else data, f"hf:{name}")
+    return Table(features, read, rows, f"split {split}, streamed")
+
+
+def _on_disk(location: str, split: str) -> Table:
+    import datasets
+
+    data = datasets.load_from_disk(location)
+    if isinstance(data, datasets.DatasetDict):
+        if split not in data:
+            raise ValueError(f"splits are {', '.join(data)}; got {split!r}, see --split")
+        data = data[split]
+    elif split not in ("train", str(data.split)):
+        raise ValueError(f"it is of split {data.split}; got {split!r}, see --split")
+    rows = data.to_iterable_dataset().decode(False)
+    return Table(data.features, partial(_numbered, rows, location), len(data), f"split {split}")
+
+
+def _files(path: Path, split: str) -> Table:
+    import datasets
+
+    found = files(path, (".parquet",)) or files(path, (".arrow",))
+    chosen = _of_split(found, split, path)
+    features = datasets.Features.from_arrow_schema(arrow.schema(chosen[0]))
+
+    def read(columns: list[str]) -> Iterator[tuple[str, Any]]:
+        for file in chosen:
+            yield from arrow.values(file, columns)
+
+    note = f"{len(chosen)} {chosen[0].suffix[1:]} files of split {split}"
+    return Table(features, read, _rows(chosen), note)
+
+
+def _rows(paths: list[Path]) -> int | None:
+    """Return the rows of Parquet files, which say it at their ends."""
+    from pyarrow import parquet
+
+    try:
+        return sum(parquet.read_metadata(p).num_rows for p in paths)
+    except (OSError, ValueError):  # Arrow, or damaged: reading will tell
+        return None
 
 
 def _of_split(paths: list[Path], split: str, root: Path) -> list[Path]:
@@ -139,37 +184,31 @@ def _of_split(paths: list[Path], split: str, root: Path) -> list[Path]:
     return chosen
 
 
-def _rows(paths: list[Path]) -> int | None:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return sum(parquet.read_metadata(p).num_rows for p in paths)
-    except (OSError, pyarrow.ArrowException):  # reading will name the file
-        return None
-
-
-def _guess(data: Any, location: str) -> Any:
+def _guess(data: Any) -> Any:
     """Return the features of data whose source names none, from the first row."""
     import datasets
     import pyarrow
 
     first = next(iter(data), None)
     if first is None:
-        raise ValueError(f"expected rows at {location}; got none.")
+        raise ValueError("it has no rows")
     return datasets.Features.from_arrow_schema(pyarrow.Table.from_pylist([first]).schema)
 
 
-def _read(data: Any, make: Make, location: str) -> Iterator[Mapping[str, Any] | BadItem]:
-    yield from each(_numbered(data, location), make)
-
-
-def _numbered(data: Any, location: str) -> Iterator[tuple[str, Any]]:
+def _numbered(data: Any, location: str, columns: list[str]) -> Iterator[tuple[str, Any]]:
     row = 0
     try:
         for value in data:
-            yield f"{location}, row {row}", value
+            yield f"{location}, row {row}", {name: value[name] for name in columns}
             row += 1
-    except (OSError, ValueError, RuntimeError) as error:
+    except ImportError:
+        raise
+    except Exception as error:
         where = f"{location}, row {row}"
-        yield where, BadItem(where, f"nothing from here on can be read: {error}")
+        yield where, BadItem(where, f"nothing from here on can be read: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """Return what an error says; of one that says only a name, also what kind it is."""
+    plain = isinstance(error, OSError | ValueError) and str(error)
+    return (str(error) if plain else f"{type(error).__name__}: {error}").rstrip(".")

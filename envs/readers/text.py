@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gato.envs.readers import json_stream
+from gato.envs.readers import arrow, json_stream
 from gato.envs.readers.json_stream import json_items
 from gato.envs.readers.reader import BadItem, ReadOptions, Source
 from gato.envs.readers.untrusted import (
@@ -39,7 +39,6 @@ TABLES = (*json_stream.SUFFIXES, *PARQUET)
 LONGEST = 65_536
 SEPARATOR = "<|endoftext|>"
 _SMALL = 16 << 20  # bytes that are read once more to count documents
-_BATCH = 64
 
 
 def recognises(location: str) -> bool:
@@ -77,7 +76,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
 def _fields(path: Path, field: str) -> dict[str, str]:
     """Return the first file's fields and what becomes of them; raises where it has no text."""
     if plain_suffix(path) in PARQUET:
-        names = list(_parquet(path).schema_arrow.names)
+        names = arrow.column_names(path)
     elif plain_suffix(path) in json_stream.SUFFIXES:
         first = next((v for _, v in json_items(path) if isinstance(v, dict)), None)
         if first is None:
@@ -105,7 +104,7 @@ def _read(location: Path, paths: list[Path], field: str, counts: Counter[str]) -
                 yield BadItem(str(path), str(error))
                 continue
         if plain_suffix(path) in PARQUET:
-            yield from each(_parquet_rows(path, field), rows)
+            yield from each(arrow.values(path, [field]), rows)
         elif plain_suffix(path) in json_stream.SUFFIXES:
             yield from each(json_items(path), rows)
         else:
@@ -170,33 +169,3 @@ def _cut(text: str) -> int:
         if at > 0:
             return at + len(mark)
     return LONGEST
-
-
-def _parquet(path: Path) -> Any:
-    import pyarrow.parquet
-
-    try:
-        return pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"expected a Parquet file at {path}; {error}.") from error
-
-
-def _parquet_rows(path: Path, field: str) -> Iterator[tuple[str, Any]]:
-    import pyarrow
-
-    row = 0
-    try:
-        file = _parquet(path)
-        if field not in file.schema_arrow.names:
-            raise ValueError(f"expected a column {field!r}")
-        for batch in file.iter_batches(batch_size=_BATCH, columns=[field]):
-            for value in batch.column(0):
-                where = f"{path}, row {row}"
-                try:
-                    yield where, {field: value.as_py()}
-                except UnicodeDecodeError as error:
-                    yield where, BadItem(where, f"expected UTF-8; {error.reason}")
-                row += 1
-    except (ValueError, OSError, pyarrow.ArrowException) as error:
-        where = f"{path}, row {row}"
-        yield where, BadItem(where, f"nothing from here on can be read: {error}")
