@@ -173,7 +173,7 @@ def _fill(
     summary, made = Summary(), folder / "stores"
     made.mkdir()
     for task in source.tasks if source.kind == "episodes" else ():
-        _check_place(out / folder_of(task), origin)
+        _check_place(out / _folder(task), origin)
     if source.kind == "records":
         _check_place(out, origin)
         writer = RecordWriter(made, Path(source.location.rstrip("/")).name or source.format)
@@ -253,7 +253,7 @@ class _Stores:
             if len(self._open) == OPEN_WRITERS:
                 self._open.popitem(last=False)[1].close()
             made: Mapping[str, Any] = self._source.made.get(task, {})
-            folder = self.folders.setdefault(task, self._root / folder_of(task))
+            folder = self.folders.setdefault(task, self._root / _folder(task))
             self._open[task] = EpisodeWriter(
                 folder,
                 spec,
@@ -262,6 +262,18 @@ class _Stores:
             )
         self._open.move_to_end(task)
         return self._open[task]
+
+
+def _folder(task: str) -> str:
+    """Return where a task's store lies below the others; the data may have named the task.
+
+    Raises:
+        ValueError: for a name that leads out of there.
+    """
+    folder = folder_of(task)
+    if not all(part.strip(".") for part in folder.split("/")) or "\0" in folder:
+        raise ValueError(f"expected a task's id, as suite/name; got {task!r}. Give one: --task")
+    return folder
 
 
 def _spec(source: Source, episode: Episode) -> TaskSpec:
