@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gato.config import TrainConfig, to_json
 from gato.monitor import TensorBoard, WandB, Watchers, numbers, open_watchers
+from gato.train import train
 
 
 def line(step: int, loss: float) -> dict[str, Any]:
@@ -189,3 +194,40 @@ def test_wandb_that_cannot_begin_is_told_before_training(tmp_path, wandb):
 def test_what_wandb_remembers_is_json(tmp_path, wandb):
     WandB(tmp_path, "project", {})
     assert json.loads((tmp_path / "wandb.json").read_text()).keys() == {"project", "id"}
+
+
+KILLED = """
+import json, os, pathlib, signal, sys
+from gato.config import TrainConfig, from_json
+from gato.monitor import open_watchers
+from gato.train import train
+
+class Killer:
+    def metrics(self, line):
+        if line["step"] == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+    def event(self, kind, **facts): pass
+    def close(self): pass
+
+run = pathlib.Path(sys.argv[1])
+config = from_json(TrainConfig, json.loads(sys.argv[2]))
+train(config, run, device="cpu", watchers=[*open_watchers(run, {}), Killer()])
+"""
+
+
+def test_the_curves_of_a_killed_run_are_those_of_its_log(tiny: TrainConfig, tmp_path):
+    held = tuple(replace(c, validation=0.2) for c in tiny.corpora[:1])
+    config = replace(tiny, steps=10, corpora=held, validate_every=2, validate_batches=1)
+    words = [sys.executable, "-c", KILLED, str(tmp_path), json.dumps(to_json(config))]
+    assert subprocess.run(words).returncode == -signal.SIGKILL
+    assert max(step for step, _, _ in curves(tmp_path)["losses/arm"]) == 8
+    train(config, tmp_path, device="cpu", watchers=open_watchers(tmp_path, {}))  # from step 5 on
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    expected: dict[str, list] = {}
+    for row in lines:
+        for name, value in numbers(row):
+            expected.setdefault(name, []).append((row["step"], pytest.approx(value), row["time"]))
+    drawn = curves(tmp_path)
+    assert drawn == expected
+    assert [step for step, _, _ in drawn["losses/arm"]] == list(range(1, 11))
+    assert [step for step, _, _ in drawn["validation/arm/loss"]] == [2, 4, 6, 8, 10]
