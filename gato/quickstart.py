@@ -18,7 +18,7 @@ from typing import Any
 
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
-from gato.envs.files import write_atomically
+from gato.envs.files import make_folder, write_atomically
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.report import picture, task_score
@@ -104,6 +104,7 @@ class Quickstart:
 
     def run(self) -> dict[str, Any]:
         """Go through all stages and return the results."""
+        make_folder(self.out, "--out as a folder")
         for name, stage, share in (
             ("data", self.make_data, DATA_SHARE),
             ("train", self.train, TRAIN_SHARE),

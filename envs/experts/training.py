@@ -38,6 +38,7 @@ from gato.envs.experts.training_state import (
     restore,
     save,
 )
+from gato.envs.files import make_folder
 from gato.envs.score import one_episode
 
 CHECK_SEED = EVALUATION_SEED_START - 1024
@@ -135,7 +136,7 @@ def train(
     if not resume:
         shutil.rmtree(out / "training", ignore_errors=True)
         (out / learned.DESCRIPTION).unlink(missing_ok=True)  # its trials are not the new training's
-    (out / "training").mkdir(parents=True, exist_ok=True)
+    make_folder(out / "training", "a folder for an expert")
     with _one_thread():
         run = _Run(spec, out, counters, saved, began)
         try:

@@ -75,6 +75,14 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "quickstart", "--data", "a=/tmp", "--out", __file__], "expected a folder as"),
         (["show", "gym/Nope-v0"], "got 'gym/Nope-v0'"),
         (["replay", "/nowhere"], "found none"),
+        (
+            ["quickstart", "--out", "/proc/self/q"],
+            "got /proc/self/q (No such file or directory). C",
+        ),
+        (
+            ["experts", "train", "gym/CartPole-v1", "--steps", "10", "--out", "/proc/self/x"],
+            "expected a folder for an expert that can be written; got /proc/self/x/training (No",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, told, capsys):
