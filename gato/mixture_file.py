@@ -179,4 +179,4 @@ def _closest(name: str, known: typing.Sequence[str]) -> str:
 
 def _elsewhere(path: str) -> bool:
     """Return whether a path is an address or a name on a hub, not a place on this disk."""
-    return "://" in path or path.startswith("hf:")
+    return "://" in path or path.startswith(("hf:", "minari:"))

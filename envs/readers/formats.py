@@ -110,6 +110,15 @@ def recognise(location: str) -> str:
     )
 
 
+def place(location: str, format: str) -> str:
+    """Return where on this machine the data lie that a location names; itself where it is a path.
+
+    A reader with locations that are no paths may say so in a function ``place(location)``.
+    """
+    find = getattr(_module(READERS, format), "place", None) if format != "auto" else None
+    return str((find and find(location)) or location)
+
+
 def export(
     stores: Sequence[EpisodeStore],
     format: str,

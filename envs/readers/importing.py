@@ -133,7 +133,8 @@ def cached(
     if format == "auto" and not is_remote(location):
         format = formats.recognise(location)
     asked = {"format": format, "options": asdict(options), "skip_bad": skip_bad}
-    found = {"form": CACHE_FORM, "location": _whole(location), "files": _fingerprint(location)}
+    found: dict[str, Any] = {"form": CACHE_FORM, "location": _whole(location)}
+    found["files"] = _fingerprint(formats.place(location, format))
     key = hashlib.sha256(json.dumps({**asked, **found}, sort_keys=True).encode()).hexdigest()
     name = Path(location.rstrip("/")).name or "data"
     folder = cache_folder() / "imports" / f"{name}-{key[:16]}"

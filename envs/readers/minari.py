@@ -1,4 +1,4 @@
-"""Minari data sets, by the path of their folder or, of those on this machine, by their id.
+"""Minari data sets, by the path of their folder or, of those on this machine, by ``minari:<id>``.
 
 What becomes of them: observations and actions keep their names, pictures become (H, W, 1 or 3), the
 seed and the ends of episodes stay, reference scores become those of a random policy and an expert,
@@ -40,11 +40,12 @@ KEPT = "gato"
 """Name, in a data set's metadata and its episodes' infos, of what only a store of ours knows."""
 SUCCESS = ("success", "is_success")
 UNKNOWN_HZ = 1.0
+_BY_ID = "minari:"
 
 
 def recognises(location: str) -> bool:
     """Return whether a location holds, or names, a Minari data set on this machine."""
-    return _data_folder(location) is not None
+    return location.startswith(_BY_ID) or place(location) is not None
 
 
 def open_source(location: str, options: ReadOptions) -> Source:
@@ -55,11 +56,11 @@ def open_source(location: str, options: ReadOptions) -> Source:
     """
     import minari
 
-    folder = _data_folder(location)
+    folder = place(location)
     if folder is None:
         raise ValueError(
-            f"expected a Minari data set at {location}, or its id; none is here. Fetch one first: "
-            f"minari download ID"
+            f"expected a Minari data set at {location}; none is here. If it is one of Minari's, "
+            f"fetch it first: minari download {location.removeprefix(_BY_ID)}"
         )
     metadata = _metadata(folder)
     for name in ("observation_space", "action_space"):
@@ -104,16 +105,16 @@ def open_source(location: str, options: ReadOptions) -> Source:
     )
 
 
-def _data_folder(location: str) -> Path | None:
+def place(location: str) -> Path | None:
     """Return the folder that holds metadata.json, as Minari lays it out, if there is one."""
     if "://" in location:
         return None
-    root = Path(os.environ.get("MINARI_DATASETS_PATH") or Path.home() / ".minari" / "datasets")
-    for folder in (Path(location), root / location):
-        for inside in (folder, folder / "data"):
-            if _is_data(inside):
-                return inside
-    return None
+    folder = Path(location)
+    if location.startswith(_BY_ID):
+        named = os.environ.get("MINARI_DATASETS_PATH")
+        root = Path(named) if named else Path.home() / ".minari" / "datasets"
+        folder = root / location.removeprefix(_BY_ID)
+    return next((f for f in (folder, folder / "data") if _is_data(f)), None)
 
 
 def _is_data(folder: Path) -> bool:

@@ -77,16 +77,21 @@ def written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
                     **options,
                 },
             )
-        return name
+        return f"minari:{name}"
 
     return write
+
+
+def folder_of(tmp_path: Path, name: str) -> Path:
+    """Return where Minari keeps a data set of that name."""
+    return tmp_path / "minari" / name.removeprefix("minari:")
 
 
 @pytest.mark.parametrize("data_format", ["hdf5", "arrow", "parquet"])
 @pytest.mark.parametrize("by_id", [True, False])
 def test_what_minari_has_written_is_read(written, tmp_path, data_format, by_id):
     name = written([buffer(seed) for seed in (3, 4, 5)], data_format=data_format)
-    location = name if by_id else str(tmp_path / "minari" / name)
+    location = name if by_id else str(folder_of(tmp_path, name))
     source = formats.open_source(location)
     assert (source.format, source.items, source.steps) == ("minari", 3, 3 * STEPS)
     spec = source.tasks["minari/toy/walk/few-v0"]
@@ -118,14 +123,17 @@ def test_it_trains(written, trains, tmp_path):
 def test_train_imports_what_is_no_store(written, tmp_path, monkeypatch):
     monkeypatch.setenv("GATO_CACHE", str(tmp_path / "cache"))
     name = written([buffer(seed) for seed in range(3)])
-    path = importing.cached(tmp_path / "minari" / name)
+    path = importing.cached(folder_of(tmp_path, name))
     assert importing.is_store(path)
     before = {p: p.stat().st_mtime_ns for p in path.rglob("*")}
-    assert importing.cached(tmp_path / "minari" / name) == path
+    assert importing.cached(folder_of(tmp_path, name)) == path
     assert {p: p.stat().st_mtime_ns for p in path.rglob("*")} == before
-    changed = minari.load_dataset(name)
+    assert importing.cached(name) != path  # the same data under another name
+    by_name = importing.cached(name)
+    changed = minari.load_dataset(name.removeprefix("minari:"))
     changed.update_dataset_from_buffer([buffer(9)])
-    assert importing.cached(tmp_path / "minari" / name) != path
+    assert importing.cached(folder_of(tmp_path, name)) != path
+    assert importing.cached(name) != by_name
 
 
 def test_scores_and_the_world_are_told(written):
@@ -206,7 +214,7 @@ def test_pictures_that_minari_has_made_jpeg_are_told(written):
 
 def test_a_data_set_without_spaces_starts_no_environment(written, tmp_path):
     name = written([buffer(0)])
-    file = tmp_path / "minari" / name / "data" / "metadata.json"
+    file = folder_of(tmp_path, name) / "data" / "metadata.json"
     metadata = json.loads(file.read_text())
     del metadata["action_space"]
     file.write_text(json.dumps({**metadata, "env_spec": '{"id": "evil:Evil-v0"}'}))
@@ -214,10 +222,18 @@ def test_a_data_set_without_spaces_starts_no_environment(written, tmp_path):
         formats.open_source(name)
 
 
+def test_what_is_not_on_this_machine_is_named_with_what_fetches_it(written):
+    written([buffer(0)])
+    with pytest.raises(ValueError, match="fetch it first: minari download D4RL/door/human-v2"):
+        formats.open_source("minari:D4RL/door/human-v2")
+    with pytest.raises(ValueError, match="no such file or folder"):
+        formats.open_source("D4RL/door/human-v2")
+
+
 def test_a_damaged_file_is_named(written, tmp_path):
     name = written([buffer(seed) for seed in range(3)])
-    (tmp_path / "minari" / name / "data" / "main_data.hdf5").write_bytes(b"no HDF5")
-    with pytest.raises(ValueError, match=r"a Minari data set at toy/walk/few-v0; .*signat"):
+    (folder_of(tmp_path, name) / "data" / "main_data.hdf5").write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match=r"a Minari data set at minari:toy/walk/few-v0; .*signat"):
         formats.open_source(name)
 
 
