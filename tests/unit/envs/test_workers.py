@@ -124,20 +124,20 @@ def test_only_a_worker_that_does_nothing_is_hung(pool: Pool) -> None:
 
 def slow_to_start(tick: Callable[[], None]) -> Callable[[Any], Any]:
     """Return what answers, after longer than a message may take."""
-    time.sleep(0.5)
+    time.sleep(1.5)
     return lambda message: message
 
 
 def test_a_worker_may_take_its_time_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process imports for seconds where others are busy; that is not a simulator that hangs."""
-    slow = Pool(1, slow_to_start, timeout=0.1)
+    slow = Pool(1, slow_to_start, timeout=1.0)
     slow.send(0, "a")
     assert slow.receive() == [(0, "a")]
     slow.close()
-    monkeypatch.setattr(workers, "START_SECONDS", 0.2)
+    monkeypatch.setattr(workers, "START_SECONDS", 1.2)
     slow.send(0, "a")
     ((_, death),) = slow.receive()
-    assert str(death) == "worker process was ended: it had not started in 0.2 s"
+    assert str(death) == "worker process was ended: it had not started in 1.2 s"
     slow.close()
 
 
