@@ -122,8 +122,10 @@ class WandB:
     keeps everything in the run's folder, for ``wandb sync``.
     """
 
-    def __init__(self, run: Path, project: str, config: Mapping[str, Any]) -> None:
-        """Begin, before anything is trained.
+    def __init__(
+        self, run: Path, project: str, config: Mapping[str, Any], anew: bool = False
+    ) -> None:
+        """Begin, before anything is trained; `anew` as another run than the one before.
 
         Raises:
             ValueError: where wandb is not installed, nobody is logged in, or the run has been
@@ -137,7 +139,7 @@ class WandB:
                 f'Install it: pip install "gato[wandb]"'
             ) from error
         file = run / "wandb.json"
-        known = json.loads(file.read_text()) if file.exists() else {}
+        known = json.loads(file.read_text()) if file.exists() and not anew else {}
         if known.get("project", project) != project:
             raise ValueError(
                 f"expected --wandb {known['project']}, the project that {run} was reported to; got "
@@ -176,7 +178,11 @@ class WandB:
 
 
 def open_watchers(
-    run: Path, config: Mapping[str, Any], wandb: str | None = None, say: Say = say
+    run: Path,
+    config: Mapping[str, Any],
+    wandb: str | None = None,
+    say: Say = say,
+    anew: bool = False,
 ) -> list[Watcher]:
     """Return the watchers of a run: TensorBoard where it is installed, W&B where asked for.
 
@@ -185,6 +191,7 @@ def open_watchers(
         config: the run's configuration as JSON-able data.
         wandb: the project to report to.
         say: told once where TensorBoard is missing.
+        anew: the run does not go on with what lies in its folder.
 
     Raises:
         ValueError: where W&B was asked for and cannot begin.
@@ -195,7 +202,7 @@ def open_watchers(
     except ImportError:
         say('no curves without TensorBoard; it comes with: pip install "gato[monitor]"')
     if wandb is not None:
-        watchers.append(WandB(run, wandb, config))
+        watchers.append(WandB(run, wandb, config, anew))
     return watchers
 
 

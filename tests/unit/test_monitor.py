@@ -178,6 +178,7 @@ def test_wandb_is_told_all_and_goes_on_with_the_same_run(tmp_path, wandb):
     assert second._run.options["resume"] == "allow"
     with pytest.raises(ValueError, match="expected --wandb project, the project that"):
         WandB(run, "other", {})
+    assert WandB(run, "other", {}, anew=True)._run.options["id"] != told.options["id"]
     assert WandB(tmp_path / "other", "other", {})._run.options["id"] != told.options["id"]
 
 

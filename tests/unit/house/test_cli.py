@@ -223,7 +223,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny, tmp_path, monkeypatch, cap
     assert cli.main(longer) == cli.FAILURE
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.undo()
-    assert load_checkpoint(other).step == 3
+    assert load_checkpoint(other / "earlier-1").step == 3
     assert load_checkpoint(run).step == before.step
     assert not list(other.glob(".step-*"))
 
