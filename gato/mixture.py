@@ -8,7 +8,9 @@ long run. ``even`` gives every corpus its quota of every part. Think of its sequ
 end along a line on which every part owns a stretch as long as the quota: a sequence belongs to the
 part in whose stretch it begins. The first one begins where the one before, drawn for no one, would
 have ended: that place is drawn so that long and short sequences keep their frequencies, and follows
-a sequence of low discrepancy from part to part, so that errors cancel.
+a sequence of low discrepancy from part to part, so that errors cancel. Quotas are as large as rows
+can hold of such sequences, and of a part that got too much any sequence is as likely to be left out
+as any other: were it left to the rows, they would leave out short ones only.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from gato.corpora import Corpus
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, pack
 
-_MEASURED = {"random": 128, "even": 256}  # sequences drawn once per corpus to know its lengths
+_MEASURED = {"random": 128, "even": 512}  # sequences drawn once per corpus to know its lengths
 _FILL = 0.99  # tokens drawn per token of the batch; what does not fit is dropped
-_ROUNDS, _TRIED = 6, 300_000  # rounds of balancing what is drawn, tokens drawn in each
+_ROUNDS = {"random": (6, 300_000, 200), "even": (3, 1_200_000, 400)}
+"""Of balancing what is drawn: how many, and the most tokens and parts drawn in each."""
+_TOO_MUCH = 1.05  # drawn per token of the rows to see how much of it they hold
 _GOLDEN = 0.6180339887498949  # multiples of it, without their whole part, fill [0, 1) evenly
 
 
@@ -75,6 +79,7 @@ class Mixture:
         self.weigh, self.draw = weigh, draw
         measured = np.array([self._measure(i) for i in range(len(self.corpora))])
         lengths, targets = measured[:, 0], measured[:, 1].mean(1)
+        self._fill = _FILL if draw == "random" else self._held(lengths)
         shares = self._balance(lengths)
         self._cumulative = np.cumsum(shares)
         self._quota = shares * self._capacity(lengths)
@@ -98,7 +103,7 @@ class Mixture:
 
     def _capacity(self, lengths: np.ndarray) -> np.ndarray:
         """Return (corpora,): what a corpus would get of a part if it were alone, in its costs."""
-        tokens = self.part_rows * self.row_length * _FILL
+        tokens = self.part_rows * self.row_length * self._fill
         if self.weigh == "tokens":
             return np.full(len(lengths), tokens)
         wanted = np.array([c.config.weight for c in self.corpora])
@@ -118,18 +123,38 @@ class Mixture:
         share = wanted / costs.mean(1) if self.draw == "random" else wanted
         share = share / share.sum()
         n, most = len(wanted), self.part_rows * self.row_length
-        trials = max(2, min(_TRIED // most, 200))
-        for _ in range(_ROUNDS if n > 1 else 0):
-            rng, kept = self._rng(0, stream=2), np.zeros(n)
+        rounds, tokens, parts = _ROUNDS[self.draw]
+        trials = max(2, min(tokens // most, parts))
+        for _ in range(rounds if n > 1 else 0):
+            rng, kept, tried = self._rng(0, stream=2), np.zeros(n), np.ones(n)
             for _ in range(trials):
                 which, at = self._try(rng, share, lengths)
                 drawn, cost = lengths[which, at], costs[which, at]
+                np.add.at(tried, which, cost)
+                if self.draw == "even":
+                    fits = self._trim(rng, drawn)
+                    which, drawn, cost = which[fits], drawn[fits], cost[fits]
                 for row in self._place(drawn.tolist()):
                     for i in row:
                         kept[which[i]] += cost[i]
-            share *= wanted / np.maximum(kept / kept.sum(), 0.1 * wanted)
+            if self.draw == "even":  # quotas are met: what is left out is all to be made up
+                share = wanted * tried / np.maximum(kept, 0.1 * tried)
+            else:
+                share *= wanted / np.maximum(kept / kept.sum(), 0.1 * wanted)
             share /= share.sum()
         return share
+
+    def _held(self, lengths: np.ndarray) -> float:
+        """Return the part of the rows that fills where more is drawn than they hold."""
+        self._fill = _TOO_MUCH
+        wanted = np.array([c.config.weight for c in self.corpora])
+        rng, used = self._rng(0, stream=4), 0
+        most = self.part_rows * self.row_length
+        trials = max(2, min(_ROUNDS["random"][1] // most, 100))
+        for _ in range(trials):
+            drawn = lengths[self._try(rng, wanted / wanted.sum(), lengths)]
+            used += sum(int(drawn[row].sum()) for row in self._place(drawn.tolist()))
+        return used / (trials * most)
 
     def _try(
         self, rng: np.random.Generator, share: np.ndarray, lengths: np.ndarray
@@ -148,6 +173,14 @@ class Mixture:
             begins = np.interp(rng.random(), *_stretch(costs[i])) + np.cumsum(costs[i, at])
             found.append(at[: np.searchsorted(begins - costs[i, at], quota[i])])
         return np.repeat(np.arange(n), [len(at) for at in found]), np.concatenate(found)
+
+    def _trim(self, rng: np.random.Generator, lengths: np.ndarray) -> np.ndarray:
+        """Return which sequences to keep so that they fit: any is as likely to go as any other."""
+        order = rng.permutation(len(lengths))
+        left = lengths.sum() - np.cumsum(lengths[order])  # without the first, the first two, ...
+        most = max(self._fill * self.part_rows * self.row_length, lengths.max(initial=0))
+        gone = 0 if lengths.sum() <= most else int((left <= most).argmax()) + 1
+        return np.sort(order[gone:])
 
     def _place(self, lengths: Sequence[int]) -> list[list[int]]:
         """Return which sequences go into each row: longest first, each where it first fits."""
@@ -189,7 +222,7 @@ class Mixture:
                 sequence = corpus.sample(rng, self.row_length)
                 drawn.append((which, sequence))
                 at += len(sequence) if self.weigh == "tokens" else 1
-        return drawn
+        return [drawn[i] for i in self._trim(rng, np.array([len(s) for _, s in drawn]))]
 
     def batch(self, index: int) -> TokenBatch:
         """Return batch `index`: the rows of its parts, one part after another."""
