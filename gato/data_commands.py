@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,15 +59,34 @@ def stores_at(path: str | Path) -> list[Path]:
 
 
 def with_imports(paths: list[str], skip_bad: bool = False) -> list[str]:
-    """Return paths of stores: what is no store is imported into the cache first."""
+    """Return paths of stores: what is no store is imported into the cache first.
+
+    What an import has left out or changed is said on stderr, also where it was made before.
+    """
     found = []
     for path in paths:
         if _is_ours(path, "auto"):
             found.append(str(local(path)))
             continue
-        with _bar(path) as progress:
-            found.append(str(importing.cached(path, skip_bad=skip_bad, progress=progress)))
+        try:
+            with _bar(path) as progress:
+                folder = importing.cached(path, skip_bad=skip_bad, progress=progress)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} (to import it with other options: gato data import {path} --out STORE)"
+            ) from error
+        for line in _changes(importing.origin(folder)):
+            print(f"{path}: {line}", file=sys.stderr)
+        found.append(str(folder))
     return found
+
+
+def _changes(told: dict[str, Any]) -> Iterator[str]:
+    """Yield a line for everything that an import has left out or changed."""
+    for skipped in told["skipped"]:
+        yield f"left out {skipped['items']}: {skipped['reason']} (first: {skipped['first']})"
+    for what, count in told["counts"].items():
+        yield f"{what}: {count:,}"
 
 
 def info(chosen: Arguments) -> None:
@@ -137,14 +157,8 @@ def import_data(chosen: Arguments) -> None:
     if chosen.json:
         print_json({"source": chosen.source, "format": source.format, **told})
         return
-    for skipped in told["skipped"]:
-        print(f"left out {skipped['items']}: {skipped['reason']} (first: {skipped['first']})")
-    for what, count in told["counts"].items():
-        print(f"{what}: {count:,}")
-    for note in told["notes"]:
-        print(note)
-    for store in told["stores"]:
-        print(store)
+    for line in (*_changes(told), *told["notes"], *told["stores"]):
+        print(line)
 
 
 def export(chosen: Arguments) -> None:

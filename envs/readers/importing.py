@@ -146,6 +146,12 @@ def cached(
     return folder
 
 
+def origin(folder: Path) -> dict[str, Any]:
+    """Return what an import has said of the stores in a folder: see `Summary.to_json`."""
+    told: dict[str, Any] = json.loads((stores_below(folder)[0] / ORIGIN).read_text("utf-8"))
+    return told
+
+
 def is_store(path: Path) -> bool:
     """Return whether stores of our own lie at `path`, whole or damaged."""
     found = stores_below(path)
@@ -288,19 +294,27 @@ def _spec(source: Source, episode: Episode) -> TaskSpec:
 def _staged(out: Path, *, wait: bool) -> Iterator[Path]:
     """Yield an empty folder beside `out` that nobody else writes to; it vanishes at the end."""
     folder = out.with_name(f".{out.name}.importing")
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(folder, wait=wait)
-        with contextlib.suppress(FileNotFoundError):
-            if os.fstat(lock).st_ino == folder.stat().st_ino:
-                break
-        os.close(lock)  # whoever held it has removed the folder meanwhile
+    lock = _lock(folder, wait)
     try:
         formats.empty(folder)  # what a killed import has left
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _lock(folder: Path, wait: bool) -> int:
+    """Return a lock of a folder that is made for it, and that its last holder may be removing."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            lock = lock_folder(folder, wait=wait)
+            try:
+                if os.fstat(lock).st_ino == folder.stat().st_ino:
+                    return lock
+            except FileNotFoundError:
+                pass
+            os.close(lock)
 
 
 def _publish(

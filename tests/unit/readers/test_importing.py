@@ -267,6 +267,12 @@ def test_training_takes_data_of_another_format(toy, cache, tmp_path, capsys):
     assert cli.main([*command, *small]) == 0, capsys.readouterr().err
     config = json.loads((tmp_path / "run" / "step-00000002" / "config.json").read_text())
     assert str(cache) in json.dumps(config)
+    toy["items"][2] = episode(2, width=3)  # its action space has changed
+    (data / "toy").write_text("changed")
+    assert cli.main([*command[:-1], str(tmp_path / "other"), *small]) == cli.BAD_INPUT
+    assert "item 2: expected 'action' of shape (5, 2)" in capsys.readouterr().err
+    assert cli.main([*command[:-1], str(tmp_path / "other"), *small, "--skip-bad"]) == 0
+    assert f"{data}: left out 1: expected 'action' of shape (5, 2)" in capsys.readouterr().err
     assert cli.main(["train", "quickstart", "--data", "a=/nowhere"]) == cli.BAD_INPUT
     assert "/nowhere" in capsys.readouterr().err
 
