@@ -23,22 +23,36 @@ Convention: successes are 1, 0, and -1 where the task defines no success; reward
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from gato.envs.files import store_format
 from gato.envs.records import FORMAT as RECORDS
 from gato.envs.records import RecordStore, RecordWriter
+from gato.envs.store_check import DamagedShard, damaged_shards
 from gato.envs.store_reader import EpisodeStore
 from gato.envs.store_writer import EpisodeWriter
 
-__all__ = ["EpisodeStore", "EpisodeWriter", "RecordStore", "RecordWriter", "open_store"]
+__all__ = [
+    "DamagedShard",
+    "EpisodeStore",
+    "EpisodeWriter",
+    "RecordStore",
+    "RecordWriter",
+    "damaged_shards",
+    "open_store",
+]
 
 
-def open_store(path: str | Path) -> EpisodeStore | RecordStore:
+def open_store(path: str | Path, skip: Collection[str] = ()) -> EpisodeStore | RecordStore:
     """Return the store at `path`, of episodes or of records, as its manifest says.
+
+    Args:
+        path: its folder.
+        skip: names of shards of episodes to leave out.
 
     Raises:
         ValueError: where there is none, or it is damaged.
     """
     records = store_format(Path(path)) == RECORDS
-    return RecordStore(path) if records else EpisodeStore(path)
+    return RecordStore(path) if records else EpisodeStore(path, skip)

@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs.check import check_episode
-from gato.envs.columns import check_array, read_bytes, read_rows
+from gato.envs.columns import read_bytes, read_rows
 from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.envs.files import check_sha256, read_manifest
 from gato.envs.remote import remote_store
@@ -56,11 +56,7 @@ class EpisodeStore:
         self.settings: dict[str, Any] = self.manifest["settings"]
         self.skipped = tuple(sorted(skip))
         self._shards = [s for s in self.manifest["shards"] if s["name"] not in self.skipped]
-        self._leaves = {
-            "observations": flatten_space(self.spec.observation_space, "observation"),
-            "actions": flatten_space(self.spec.action_space, "action"),
-        }
-        self._leaves["targets"] = self._leaves["actions"]
+        self._leaves = leaves_of(self.spec)
         self._first = np.cumsum([0, *(s["episodes"] for s in self._shards)])
         self._steps_before = np.cumsum([0, *(s["steps"] for s in self._shards)])
         self.lengths = self._per_episode("lengths")
@@ -121,37 +117,9 @@ class EpisodeStore:
             ValueError: naming the first file or episode that is not as it was written.
         """
         for shard in self._shards:
-            self._check_sums(shard)
+            check_sums(self._folder(shard), shard["sha256"])
         for i in range(len(self)):
             check_episode(self.episode(i), self.spec)
-
-    def faults(self, *, checksums: bool = False) -> Iterator[tuple[str, int, str]]:
-        """Yield (name, episodes, what is wrong) of each damaged shard.
-
-        Args:
-            checksums: read every byte; by default only headers and sizes are looked at.
-        """
-        for shard in self._shards:
-            try:
-                self._check_files(shard)
-                if checksums:
-                    self._check_sums(shard)
-            except ValueError as error:
-                yield shard["name"], shard["episodes"], str(error)
-
-    def _check_files(self, shard: Mapping[str, Any]) -> None:
-        folder = self._folder(shard)
-        for kind, path, dtype, shape in columns(self._leaves, shard):
-            name = file_name(kind, path)
-            with _checksum_told(shard, name):
-                check_array(folder / name, dtype, shape)
-        for name in (TEXTS, STARTS, INFO):
-            if name in shard["sha256"] and not (folder / name).is_file():
-                raise ValueError(f"expected {folder / name}; it is missing. Make the store again.")
-
-    def _check_sums(self, shard: Mapping[str, Any]) -> None:
-        for name, expected in shard["sha256"].items():
-            check_sha256(self._folder(shard) / name, expected)
 
     def _cut(
         self,
@@ -206,7 +174,7 @@ class EpisodeStore:
         name = file_name(kind, path)
         if self._remote is not None:
             self._remote.need(entry, name if kind in EPISODE_COLUMNS else "")
-        with _checksum_told(entry, name):
+        with checksum_told(entry, name):
             return read_rows(f"{self.path}/{entry['name']}/{name}", dtype, shape, start, stop)
 
     def _folder(self, shard: Mapping[str, Any]) -> Path:
@@ -234,9 +202,9 @@ class EpisodeStore:
 
     def _text(self, entry: Mapping[str, Any], file: Path, k: int) -> str:
         shape = (entry["texts"] + 1,)
-        with _checksum_told(entry, STARTS):
+        with checksum_told(entry, STARTS):
             start, stop = read_rows(file.with_name(STARTS), np.int64, shape, k, k + 2).tolist()
-        with _checksum_told(entry, TEXTS):
+        with checksum_told(entry, TEXTS):
             return str(_decoded(file, read_bytes(file, start, stop - 2)))  # ", " between two
 
     def _info(self, shard: int, row: int) -> dict[str, Any]:
@@ -266,17 +234,30 @@ class EpisodeStore:
         return int(i) % len(self)
 
 
+Leaves = Mapping[str, Mapping[str, gym.Space]]
+
+
+def leaves_of(spec: TaskSpec) -> dict[str, dict[str, gym.Space]]:
+    """Return the leaves of a task by the kind of column that they are written in."""
+    actions = flatten_space(spec.action_space, "action")
+    observations = flatten_space(spec.observation_space, "observation")
+    return {"observations": observations, "actions": actions, "targets": actions}
+
+
+def check_sums(folder: Path, sums: Mapping[str, str]) -> None:
+    """Raise ValueError for the first file of `folder` that is not as it was written."""
+    for name, expected in sums.items():
+        check_sha256(folder / name, expected)
+
+
 @contextlib.contextmanager
-def _checksum_told(shard: Mapping[str, Any], name: str) -> Iterator[None]:
+def checksum_told(shard: Mapping[str, Any], name: str) -> Iterator[None]:
     """Add to the error about a file which one it should be."""
     try:
         yield
     except ValueError as error:
         written = shard["sha256"].get(name, "unknown")
         raise ValueError(f"{error} Its sha256 was {written:.12}.") from None
-
-
-Leaves = Mapping[str, Mapping[str, gym.Space]]
 
 
 def columns(

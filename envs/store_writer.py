@@ -33,6 +33,7 @@ from gato.envs.store_reader import (
     columns,
     file_name,
     is_text,
+    leaves_of,
 )
 
 SHARD_BYTES = 32 << 20
@@ -174,12 +175,7 @@ def _write_shard(
         "steps": sum(map(len, episodes)),
         "targets": episodes[0].targets is not None,
     }
-    actions = flatten_space(spec.action_space, "action")
-    leaves = {
-        "observations": flatten_space(spec.observation_space, "observation"),
-        "actions": actions,
-        "targets": actions,
-    }
+    leaves = leaves_of(spec)
     texts: dict[str, int] = {}
     contents: dict[str, bytes] = {}
     for kind, path, dtype, _ in columns(leaves, entry):

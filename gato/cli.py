@@ -246,6 +246,12 @@ def _train(p: Parser) -> None:
     )
     about = "processes that make batches ahead (2 on a GPU, 0 on a CPU)"
     p.add_argument("--workers", type=_whole(0), metavar="N", help=about)
+    about = "leave out items of other formats that cannot be read, and count them"
+    p.add_argument("--skip-bad", action="store_true", help=about)
+    about = "leave damaged shards out, tell which, and go on without them"
+    p.add_argument("--skip-bad-shards", action="store_true", help=about)
+    about = "compare the data with their checksums first; otherwise only sizes and headers"
+    p.add_argument("--verify", action="store_true", help=about)
     about = "that each corpus holds out, where it sets no share of its own (0.02)"
     p.add_argument("--validation", type=_share, metavar="FRACTION", help=about)
     about = "a SentencePiece model to use; by default one is trained on the corpora's text"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path, PurePosixPath
+
 from gato.corpus_config import Corpus, CorpusConfig
 from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
@@ -26,7 +28,11 @@ def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
         raise ValueError(
             f"corpus {config.name!r}: expected a store or a folder of stores at {root}; found none"
         )
-    stores = [open_store(f) for f in folders]
+    found = [(f, skipped_of(config, root, f)) for f in folders]
+    stores = [open_store(f, shards) for f, shards in found if shards is not None]
+    stores = [s for s in stores if len(s) or not getattr(s, "skipped", ())]
+    if not stores:
+        raise ValueError(f"corpus {config.name!r}: all of it at {root} is damaged; make it again")
     records = [s for s in stores if isinstance(s, RecordStore)]
     episodes = [s for s in stores if isinstance(s, EpisodeStore)]
     if records and episodes:
@@ -37,3 +43,12 @@ def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
     if records:
         return RecordCorpus(config, records, serializer)
     return EpisodeCorpus(config, episodes, serializer)
+
+
+def skipped_of(config: CorpusConfig, root: Path, store: Path) -> list[str] | None:
+    """Return the shards of a store that a corpus leaves out; None for the whole store."""
+    place = store.relative_to(root).as_posix()
+    skipped = [PurePosixPath(entry) for entry in config.skip]
+    if PurePosixPath(place) in skipped:
+        return None
+    return [entry.name for entry in skipped if entry.parent == PurePosixPath(place)]

@@ -54,6 +54,9 @@ class CorpusConfig:
     """Captions, or questions about pictures, per sequence (five in Gato section 2.3)."""
     validation: float = 0.0
     """Share of the episodes or records that is never trained on, chosen by their number."""
+    skip: tuple[str, ...] = ()
+    """Damaged shards that are left out, as store/shard below `path`: what a run began with, it
+    goes on with. See `gato.damage`."""
 
     def __post_init__(self) -> None:
         self._check_filters()

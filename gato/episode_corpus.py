@@ -57,7 +57,9 @@ class EpisodeCorpus:
         good = sum(int(kept.sum()) for kept, _ in self._filtered)
         left_out = sum(map(len, self._all)) - good
         counts = {"left_out": left_out, "held_out": good - len(seeds)}
-        return found | {name: count for name, count in counts.items() if count}
+        counted = {name: count for name, count in counts.items() if count}
+        skipped = {"skipped": list(self.config.skip)} if self.config.skip else {}
+        return found | counted | skipped
 
     def held_out(self) -> EpisodeCorpus | None:
         """Return the corpus of what is never trained on; None where nothing is held out."""

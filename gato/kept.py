@@ -46,7 +46,7 @@ class Kept:
     def get(self, key: Any) -> Any:
         return self._items.get(key)
 
-    def takes(self, size: int) -> bool:
+    def takes(self, size: float) -> bool:
         """Return whether an item of `size` bytes would be kept."""
         return size <= self.largest and self._room.used + size <= self._room.limit
 

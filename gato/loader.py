@@ -145,7 +145,7 @@ class _Crew:
         if isinstance(found, Exception):
             self.close()
             raise found
-        return found  # type: ignore[no-any-return]
+        return found
 
     def close(self) -> None:
         self._closed.set()

@@ -45,7 +45,9 @@ class RecordCorpus:
     def contents(self) -> dict[str, Any]:
         records = sum(map(len, self.items))
         left = sum(map(len, self._all)) - records
-        return {"records": records, "held_out": left} if left else {"records": records}
+        found: dict[str, Any] = {"records": records}
+        found |= {"held_out": left} if left else {}
+        return found | ({"skipped": list(self.config.skip)} if self.config.skip else {})
 
     def held_out(self) -> RecordCorpus | None:
         """Return the corpus of what is never trained on; None where nothing is held out."""

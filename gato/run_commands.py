@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,7 @@ def _dry_run(config: TrainConfig, notes: Mapping[str, CorpusNote], chosen: Argum
     lacking = [row for row in rows if not row["there"]]
     found = None
     if chosen.dry_run and not lacking:
-        found = measure(imported(config), chosen.dry_run)
+        found = measure(imported(config, chosen.skip_bad), chosen.dry_run)
     if chosen.json:
         print_json({"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found})
         return
@@ -120,9 +121,9 @@ def _parameters(name: str, config: TrainConfig, as_json: bool) -> None:
         print(LEFT_OPEN)
 
 
-def imported(config: TrainConfig) -> TrainConfig:
+def imported(config: TrainConfig, skip_bad: bool = False) -> TrainConfig:
     """Return the run on stores alone: what is of another format is imported into the cache."""
-    paths = with_imports([corpus.path for corpus in config.corpora])
+    paths = with_imports([corpus.path for corpus in config.corpora], skip_bad)
     corpora = [
         dataclasses.replace(corpus, path=path)
         for corpus, path in zip(config.corpora, paths, strict=True)
@@ -134,6 +135,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
 
     from gato.attention import describe_backend
     from gato.config import to_json
+    from gato.damage import without_damage
     from gato.distributed import is_first, local_device
     from gato.monitor import open_watchers
     from gato.preparation import Shown, evaluated, opened, validated
@@ -143,7 +145,13 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
 
     # what is wrong is told before anything is trained; what is no store becomes one
     text_model = None if chosen.text_model is None else read_text_model(chosen.text_model)
-    config = imported(config)
+    config = without_damage(
+        imported(config, chosen.skip_bad),
+        out if chosen.resume else None,
+        skip=chosen.skip_bad_shards,
+        verify=chosen.verify,
+        say=partial(print, file=sys.stderr),
+    )
     corpora = opened(config)
     config, notes = validated(config, chosen.validation, out if chosen.resume else None)
     config, evaluate = evaluated(config, corpora)
@@ -155,7 +163,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     if is_first():
         for note in [*(note for corpus in corpora for note in corpus.notes()), *notes]:
             print(note, file=sys.stderr)
-        watchers = open_watchers(out, to_json(config), chosen.wandb)
+        watchers = open_watchers(out, to_json(config), chosen.wandb, anew=not chosen.resume)
         print(json.dumps(to_json(config), indent=1), file=sys.stderr)
         print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
     with progress_bar() as bar:

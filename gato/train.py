@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from gato.bad_batch import NonFiniteLossError, Part, refuse
 from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_checkpoint, set_aside
 from gato.config import TrainConfig, require_same
 from gato.corpora import Corpus, open_corpus
+from gato.damage import leaving_out, without_damage
 from gato.distributed import World, joined, local_device
 from gato.fitting import shared_serializer
 from gato.loader import Loader
@@ -64,6 +66,8 @@ def train(
     workers: int = 0,
     watchers: Sequence[Watcher] = (),
     evaluate: Evaluate | None = None,
+    skip_bad_shards: bool = False,
+    verify: bool = False,
 ) -> Path:
     """Train a model and return the folder of its last checkpoint.
 
@@ -80,10 +84,14 @@ def train(
         workers: processes that make batches ahead; results do not depend on them.
         watchers: told of every line of metrics and of events.
         evaluate: called every ``eval_every`` steps.
+        skip_bad_shards: leave damaged shards out, and say so; a run that goes on leaves out those
+            that it began without.
+        verify: compare the data with their checksums first; else only sizes and headers.
 
     Raises:
         NonFiniteLossError: where the loss stops being a number; nothing of that step is kept.
-        ValueError: where `out` holds a run with another configuration or text model.
+        ValueError: where `out` holds a run with another configuration or text model, or data are
+            damaged.
     """
     if config.eval_every and evaluate is None:
         raise ValueError("eval_every needs an `evaluate` that plays eval_tasks; got None")
@@ -93,6 +101,11 @@ def train(
         going_on = world.from_first(lambda: "yes" if (run / "latest").is_file() else "no") == "yes"
         if going_on and not resume:
             world.from_first(lambda: str(set_aside(run)))
+        goes_on = run if going_on and resume else None
+        skips = world.from_first(
+            lambda: json.dumps(_skips(config, goes_on, watchers, skip_bad_shards, verify))
+        )
+        config = leaving_out(config, json.loads(skips))
         if going_on and resume:
             trainer = Trainer.resumed(config, run, device, world, stop)
             if text_model is not None:
@@ -103,6 +116,21 @@ def train(
             serializer = shared_serializer(config, text_model, world)
             trainer = Trainer(config, run, device, serializer, world, stop)
         return trainer.run(on_progress, workers, watchers if world.rank == 0 else (), evaluate)
+
+
+def _skips(
+    config: TrainConfig, run: Path | None, watchers: Sequence[Watcher], skip: bool, verify: bool
+) -> list[tuple[str, ...]]:
+    """Return which shards each corpus leaves out, and tell the watchers of damaged ones."""
+
+    def say(told: str) -> None:
+        for watcher in watchers:
+            watcher.event("note", text=told)
+        if not watchers:
+            print(told, file=sys.stderr)
+
+    config = without_damage(config, run, skip=skip, verify=verify, say=say)
+    return [corpus.skip for corpus in config.corpora]
 
 
 class Trainer:
@@ -192,8 +220,8 @@ class Trainer:
     ) -> Path:
         """Train to the last step, or until told to stop; return the checkpoint's folder."""
         self.evaluate = evaluate
-        self.record.begin(self.step, watchers)
         try:
+            self.record.begin(self.step, watchers)
             saved = self._loop(on_progress, workers)
         except BaseException as error:
             self.record.end(self.step, error)
