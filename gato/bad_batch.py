@@ -5,8 +5,9 @@
       part-0.npz            the batch as arrays, by the names of `TokenBatch`; "nll" is each
                             target's loss, and "payload.<modality>.<field>" what stands at tokens
 
-``numpy.load("part-0.npz")["nll"]`` is enough to look at it. On a CPU a value that is no number
-spoils the whole row it lies in, so the corpora whose own values are at fault are named first.
+``gato show RUN/bad-batch-00000012`` prints the first document at fault, and ``numpy.load`` is
+enough to look at everything. On a CPU a value that is no number spoils the whole row it lies in, so
+the corpora whose own values are at fault are named first.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import numpy as np
 
 from gato.distributed import World
 from gato.envs.files import atomic_file, write_atomically
-from gato.tokenizers.stream import TokenBatch
+from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.stream import TokenBatch, TokenSequence
 
 _LISTED = 100  # documents named at most
 
@@ -90,7 +92,7 @@ def refuse(
     last = "the last checkpoint is whole" if (run / "latest").exists() else "there is no checkpoint"
     return NonFiniteLossError(
         f"the {what} of step {step} is {value}; look at {', '.join(fault)}{also}. {kept}; {last}. "
-        f"Mend that data, or lower optim.lr."
+        f"Mend that data, or train anew with a lower optim.lr."
     )
 
 
@@ -151,3 +153,37 @@ def _documents(part: Part, names: Sequence[str]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def read(folder: Path, index: int, serializer: Serializer) -> TokenSequence:
+    """Return a document at fault as it was read; `index` is its place in ``about.json``.
+
+    Raises:
+        ValueError: where there is no such document, or no such batch.
+    """
+    try:
+        about = json.loads((folder / "about.json").read_text())
+        documents = about["documents"]
+        if not 0 <= index < len(documents):
+            raise ValueError(f"there are {len(documents)} documents; got index {index}")
+        start, stop = documents[index]["tokens"]
+        with np.load(folder / f"part-{documents[index]['part']}.npz") as arrays:
+            batch = dict(arrays)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"expected a bad batch in {folder}: {error}") from error
+    ids = batch["inputs"][start:stop].astype(np.int32)
+    target = np.zeros(len(batch["inputs"]), np.float32)
+    target[batch["target_at"]] = batch["target_weight"]
+    payload: dict[str, dict[str, np.ndarray]] = {}
+    for key, values in batch.items():
+        if key.startswith("payload."):
+            _, modality, name = key.split(".", 2)
+            payload.setdefault(modality, {})[name] = values
+    owners = [serializer.layout.owner(int(i)) if i >= 0 else None for i in ids]
+    modality = np.array([serializer.number.get(owner or "", 0) for owner in owners], np.uint8)
+    whole = TokenSequence(batch["inputs"], target, batch["local"], target, payload)
+    found = whole.slice(start, stop).payload
+    for name, rows in found.items():
+        modality[rows["at"][ids[rows["at"]] < 0]] = serializer.number[name]
+    local = batch["local"][start:stop].astype(np.int16)
+    return TokenSequence(ids, modality, local, target[start:stop], found)

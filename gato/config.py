@@ -104,12 +104,19 @@ class TrainConfig:
             raise ValueError(f"corpora need different names; got {names}")
 
 
+WATCHING = (
+    *("log_every", "save_every", "keep_last", "keep_best", "validate_every", "validate_batches"),
+    *("eval_tasks", "eval_every", "eval_episodes"),
+)
+"""What decides nothing but how a run is watched and kept: it may change when a run goes on."""
+
+
 def require_same(saved: TrainConfig, wanted: TrainConfig, run: Any) -> None:
     """Raise ValueError, naming what differs, where a run would go on otherwise than it began."""
     changed = [
         f"{f.name} was {getattr(saved, f.name)!r:.80}, is {getattr(wanted, f.name)!r:.80}"
         for f in dataclasses.fields(saved)
-        if getattr(saved, f.name) != getattr(wanted, f.name)
+        if f.name not in WATCHING and getattr(saved, f.name) != getattr(wanted, f.name)
     ]
     if changed:
         raise ValueError(

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gato import bad_batch
 from gato.envs import registry
 from gato.envs.episode import Episode, TaskSpec
 from gato.envs.play import play
@@ -49,10 +50,11 @@ def show(
     """Return the tokens of a task's or store's example: one dict of plain values each.
 
     Args:
-        what: a task id, which its expert then plays, or a folder that holds a store.
+        what: a task id, which its expert then plays, or a folder that holds a store or, of a run,
+            a bad batch.
         steps: of an episode; its head stands before them.
         seed: of the episode played.
-        index: of the episode or record in a store.
+        index: of the episode or record in a store, or of the document at fault in a bad batch.
         codec: ``scalar`` (the default) or ``vector``.
         checkpoint: write the tokens as this model reads them, instead of by `codec`.
 
@@ -71,6 +73,9 @@ def show(
             serializer = _serializer(list(_record_texts(record)), codec, checkpoint)
             return describe(serializer, _record(serializer, record))
         spec, episode = store.spec, _at(store, index, folder)
+    elif (folder / "about.json").is_file():
+        serializer = _serializer([], None, checkpoint or folder.parent)
+        return describe(serializer, bad_batch.read(folder, index, serializer))
     elif folder.is_dir():
         raise ValueError(f"expected a store or a task id; {what} is a folder without a manifest.")
     else:

@@ -268,6 +268,28 @@ def test_a_bad_batch_is_kept_with_what_is_wrong_with_it(trainer):
         assert len(arrays["nll"]) == len(batch.target_at)
 
 
+def test_a_bad_batch_can_be_looked_at(tiny, tmp_path, text_model, monkeypatch, capsys):
+    train(replace(tiny, steps=1), tmp_path, device="cpu", text_model=text_model)
+    trainer = Trainer.resumed(replace(tiny, steps=1), tmp_path, CPU)
+    batch = spoil(trainer, "arm")
+    with pytest.raises(NonFiniteLossError):
+        trainer.train_step(batch)
+    kept = str(tmp_path / "bad-batch-00000001")
+    about = json.loads(Path(kept, "about.json").read_text())
+    index = next(i for i, d in enumerate(about["documents"]) if d["value"])
+    assert cli.main(["show", kept, "--index", str(index), "--json"]) == cli.DONE
+    tokens = json.loads(capsys.readouterr().out)
+    start, stop = about["documents"][index]["tokens"]
+    assert [t["id"] for t in tokens] == [None if i < 0 else i for i in batch.inputs[start:stop]]
+    assert (tokens[0]["value"], tokens[0]["modality"]) == ("<bos>", "control")
+    assert sum(t["target"] for t in tokens) == about["documents"][index]["targets"]
+    bad = int(about["documents"][index]["value"].split()[-1]) - start
+    assert tokens[bad]["modality"] == "vector"
+    assert "Infinity" in json.dumps(tokens[bad])
+    assert cli.main(["show", kept, "--index", "999"]) == cli.BAD_INPUT
+    assert "documents; got index 999" in capsys.readouterr().err
+
+
 def test_losses_at_fault_are_named_where_no_value_is(trainer):
     real = trainer.model.loss
     words = trainer.mixture.names.index("words")
@@ -426,6 +448,17 @@ def test_another_configuration_is_named(tiny, tmp_path, text_model):
     with pytest.raises(ValueError, match="another configuration: steps was 1, is 2; seed was 3"):
         train(replace(tiny, steps=2, seed=4), tmp_path, device="cpu", text_model=text_model)
     assert state(tmp_path)["state"] == "finished"  # as it was
+
+
+def test_how_a_run_is_watched_may_change(tiny, tmp_path, text_model):
+    train(tiny, tmp_path / "whole", device="cpu", text_model=text_model)
+    first = Trainer(tiny, tmp_path / "run", CPU, make_serializer(tiny, text_model))
+    first.train_step(first.mixture.batch(0))
+    first.save()
+    other = replace(tiny, save_every=7, keep_last=1, log_every=2)
+    train(other, tmp_path / "run", device="cpu", text_model=text_model)
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    assert checkpoints(tmp_path / "run") == [20]
 
 
 def test_what_a_kill_left_is_swept_away(tiny, tmp_path, text_model):
