@@ -30,11 +30,17 @@ from gato.envs.files import sync_folder, write_atomically
 
 GIGABYTES = 20.0
 """Size of a cache for which nobody has said another."""
+GRACE = 10.0
+"""Seconds after its last use in which a file stays, so that who has asked for it can open it."""
 KEPT = ("manifest.json",)
 """Files that stay: small, and without them the others are of no use."""
 _STRIPES = 64
+_RECENT = 5.0
+"""Seconds in which the files of a cache that is far from full are not counted again."""
 
 
+_TOTALS: dict[tuple[int, Path], tuple[float, int]] = {}
+"""By process and cache: when its files were last counted, and their bytes then and since."""
 _HELD: dict[tuple[int, Path], int] = {}
 """Descriptors of the places that a process needs whole; to close one would let go."""
 
@@ -42,23 +48,17 @@ _HELD: dict[tuple[int, Path], int] = {}
 class Cache:
     """Files under `root`, fetched where they are not there yet."""
 
-    def __init__(self, root: Path, *, grace: float = 10.0) -> None:
-        """Open a cache.
-
-        Args:
-            root: its folder.
-            grace: seconds after its last use in which a file stays.
-        """
-        self.root, self.grace = root, grace
+    def __init__(self, root: Path) -> None:
+        self.root = root
 
     @property
     def limit(self) -> int:
         """The bytes that it may hold."""
         try:
             told = json.loads((self.root / "settings.json").read_bytes())
-            return int(float(told["gigabytes"]) * 1e9)
+            return round(float(told["gigabytes"]) * 1e9)
         except (OSError, ValueError, KeyError, TypeError):
-            return int(GIGABYTES * 1e9)
+            return round(GIGABYTES * 1e9)
 
     def set_limit(self, gigabytes: float) -> None:
         """Set how large the cache may be, for all who use it from now on."""
@@ -67,6 +67,7 @@ class Cache:
         self.root.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"gigabytes": gigabytes})
         write_atomically(self.root / "settings.json", text.encode())
+        _TOTALS.clear()
         self._make_room(0)
 
     def get(
@@ -140,13 +141,16 @@ class Cache:
         """Download a file, let it take its place and return its checksum."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            self._make_room(size or 0, reserve=temporary)
+            if size is None:
+                temporary.touch()
+            else:
+                self._make_room(size, reserve=temporary)
             with temporary.open("r+b") as file:
                 download(file)
                 file.truncate()
                 got = file.tell()
                 if got > (size or 0):  # more than the other side has told
-                    self._make_room(0)
+                    self._make_room(0, got - (size or 0))
                 file.flush()
                 os.fsync(file.fileno())
             with temporary.open("rb") as file:
@@ -158,15 +162,28 @@ class Cache:
         sync_folder(path.parent)
         return checksum
 
-    def _make_room(self, size: int, reserve: Path | None = None) -> None:
-        """Remove files until `size` more bytes fit; `reserve` becomes a file of that size."""
+    def _make_room(self, size: int, came: int = 0, reserve: Path | None = None) -> None:
+        """Remove files until the cache is within its bound.
+
+        Args:
+            size: bytes that are to come; `reserve` becomes a file of so many.
+            came: bytes that have come since the files were counted.
+            reserve: counted from then on, though nothing is written yet.
+        """
+        key = (os.getpid(), self.root)
+        when, total = _TOTALS.get(key, (-_RECENT, 0))
+        few = total + size + came <= 0.9 * self.limit  # the rest is for what others fetch meanwhile
+        if few and time.monotonic() - when < _RECENT:
+            _TOTALS[key] = (when, total + size + came)
+            if reserve is not None:
+                _truncate(reserve, size)
+            return
         while True:
             with self._lock("room"):
                 wait = self._remove(size)
                 if wait is None:
                     if reserve is not None:
-                        with reserve.open("wb") as file:
-                            file.truncate(size)  # counted from now on, though nothing is written
+                        _truncate(reserve, size)
                     return
             time.sleep(wait)
 
@@ -174,6 +191,7 @@ class Cache:
         """Remove what was not used for longest; return the seconds to wait for more, or None."""
         limit, files = self.limit, sorted(self._files())
         total = size + sum(f[1] for f in files)
+        _TOTALS[os.getpid(), self.root] = (time.monotonic(), total)
         if total <= limit:
             return None
         now, kept, soonest = time.time_ns(), set[str](), None
@@ -183,7 +201,7 @@ class Cache:
             if place in kept or self._is_held(place):
                 kept.add(place)
                 continue
-            rest = self.grace - (now - used) / 1e9
+            rest = GRACE - (now - used) / 1e9
             if rest > 0:
                 soonest = rest if soonest is None else min(soonest, rest)
                 continue
@@ -255,6 +273,11 @@ class Cache:
             yield
         finally:
             os.close(descriptor)
+
+
+def _truncate(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size)
 
 
 def _flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:

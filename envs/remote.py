@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -34,6 +36,7 @@ _VERSION += ("md5Hash", "crc32c", "generation", "blob_id", "Content-MD5", "oid")
 _CHECKED = 3.0
 """Seconds in which a shard that was found whole is not looked at again."""
 _BLOCK = 8 << 20
+_AT_ONCE = 16
 
 
 def is_remote(location: str | Path) -> bool:
@@ -76,9 +79,29 @@ def fetch(address: str) -> Path:
     """
     folder = RemoteFolder(address)
     folder.cache.hold(folder.place)
-    for name in folder.names():
+    whole = folder.cache.root / folder.place / ".whole.json"
+    try:
+        names = folder.names()
+    except ConnectionError as error:
+        names = _fetched(folder, whole)
+        if not names:
+            raise
+        warnings.warn(f"{error} Going on with what was fetched before.", stacklevel=2)
+        return folder.root
+    for name in names:
         folder.file(name)
+    write_atomically(whole, json.dumps(names).encode())
     return folder.root
+
+
+def _fetched(folder: RemoteFolder, whole: Path) -> list[str]:
+    """Return the names of all files, where all of them were fetched and are here still."""
+    try:
+        names: list[str] = json.loads(whole.read_bytes())
+    except OSError:
+        return []
+    here = all(folder.cache.has(folder.place, f"{folder.base}/{n}".rstrip("/")) for n in names)
+    return names if here else []
 
 
 def fingerprint(address: str) -> list[list[str]]:
@@ -160,6 +183,10 @@ class RemoteFolder(Folder):
         self._fresh.add(name)
         return path
 
+    def has(self, name: str, sha256: str) -> bool:
+        """Return whether a file of that checksum is here, and mark it as used."""
+        return self.cache.has(self.place, f"{self.base}/{name}", f"sha256 {sha256}")
+
     def exists(self, name: str) -> bool:
         if name in self._fresh:
             return True
@@ -188,9 +215,11 @@ class RemoteFolder(Folder):
             fs.invalidate_cache()
             # a web server calls everything a file, and to look inside one is to fetch it
             web = "http" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
-            if PurePosixPath(self.base).suffix if web else fs.isfile(path):
-                self._info_of("")
-                return [""]
+            one = bool(PurePosixPath(self.base).suffix) if web else fs.isfile(path)
+        if one:
+            self._info_of("")
+            return [""]
+        with told(self.address):
             found = fs.find(path + "/" if web else path, detail=True)
         if not found:
             raise ValueError(f"expected files at {shown(self.address)}; there are none.")
@@ -289,8 +318,7 @@ def _fetch_whole(store: RemoteStore, content: bytes) -> None:
         return  # a damaged manifest: opening the store will say so
     if files:
         store.hold()
-        for name, checksum in files.items():
-            store.file(name, checksum)
+        store.files(files)
 
 
 def remote_store(path: Path) -> RemoteStore | None:
@@ -324,12 +352,29 @@ class RemoteStore:
         key, now = f"{shard['name']}/{name}", time.monotonic()
         if now - self._seen.get(key, -_CHECKED) < _CHECKED:
             return
-        for file in [name] if name else shard["sha256"]:
-            self.file(f"{shard['name']}/{file}", shard["sha256"][file])
+        names = [name] if name else list(shard["sha256"])
+        self.files({f"{shard['name']}/{n}": shard["sha256"][n] for n in names})
         self._seen[key] = now
 
-    def file(self, name: str, sha256: str) -> Path:
-        return self.folder.file(name, sha256)
+    def index(self, shards: Iterable[Mapping[str, Any]], names: Iterable[str]) -> None:
+        """Have some small files of every shard here."""
+        wanted = itertools.product(shards, names)
+        self.files({f"{s['name']}/{n}": s["sha256"][n] for s, n in wanted if n in s["sha256"]})
+
+    def files(self, checksums: Mapping[str, str]) -> None:
+        """Have files here, several fetched at a time: most of the wait is for answers."""
+        missing = [
+            (name, checksum)
+            for name, checksum in checksums.items()
+            if not self.folder.has(name, checksum)
+        ]
+        if len(missing) < 2:
+            for name, checksum in missing:
+                self.folder.file(name, checksum)
+            return
+        with ThreadPoolExecutor(min(len(missing), _AT_ONCE)) as pool:
+            for done in [pool.submit(self.folder.file, *one) for one in missing]:
+                done.result()
 
     def hold(self) -> None:
         self.folder.cache.hold(self.folder.place)
@@ -361,6 +406,9 @@ def told(address: str) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        reason = _unreached(error)
+        if reason is not None:
+            raise _unreachable(where, reason) from error
         raise ValueError(f"expected a file at {where}; there is none.") from error
     except ImportError as error:
         scheme = where.split("://")[0]
@@ -372,10 +420,23 @@ def told(address: str) -> Iterator[None]:
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     except Exception as error:
-        raise ConnectionError(
-            f"cannot reach {where}: {' '.join(str(error).split()) or type(error).__name__}. "
-            f"Check the address and the network."
-        ) from error
+        raise _unreachable(where, error) from error
+
+
+def _unreached(error: BaseException) -> BaseException | None:
+    """Return why a file was not looked for, where fsspec calls that "not found" all the same."""
+    cause = error.__cause__
+    while cause is not None:
+        connection = isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError)
+        if connection or getattr(cause, "status", 404) not in (404, 410):
+            return cause
+        cause = cause.__cause__
+    return None
+
+
+def _unreachable(where: str, reason: BaseException) -> ConnectionError:
+    said = " ".join(shown(str(reason)).split()) or type(reason).__name__
+    return ConnectionError(f"cannot reach {where}: {said}. Check the address and the network.")
 
 
 def shown(address: str | Path) -> str:

@@ -59,6 +59,8 @@ class EpisodeStore:
         self._leaves = leaves_of(self.spec)
         self._first = np.cumsum([0, *(s["episodes"] for s in self._shards)])
         self._steps_before = np.cumsum([0, *(s["steps"] for s in self._shards)])
+        if self._remote is not None:
+            self._remote.index(self._shards, [f"{name}.npy" for name in EPISODE_COLUMNS])
         self.lengths = self._per_episode("lengths")
         self.returns = self._per_episode("returns")
         self.successes = self._per_episode("successes")

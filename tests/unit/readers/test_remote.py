@@ -1,0 +1,463 @@
+"""Data at addresses: the same as on this machine, through a cache that stays within its bound."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+import numpy as np
+import pytest
+
+from gato import cli
+from gato.envs import cache as cache_module
+from gato.envs import remote
+from gato.envs.cache import Cache
+from gato.envs.readers import formats, importing
+from gato.envs.store import EpisodeStore, RecordStore, open_store
+from gato.train import train
+
+THEIRS = Path(__file__).parents[2] / "fixtures" / "lerobot_v3"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
+    """Let every test have a cache of its own."""
+    monkeypatch.setenv("GATO_CACHE", str(tmp_path / "cache"))
+    return remote.file_cache()
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let files be evicted and looked at again without a moment's rest."""
+    monkeypatch.setattr(cache_module, "GRACE", 0.0)
+    monkeypatch.setattr(remote, "_CHECKED", 0.0)
+
+
+@pytest.fixture
+def memory() -> Iterator[Callable[[Path, str], str]]:
+    """Return a function that puts a folder into fsspec's memory, and gives its address."""
+    fs = fsspec.filesystem("memory")
+
+    def put(folder: Path, name: str) -> str:
+        fs.put(str(folder), f"/{name}", recursive=True)
+        return f"memory://{name}"
+
+    yield put
+    fs.store.clear()
+    fs.pseudo_dirs[:] = [""]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    asked: list[str]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        super().do_GET()
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[Any]:
+    """Serve a folder: `address`, what was `asked` for, and `stop`."""
+    root, handler = tmp_path / "web", type("Handler", (Quiet,), {"asked": []})
+    root.mkdir()
+    server = http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(handler, directory=str(root))
+    )
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+
+    class Web:
+        address, asked, folder = f"http://127.0.0.1:{server.server_port}", handler.asked, root
+
+        def stop(self) -> None:
+            server.shutdown()
+            server.server_close()
+            thread.join()
+
+    web = Web()
+    yield web
+    if thread.is_alive():
+        web.stop()
+
+
+def write(content: bytes) -> Callable[[BinaryIO], None]:
+    return lambda file: file.write(content)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Return the visible files of a folder with their sizes."""
+    found = {p.relative_to(folder).as_posix(): p.stat().st_size for p in folder.rglob("*")}
+    return {k: v for k, v in found.items() if (folder / k).is_file() and "/." not in f"/{k}"}
+
+
+# stores
+
+
+def test_a_store_is_the_same_from_afar_and_comes_shard_by_shard(stores, memory):
+    here, address = EpisodeStore(stores / "arm"), memory(stores / "arm", "far/arm")
+    folder = remote.local(address)
+    there = open_store(folder)
+    shards = [s["name"] for s in here.manifest["shards"]]
+    assert len(shards) > 2
+    big = {name for name in sizes(folder) if "observations" in name}
+    assert not big  # nothing but the index was fetched
+    assert np.array_equal(there.lengths, here.lengths)
+    first = there.episode(0)
+    big = {name.split("/")[0] for name in sizes(folder) if "observations" in name}
+    assert big == {shards[0]}
+    for i in range(len(here)):
+        assert repr(there.episode(i)) == repr(here.episode(i))
+        for path, values in here.episode(i).observations.items():
+            assert np.array_equal(there.episode(i).observations[path], values)
+    assert np.array_equal(first.rewards, here.episode(0).rewards)
+    there.validate()
+
+
+def test_folders_of_stores_and_records(stores, memory):
+    address = memory(stores, "far/all")
+    found = remote.stores_below(remote.local(address))
+    assert [f.name for f in found] == ["arm", "grid", "pictures", "talks", "words"]
+    for folder in found:
+        there, here = open_store(folder), open_store(stores / folder.name)
+        there.validate()
+        assert len(there) == len(here)
+        if isinstance(here, RecordStore):
+            for i in range(len(here)):
+                mine, theirs = there[i], here[i]
+                assert mine.keys() == theirs.keys()
+                assert np.array_equal(mine.get("image", 0), theirs.get("image", 0))
+    fsspec.filesystem("memory").rm("/far/all/grid", recursive=True)
+    again = remote.stores_below(remote.local(address))
+    assert [f.name for f in again] == ["arm", "pictures", "talks", "words"]
+
+
+def test_training_on_an_address_is_training_on_the_store(stores, tiny, memory, tmp_path):
+    address = memory(stores, "far/stores")
+    few = replace(tiny, steps=4, save_every=4)
+    far = [replace(c, path=f"{address}/{c.name}") for c in few.corpora]
+    train(few, tmp_path / "near", device="cpu")
+    train(replace(few, corpora=tuple(far)), tmp_path / "far", device="cpu")
+    lines = [
+        [json.loads(line)["losses"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        for run in (tmp_path / "near", tmp_path / "far")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_the_cache_stays_within_its_bound(stores, memory, cache, at_once):
+    address = memory(stores / "grid", "far/grid")
+    here = EpisodeStore(stores / "grid")
+    folder = remote.local(address)
+    index = cache.used()
+    largest = max(
+        sum((stores / "grid" / s["name"] / n).stat().st_size for n in s["sha256"])
+        for s in here.manifest["shards"]
+    )
+    everything = sum(sizes(stores / "grid").values())
+    bound = index + int(1.5 * largest)
+    assert bound < 0.8 * everything
+    cache.set_limit(bound / 1e9)
+    there, rng = open_store(folder), np.random.default_rng(0)
+    for i in rng.integers(len(here), size=25):
+        got, wanted = there.episode(int(i)), here.episode(int(i))
+        assert np.array_equal(got.observations["camera"], wanted.observations["camera"])
+        assert got.observations["note"] == wanted.observations["note"]
+        assert cache.used() <= bound
+
+
+def test_a_damaged_shard_is_named_and_not_kept(stores, memory):
+    address = memory(stores / "arm", "far/arm")
+    fs = fsspec.filesystem("memory")
+    there = open_store(remote.local(address))
+    file = next(f for f in fs.find("/far/arm") if f.endswith("actions.action.npy"))
+    fs.pipe_file(file, fs.cat_file(file)[:-1] + b"x")
+    with pytest.raises(ValueError, match=r"memory://far/arm/shard.*actions.action.npy: .*sha256"):
+        there.episode(0)
+    assert not [n for n in sizes(there.path) if n.endswith("actions.action.npy")]
+    fs.rm_file(file)
+    with pytest.raises(ValueError, match=r"actions\.action\.npy; there is none"):
+        there.episode(0)
+
+
+def test_a_store_that_was_made_anew_is_read_anew(stores, memory):
+    address = memory(stores / "arm", "far/arm")
+    whole = EpisodeStore(stores / "arm")
+    fs = fsspec.filesystem("memory")
+    manifest = json.loads(fs.cat_file("/far/arm/manifest.json"))
+    few = {**manifest, "shards": manifest["shards"][:1]}
+    fs.pipe_file("/far/arm/manifest.json", json.dumps(few).encode())
+    first = open_store(remote.local(address))
+    assert len(first) == manifest["shards"][0]["episodes"]
+    first.episode(0)
+    # a shard of the same name with another content, as a store that was removed and made again
+    shard, name = manifest["shards"][0], "rewards.npy"
+    path = f"/far/arm/{shard['name']}/{name}"
+    changed = fs.cat_file(path)[:-4] + np.float32(7).tobytes()
+    fs.pipe_file(path, changed)
+    shard["sha256"][name] = hashlib.sha256(changed).hexdigest()
+    fs.pipe_file("/far/arm/manifest.json", json.dumps(manifest).encode())
+    then = open_store(remote.local(address))
+    assert len(then) == len(whole)
+    last = shard["episodes"] - 1
+    assert float(then.episode(last).rewards[-1]) == 7
+    assert np.array_equal(then.episode(last + 1).rewards, whole.episode(last + 1).rewards)
+
+
+# files of other formats
+
+
+def test_a_dataset_is_the_same_from_afar_and_only_what_is_needed_comes(memory, tmp_path):
+    address = memory(THEIRS, "far/robot")
+    near, far = formats.open_source(THEIRS), formats.open_source(address)
+    assert (far.format, far.items, far.location) == ("lerobot", near.items, address)
+    assert list(far.tasks) == ["lerobot/robot"]
+    for a, b in zip(near.read(), far.read(), strict=True):
+        for path, values in a.observations.items():
+            assert np.array_equal(values, b.observations[path])
+    names = sizes(tmp_path / "cache" / "remote")
+    assert any(name.endswith(".mp4") for name in names)
+    assert not any(name.endswith("front.npz") for name in names)
+
+
+def test_lines_of_text_come_through_the_command_line(web, tmp_path, capsys):
+    lines = [json.dumps({"text": f"the {i}. line"}) for i in range(60)]
+    (web.folder / "lines.jsonl").write_text("\n".join(lines))
+    address = f"{web.address}/lines.jsonl"
+    assert cli.main(["data", "info", address, "--json", "--cache-gb", "0.5"]) == 0
+    told = json.loads(capsys.readouterr().out)[0]
+    assert (told["items"], told["location"]) == (60, address)
+    out = tmp_path / "store"
+    assert cli.main(["data", "import", address, "--out", str(out)]) == 0
+    assert RecordStore(out)[59]["text"] == "the 59. line"
+    assert json.loads((out / "import.json").read_text())["location"] == address
+    assert remote.file_cache().limit == 500_000_000
+    downloads = [path for path in web.asked if path == "/lines.jsonl"]
+    assert len(downloads) == 1
+
+
+def test_a_dataset_on_the_web(web):
+    shutil.copytree(THEIRS, web.folder / "robot")
+    source = formats.open_source(f"{web.address}/robot")
+    assert [len(e) for e in source.read()] == [10, 12, 14, 16, 8, 10]
+
+
+def test_what_changed_is_fetched_again_and_nothing_else(memory, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / "data" / name).write_text("as it was")
+    address = memory(tmp_path / "data", "far/data")
+    folder = remote.fetch(address)
+    assert (folder / "a.txt").read_text() == "as it was"
+    before = {n: (folder / n).stat().st_mtime_ns for n in ("a.txt", "b.txt")}
+    old = remote.fingerprint(address)
+    fsspec.filesystem("memory").pipe_file("/far/data/a.txt", b"as it is now")
+    assert remote.fetch(address) == folder
+    assert (folder / "a.txt").read_text() == "as it is now"
+    assert (folder / "b.txt").stat().st_mtime_ns == before["b.txt"]
+    assert remote.fingerprint(address) != old
+
+
+def test_an_import_from_afar_is_made_once(memory, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.jsonl").write_text('{"text": "one of two"}\n{"text": "another"}\n')
+    address = memory(tmp_path / "data", "far/lines")
+    first = importing.cached(address)
+    assert len(RecordStore(first)) == 2
+    stamp = (first / "manifest.json").stat().st_mtime_ns
+    assert importing.cached(address) == first
+    assert (first / "manifest.json").stat().st_mtime_ns == stamp
+    fsspec.filesystem("memory").pipe_file("/far/lines/a.jsonl", b'{"text": "now only one"}\n')
+    assert len(RecordStore(importing.cached(address))) == 1
+
+
+def test_what_is_not_there_or_out_of_reach_is_told(web, memory, capsys):
+    with pytest.raises(ValueError, match="files at memory://far/none; there are none"):
+        remote.fetch("memory://far/none")
+    with pytest.raises(ValueError, match=f"expected a file at {web.address}/none.jsonl"):
+        remote.fetch(f"{web.address}/none.jsonl")
+    with pytest.raises(ValueError, match="a store or a folder of stores at memory://far/none"):
+        remote.local("memory://far/none")
+    web.stop()
+    assert cli.main(["data", "import", f"{web.address}/x.jsonl", "--out", "unused"]) == 1
+    said = capsys.readouterr().err
+    assert f"cannot reach {web.address}" in said
+    assert "Check the address and the network" in said
+    assert "Traceback" not in said
+
+
+def test_without_a_network_what_was_fetched_is_used(stores, web):
+    shutil.copytree(stores / "arm", web.folder / "arm")
+    address = f"{web.address}/arm"
+    store = open_store(remote.local(address))
+    store.episode(0)
+    (web.folder / "a.txt").write_text("words")
+    remote.fetch(f"{web.address}/a.txt")
+    web.stop()
+    with pytest.warns(UserWarning, match=r"cannot reach .*Going on with what was fetched before"):
+        again = open_store(remote.local(address))
+    assert np.array_equal(again.episode(0).rewards, store.episode(0).rewards)
+    with pytest.raises(ConnectionError, match="cannot reach"):
+        again.episode(len(again) - 1)
+    with pytest.warns(UserWarning, match="fetched before"):
+        assert remote.fetch(f"{web.address}/a.txt").read_text() == "words"
+
+
+def test_missing_packages_are_named(monkeypatch):
+    with pytest.raises(ValueError, match=r"(?s)s3:// needs a package of its own: .*s3fs"):
+        remote.fetch("s3://bucket/data")
+    with pytest.raises(ValueError, match="nowhere"):
+        remote.fetch("nowhere://bucket/data")
+    remote._fsspec.cache_clear()
+    monkeypatch.setitem(sys.modules, "fsspec", None)
+    with pytest.raises(ValueError, match=r'pip install "gato\[remote\]"'):
+        remote.fetch("memory://far/data")
+    remote._fsspec.cache_clear()
+
+
+def test_names_that_lead_out_of_the_folder_and_passwords_in_addresses():
+    for name in ("../x", "/etc/passwd", "a/../../x"):
+        with pytest.raises(ValueError, match="below the data's folder"):
+            remote.open_folder("memory://far").file(name)
+    assert remote.shown("https://me:secret@host/a?token=secret") == "https://host/a"
+
+
+# the cache
+
+
+def test_the_least_recently_used_goes_first(tmp_path, at_once):
+    cache = Cache(tmp_path / "c")
+    cache.set_limit(30e-9)
+    for name in ("a", "b", "c"):
+        cache.get("p", name, "1", 10, write(name.encode() * 10))
+        time.sleep(0.002)
+    assert cache.has("p", "a")  # used once more: b is the oldest now
+    cache.get("p", "d", "1", 10, write(b"d" * 10))
+    assert [n for n in "abcd" if (tmp_path / "c/p" / n).exists()] == ["a", "c", "d"]
+    cache.set_limit(10e-9)
+    assert [n for n in "abcd" if (tmp_path / "c/p" / n).exists()] == ["d"]
+
+
+def test_a_size_that_nobody_told_counts_too(tmp_path, at_once):
+    cache = Cache(tmp_path / "c")
+    cache.set_limit(25e-9)
+    cache.get("p", "a", "1", None, write(b"a" * 20))
+    cache.get("p", "b", "1", None, write(b"b" * 20))
+    assert cache.used() == 20
+    with pytest.raises(ValueError, match=r"may hold 2.5e-08 GB.*--cache-gb"):
+        cache.get("p", "c", "1", None, write(b"c" * 30))
+    assert not list((tmp_path / "c/p").glob("*c*"))
+
+
+def test_what_is_held_or_just_used_stays(tmp_path, monkeypatch, at_once):
+    cache = Cache(tmp_path / "c")
+    cache.set_limit(30e-9)
+    cache.hold("mine")
+    cache.get("mine", "a", "1", 20, write(b"a" * 20))
+    cache.get("other", "b", "1", 10, write(b"b" * 10))
+    cache.get("other", "c", "1", 10, write(b"c" * 10))
+    assert cache.has("mine", "a")
+    assert not cache.has("other", "b")
+    with pytest.raises(ValueError, match="--cache-gb"):
+        cache.get("other", "d", "1", 20, write(b"d" * 20))
+    monkeypatch.setattr(cache_module, "GRACE", 0.4)
+    cache.get("other", "c", "1", 10, write(b"c" * 10))
+    began = time.monotonic()
+    cache.get("other", "e", "1", 10, write(b"e" * 10))  # waits until c may go
+    assert time.monotonic() - began > 0.2
+    assert not cache.has("other", "c")
+
+
+def test_a_checksum_is_tried_twice(tmp_path):
+    cache, contents = Cache(tmp_path / "c"), [b"bad", b"good"]
+    good = "770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c"
+
+    def download(file: BinaryIO) -> None:
+        file.write(contents.pop(0))
+
+    assert cache.get("p", "a", "1", None, download, sha256=good).read_bytes() == b"good"
+    with pytest.raises(ValueError, match=r"expected sha256 770e607624d6 for b; got .*, twice"):
+        cache.get("p", "b", "1", None, write(b"bad"), sha256=good)
+    assert not cache.has("p", "b")
+
+
+def test_a_download_that_fails_leaves_nothing(tmp_path):
+    cache = Cache(tmp_path / "c")
+
+    def download(file: BinaryIO) -> None:
+        file.write(b"some")
+        raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError):
+        cache.get("p", "a", "1", 10, download)
+    assert cache.used() == 0
+    cache.get("p", "a", "1", 3, write(b"all"))
+    with pytest.raises(ConnectionError):
+        cache.get("p", "a", "2", 10, download)
+    assert (tmp_path / "c/p/a").read_bytes() == b"all"  # what was there is still there
+    assert not cache.has("p", "a", "2")
+
+
+SLOWLY = """
+import sys, time
+from pathlib import Path
+from gato.envs.cache import Cache
+
+def download(file):
+    with open(sys.argv[2], "a") as log:
+        log.write("x")
+    for _ in range(int(sys.argv[3])):
+        file.write(b"a" * 1000)
+        file.flush()
+        time.sleep(0.01)
+
+print("ready", flush=True)
+Cache(Path(sys.argv[1])).get("p", "a", "1", 1000 * int(sys.argv[3]), download)
+"""
+
+
+def fetching(tmp_path: Path, blocks: int) -> subprocess.Popen:
+    command = [sys.executable, "-c", SLOWLY, str(tmp_path / "c"), str(tmp_path / "log")]
+    return subprocess.Popen([*command, str(blocks)], stdout=subprocess.PIPE)
+
+
+def test_two_processes_fetch_a_file_once(tmp_path):
+    both = [fetching(tmp_path, 30) for _ in range(2)]
+    assert [p.wait(30) for p in both] == [0, 0]
+    for process in both:
+        process.stdout.close()
+    assert (tmp_path / "log").read_text() == "x"
+    assert (tmp_path / "c/p/a").read_bytes() == b"a" * 30_000
+
+
+def test_a_killed_download_leaves_no_file_and_is_done_anew(tmp_path):
+    process = fetching(tmp_path, 5000)
+    part = None
+    while part is None:
+        time.sleep(0.01)
+        part = next(iter((tmp_path / "c").glob("p/.a.*.tmp")), None)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    cache = Cache(tmp_path / "c")
+    assert part.exists()
+    assert not cache.has("p", "a")
+    assert cache.used() == 0  # what the dead were fetching is removed where room is counted
+    assert not part.exists()
+    cache.get("p", "a", "1", 3, write(b"all"))
+    assert sizes(tmp_path / "c/p") == {"a": 3}
