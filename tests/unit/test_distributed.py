@@ -157,6 +157,19 @@ def test_what_fails_in_the_first_process_ends_the_others(parted, processes, tmp_
     assert not (tmp_path / "two").exists()
 
 
+def test_a_process_that_is_killed_ends_the_others(alone, parted, processes, tmp_path):
+    run = tmp_path / "two"
+    children = processes.start_ranks(2, replace(parted, save_every=2), run)
+    deadline = time.monotonic() + 60
+    while not (run / "latest").exists() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    children[1].kill()
+    assert processes.exit_codes(children) == [1, -signal.SIGKILL]
+    assert json.loads((run / "state.json").read_text())["state"] == "failed"
+    assert processes.train_ranks(2, parted, run) == [0, 0]
+    assert difference(alone, run) == 0.0
+
+
 def test_one_process_needs_no_other():
     world = World()
     tensor = torch.ones(2)
