@@ -182,8 +182,9 @@ def _about(player: Agent | HostPlayer, specs: Mapping[str, TaskSpec]) -> dict[st
     Raises:
         ValueError: for a task that the player does not know.
     """
-    about: dict[str, Any] = {"device": None, "histories": None, "experts": None}
+    about: dict[str, Any] = {"device": None, "weights": None, "histories": None, "experts": None}
     if isinstance(player, Agent):
+        about["weights"] = "averaged" if player.checkpoint.averaged else "last step"
         about["device"] = str(player.model.table.weight.device)
         about["histories"] = {t: asdict(player.serializer.task(t).history) for t in specs}
     elif player.name == "expert":

@@ -112,4 +112,6 @@ def agent(text_model: bytes) -> Agent:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
-    return Agent(SimpleNamespace(path="nowhere", model=model, serializer=serializer, data={}))
+    return Agent(
+        SimpleNamespace(path="nowhere", model=model, serializer=serializer, data={}, averaged=False)
+    )

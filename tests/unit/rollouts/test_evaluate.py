@@ -29,6 +29,10 @@ def test_the_result_has_the_promised_form(suite, agent: Agent) -> None:
     )
     assert json.loads(json.dumps(result)) == result
     assert {"checkpoint", "settings", "versions", "tasks", "summary"} <= result.keys()
+    assert result["settings"]["weights"] == "last step"
+    agent.checkpoint.averaged = True
+    again = evaluate(agent, TASKS[:1], 1, workers=0)
+    assert again["settings"]["weights"] == "averaged"
     promised = {"returns", "successes", "lengths", "mean_return", "success_rate", "random_score"}
     promised |= {"expert_score", "expert_normalised", "human_normalised"}
     assert all(promised <= row.keys() for row in result["tasks"].values())
