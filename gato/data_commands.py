@@ -14,6 +14,7 @@ from typing import Any
 from gato.envs.episode import TaskSpec, flatten_space
 from gato.envs.files import stores_below
 from gato.envs.readers import formats, importing
+from gato.envs.readers.leaves import describe
 from gato.envs.readers.reader import ReadOptions, Source
 from gato.envs.remote import file_cache, is_remote, local, mirror
 from gato.printing import print_json, print_table, progress_bar
@@ -265,7 +266,7 @@ def _describe_task(spec: TaskSpec) -> dict[str, Any]:
 
 
 def _leaves(space: Any, name: str) -> dict[str, str]:
-    return {path: str(leaf) for path, leaf in flatten_space(space, name).items()}
+    return {path: describe(leaf) for path, leaf in flatten_space(space, name).items()}
 
 
 def _print_source(told: dict[str, Any]) -> None:

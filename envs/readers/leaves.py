@@ -37,7 +37,7 @@ def as_is(space: gym.Space) -> Leaf:
     """Return a leaf that stays what it is."""
     if isinstance(space, spaces.Text):
         return Leaf(ANY_TEXT(int(space.max_length)), _texts, "text")
-    return Leaf(space, lambda column: cast(column, space), str(space))
+    return Leaf(space, lambda column: cast(column, space), describe(space))
 
 
 def observed(space: gym.Space, options: ReadOptions) -> Leaf:
@@ -59,7 +59,7 @@ def observed(space: gym.Space, options: ReadOptions) -> Leaf:
     if len(shape) == 3 and min(shape[1:]) >= SMALLEST and shape[0] in STACKS:
         about = f"picture: the last of {shape[0]} stacked frames, the others left out"
         return _picture(shape, (*shape[1:], 1), lambda x: x[:, -1, ..., None], options, about)
-    return Leaf(space, lambda column: cast(column, space), f"{space}, a token per number")
+    return Leaf(space, lambda column: cast(column, space), f"{describe(space)}, a token per number")
 
 
 def _is_bytes(space: gym.Space) -> bool:
@@ -113,14 +113,14 @@ def acted(space: gym.Space, options: ReadOptions, counts: Counter[str]) -> Leaf:
         at = tuple(int(k) for k in np.argwhere(bad)[0])
         if not options.clip_actions or np.isnan(actions).any():
             raise ValueError(
-                f"expected actions inside {space}; {int(bad.sum())} of {bad.size} numbers are "
-                f"outside, the first {actions[at]:.6g} at {at}. If the world brings them to its "
+                f"expected actions of {describe(space)}; {int(bad.sum())} of {bad.size} numbers "
+                f"are outside, the first {actions[at]:.6g} at {at}. If the world brings them to its "
                 f"bounds itself: --clip-actions"
             )
         counts[CLIPPED] += int(bad.sum())
         return np.clip(actions, space.low, space.high)
 
-    return Leaf(space, convert, str(space))
+    return Leaf(space, convert, describe(space))
 
 
 def leaves_of(
@@ -174,15 +174,41 @@ def cast(column: Any, space: gym.Space) -> np.ndarray:
     values = np.asarray(column)
     shape = tuple(space.shape or ())
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"expected numbers of {space}; got {values.dtype}")
+        raise ValueError(f"expected {describe(space)}; got {values.dtype}")
     if values.shape[1:] != shape:
-        raise ValueError(f"expected {space}; got {values.dtype} of shape {values.shape[1:]}")
+        raise ValueError(f"expected {describe(space)}; got {values.dtype} {values.shape[1:]}")
     dtype = np.dtype(space.dtype)
     with np.errstate(all="ignore"):  # what does not fit is told below, or as not finite
         changed = values.astype(dtype)
     if dtype.kind != "f" and (changed != values).any():
         raise ValueError(f"expected whole numbers of {dtype}; got {values.min()}..{values.max()}")
     return changed
+
+
+def describe(space: gym.Space) -> str:
+    """Return a leaf space in a few words.
+
+    >>> describe(spaces.Box(-1, 1, (4,))), describe(spaces.Discrete(7))
+    ('float32 (4,) in [-1, 1]', 'one of 7')
+    """
+    match space:
+        case spaces.Box():
+            low, high = space.low.reshape(-1), space.high.reshape(-1)
+            even = low.size and (low == low[0]).all() and (high == high[0]).all()
+            ends = f"[{low[0]:g}, {high[0]:g}]" if even else "bounds of its own each"
+            return f"{space.dtype} {space.shape} in {ends}"
+        case spaces.Discrete():
+            start = f", from {space.start}" if space.start else ""
+            return f"one of {space.n}{start}"
+        case spaces.MultiDiscrete():
+            most = int(space.nvec.max())
+            exactly = "" if (space.nvec == most).all() else "at most "
+            return f"{space.shape} integers, one of {exactly}{most} each"
+        case spaces.MultiBinary():
+            return f"{space.shape} of 0 or 1"
+        case spaces.Text():
+            return "text"
+    return " ".join(str(space).split())
 
 
 def in_words(name: str) -> str:

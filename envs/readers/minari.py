@@ -186,7 +186,7 @@ def _notes(metadata: Mapping[str, Any], spec: TaskSpec) -> list[str]:
             world = json.loads(metadata["env_spec"]).get("id")
         except (ValueError, AttributeError):
             world = None
-        if world:
+        if world and spec.suite == FORMAT:
             notes.append(
                 f"made in {world}; --task gym/{world} makes the episodes those of that task"
             )
