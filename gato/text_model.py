@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from gato.tokenizers.text import MODEL_FILE, Text, train_text_model
 
 _EPISODES = 500  # per store whose text is read
 _REPEATS = 50  # of an instruction, which every episode of its store begins with
+_GOLDEN = 0.618  # its multiples, without their whole part, are well spread
 _PARTS = 100  # of a share of characters, at least so many items are read for it, if there are
 
 _BYTES = "byte_fallback=True, so that what it has no piece for is spelled as bytes"
@@ -125,18 +127,19 @@ class Texts:
         That part is made of parts of items that are spread evenly over the corpus, the same ones
         whenever it is asked for.
         """
-        begun: list[str] = []
-        left = limit
-        for text in (text for number in range(len(self)) for text in self[number]):
-            left -= len(text)
+        begun: list[tuple[int, list[str]]] = []
+        left, order = limit, self._spread()
+        for number in order:
+            begun.append((number, self[number]))
+            left -= sum(map(len, begun[-1][1]))
             if left < 0:
                 break
-            begun.append(text)
         else:
-            yield from begun
+            for _, texts in sorted(begun):
+                yield from texts
             return
-        del begun
-        yield from self._spread(limit)
+        rest = (self[number] for number in order)
+        yield from _cut(chain((texts for _, texts in begun), rest), limit, len(self))
 
     def size(self, limit: int) -> int:
         """Return the number of characters; `limit` where there are as many or more."""
@@ -147,25 +150,29 @@ class Texts:
                 return limit
         return count
 
-    def _spread(self, limit: int) -> Iterator[str]:
-        """Yield `limit` characters from items all over the corpus, fewer where it has fewer."""
-        count, left = len(self), limit
-        most = -(-limit // min(count, _PARTS))
-        stride = max(1, int(count * 0.618))
+    def _spread(self) -> Iterator[int]:
+        """Yield every item once, the first ones as well spread over the corpus as all."""
+        count = len(self)
+        stride = max(1, int(count * _GOLDEN))
         while math.gcd(stride, count) > 1:
             stride += 1
-        for k in range(count):
-            room = min(most, left)
-            for text in self[k * stride % count]:
-                # an item that is cut gives its beginning, middle or end
-                skipped = int(max(0, len(text) - room) * (k * 0.618 % 1.0))
-                yield text[skipped : skipped + room]
-                left -= min(len(text), room)
-                room -= min(len(text), room)
-                if room == 0:
-                    break
-            if left == 0:
-                return
+        return (k * stride % count for k in range(count))
+
+
+def _cut(items: Iterable[list[str]], limit: int, count: int) -> Iterator[str]:
+    """Yield up to `limit` characters of `count` items, of long ones a part anywhere in them."""
+    left = limit
+    for k, texts in enumerate(items):
+        room = -(-left // min(count - k, _PARTS))  # what short ones leave is for the rest
+        for text in texts:
+            skipped = int(max(0, len(text) - room) * (k * _GOLDEN % 1.0))
+            yield text[skipped : skipped + room]
+            left -= min(len(text), room)
+            room -= min(len(text), room)
+            if room == 0:
+                break
+        if left == 0:
+            return
 
 
 def _of_episodes(store: EpisodeStore, items: np.ndarray, number: int) -> list[str]:
