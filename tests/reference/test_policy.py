@@ -32,7 +32,10 @@ sys.modules["rollout_world"] = world
 _SPEC.loader.exec_module(world)
 
 TASKS = list(world.SPECS)
-HISTORIES = [History(window=w, hide_actions=h) for w in (1, 3, 0) for h in (False, True)]
+HISTORIES = [
+    *(History(window=w, hide_actions=h) for w in (1, 3, 0) for h in (False, True)),
+    *(History(w, h, returns=(-2.0, 6.0), kappa=2.0) for w in (1, 0) for h in (False, True)),
+]
 
 
 def window_of(episode: Episode, start: int, stop: int) -> Episode:
@@ -45,17 +48,20 @@ def window_of(episode: Episode, start: int, stop: int) -> Episode:
     )
 
 
-def as_trained(serializer, episode: Episode, prompt: Episode | None) -> TokenSequence:
-    """Return the sequence a corpus would make of these steps."""
-    history = serializer.task(episode.task).history
-    written = serializer.episode(episode)
+def as_trained(
+    serializer, whole: Episode, start: int, stop: int, prompt: Episode | None
+) -> TokenSequence:
+    """Return the sequence a corpus would make of steps [start, stop) of an episode."""
+    history = serializer.task(whole.task).history
+    returns = np.array([whole.rewards[i:].sum() for i in range(start, stop)])
+    written = serializer.episode(window_of(whole, start, stop), returns)
     parts = [written.head]
     if prompt is not None:
         shown = serializer.episode(prompt)
         parts.append(shown.window(0, len(shown)))
     parts.append(written.window(0, len(written)))
     sequence = concatenate(parts)
-    return sequence.hide(sequence.target > 0) if history.hide_actions else sequence
+    return sequence.hide(serializer.actions_in(sequence)) if history.hide_actions else sequence
 
 
 @torch.no_grad()
@@ -95,6 +101,11 @@ def force(monkeypatch, policy: Policy, scripts: list[list[int]]) -> Forced:
     """Make the policy take the scripts' ids, row by row."""
     forced = Forced(scripts)
     monkeypatch.setattr(policy_module, "choose", forced)
+
+    def returns(model, states, spans, kappas, generators):
+        return forced(model, states, [spans] * len(kappas), kappas, generators)
+
+    monkeypatch.setattr(policy_module, "choose_returns", returns)
     for i, row in enumerate(policy.rows):
         row.generator = Numbered(i)
     return forced
@@ -138,8 +149,7 @@ def test_policy_sees_what_training_saw(monkeypatch, history: History, prompted: 
         skip = len(target_ids(serializer, prompt)) if prompt is not None else 0
         wanted = []
         for start in range(0, steps, size):
-            piece = window_of(episode, start, min(start + size, steps))
-            sequence = as_trained(serializer, piece, prompt)
+            sequence = as_trained(serializer, episode, start, min(start + size, steps), prompt)
             assert len(sequence) <= model.config.memory
             wanted += trained_logits(model, serializer, sequence, skip)
         compare(forced.seen[row], wanted)
@@ -161,7 +171,7 @@ def test_a_full_ring_equals_training_under_a_sliding_window(monkeypatch, hide: b
     for row, episode in enumerate(episodes):
         wanted = []
         for start, stop in ((0, begin[row]), (begin[row], steps)):
-            sequence = as_trained(serializer, window_of(episode, start, stop), None)
+            sequence = as_trained(serializer, episode, start, stop, None)
             wanted += trained_logits(model, serializer, sequence, 0)
         compare(forced.seen[row], wanted)
 
