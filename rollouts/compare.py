@@ -167,6 +167,9 @@ def _warnings(results: Mapping[str, Result], shared: Sequence[str]) -> list[str]
             told.append(f"{task} has {', '.join(map(str, counts))} episodes")
         elif any(row.get("seeds") != rows[0].get("seeds") for row in rows):
             told.append(f"{task} was played at other seeds")
+        for name, row in zip(names, rows, strict=True):
+            if failed := len(row.get("failures", ())):
+                told.append(f"{task} has {failed} failed episodes ({name}), which count as played")
         if any(row[k] != rows[0][k] for row in rows for k in REFERENCES):
             told.append(f"{task} has other reference scores; those of {names[0]} are used")
     for name in names:

@@ -117,6 +117,7 @@ def test_what_is_not_the_same_is_told() -> None:
     other["tasks"]["made/count-v0"]["seeds"] = list(range(100, 140))
     other["tasks"]["made/reach-v0"]["expert_score"] = 0.8
     other["tasks"]["made/worse-v0"]["returns"].pop()
+    other["tasks"]["made/reach-v0"]["failures"] = [{"seed": 3, "traceback": "gone"}] * 2
     other["tasks"]["made/more-v0"] = other["tasks"]["made/worse-v0"]
     found = compare({"a": first, "b": other})
     told = " | ".join(found["warnings"])
@@ -127,6 +128,7 @@ def test_what_is_not_the_same_is_told() -> None:
         "made/count-v0 was played at other seeds",
         "made/reach-v0 has other reference scores; those of a are used",
         "made/worse-v0 has 40, 39 episodes",
+        "made/reach-v0 has 2 failed episodes (b), which count as played",
         "made/more-v0 (b); left out",
     ):
         assert words in told
