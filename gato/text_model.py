@@ -161,9 +161,9 @@ class Texts:
 
 def _cut(items: Iterable[list[str]], limit: int, count: int) -> Iterator[str]:
     """Yield up to `limit` characters of `count` items, of long ones a part anywhere in them."""
-    left = limit
+    left, most = limit, -(-limit // min(count, _PARTS))
     for k, texts in enumerate(items):
-        room = -(-left // min(count - k, _PARTS))  # what short ones leave is for the rest
+        room = min(left, max(most, -(-left // (count - k))))  # what short ones leave goes to others
         for text in texts:
             skipped = int(max(0, len(text) - room) * (k * _GOLDEN % 1.0))
             yield text[skipped : skipped + room]
