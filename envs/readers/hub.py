@@ -158,7 +158,7 @@ def _rows(paths: list[Path]) -> int | None:
     from pyarrow import parquet
 
     try:
-        return sum(parquet.read_metadata(p).num_rows for p in paths)
+        return sum(int(parquet.read_metadata(p).num_rows) for p in paths)
     except (OSError, ValueError):  # Arrow, or damaged: reading will tell
         return None
 

@@ -361,7 +361,7 @@ def _whole(location: str) -> str:
 def _fingerprint(location: str) -> list[list[Any]]:
     """Return name, size and time of every file at a location; nothing where it is no path."""
     if is_remote(location):
-        return fingerprint(location)
+        return [] if "{" in location else fingerprint(location)  # many shards named by a pattern
     root = Path(location)
     if not root.exists():
         return []

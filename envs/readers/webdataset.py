@@ -2,8 +2,9 @@
 
 The files of one example follow each other and share a name up to its first dot: ``0017.jpg``
 with ``0017.txt`` or ``0017.json``. A location is an archive, a folder of them, or a pattern with
-braces: ``shards/train-{000..127}.tar``. Archives are read from their beginning to their end and
-nothing of them is unpacked to disk; of links and devices in them nothing is read.
+braces, here or elsewhere: ``s3://bucket/train-{000..127}.tar``. Archives are
+read from their beginning to their end and nothing of them is unpacked to disk; of links and devices
+in them nothing is read.
 
 An example with a picture and words is a caption, one with words alone a document.
 """
@@ -16,7 +17,7 @@ import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from gato.envs.readers import pictures
 from gato.envs.readers.json_stream import parse_json
@@ -31,9 +32,11 @@ from gato.envs.readers.untrusted import (
     files,
     size_of,
 )
+from gato.envs.remote import is_remote, open_folder
 
 FORMAT = "webdataset"
 EXTRA = ""
+ADDRESSES = True  # shards elsewhere are fetched one by one, and need not all fit on this disk
 SHARDS = (".tar", ".tgz")  # and .tar.gz
 WORDS = ("txt", "text", "caption")
 IN_JSON = ("caption", "text")
@@ -54,12 +57,13 @@ def open_source(location: str, options: ReadOptions) -> Source:
     """Return the captioned pictures and texts of all shards, in the order of their names."""
     check_options(options, FORMAT, ("image", "text"), splits=False)
     paths = shards(location)
-    missing = [p for p in paths if not p.is_file()]
+    here = [Path(p) for p in paths if not is_remote(p)]
+    missing = [p for p in here if not p.is_file()]
     if not paths or missing:
-        what = (
+        also = (
             f"{missing[0]} and {len(missing) - 1} more are missing" if missing else "none is there"
         )
-        raise ValueError(f"expected tar archives at {location}; {what}.")
+        raise ValueError(f"expected tar archives at {location}; {also}.")
     named = [options.columns[n].lower() for n in ("image", "text") if n in options.columns]
     wanted = {*_PICTURES, *WORDS, "json", *named}
     seen: dict[str, None] = {}
@@ -70,7 +74,8 @@ def open_source(location: str, options: ReadOptions) -> Source:
         else:
             seen.update(dict.fromkeys(_parts(example)))
     mapping = _mapping(list(seen), options, location, reason)
-    notes = [f"{len(paths)} shards, {size_of(paths) / 1e6:.1f} MB"]
+    size = f"{size_of(here) / 1e6:.1f} MB" if here else "each fetched when it is read"
+    notes = [f"{len(paths)} shards, {size}"]
     if set(mapping["image"]) & set(seen):
         notes.append(note(options))
     names = {n: ours for ours, several in mapping.items() for n in several}
@@ -79,12 +84,24 @@ def open_source(location: str, options: ReadOptions) -> Source:
     return Source(FORMAT, location, "records", read, fields=fields, notes=notes)
 
 
-def shards(location: str, *, glance: bool = False) -> list[Path]:
+def place(location: str) -> str:
+    """Return the folder of the shards that a pattern names; other locations as they are."""
+    if "{" in location and not is_remote(location) and not Path(location).exists():
+        return str(Path(location.split("{")[0] + "x").parent)
+    return location
+
+
+def shards(location: str, *, glance: bool = False) -> list[str]:
     """Return the archives of a location; those that a pattern names, whether there or not."""
     if "{" in location and not Path(location).exists():
-        paths = [Path(p) for p in expand(location)]
-        return paths if all(_is_shard(p) for p in paths) else []
-    return [p for p in files(location, (*SHARDS,), glance=glance)]
+        found = expand(location)
+        return found if all(_is_shard(p) for p in found) else []
+    if not is_remote(location):
+        return [str(p) for p in files(location, SHARDS, glance=glance)]
+    if _is_shard(location):
+        return [location]
+    names = open_folder(location).glob("**/*")
+    return [f"{location.rstrip('/')}/{name}" for name in names if _is_shard(name)]
 
 
 def expand(pattern: str) -> list[str]:
@@ -116,11 +133,11 @@ def expand(pattern: str) -> list[str]:
     return ["".join(parts) for parts in itertools.product(*choices)]
 
 
-def _is_shard(path: Path) -> bool:
-    return path.name.lower().endswith((*SHARDS, ".tar.gz"))
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith((*SHARDS, ".tar.gz"))
 
 
-def _examples(paths: list[Path], wanted: set[str]) -> Iterator[tuple[str, Example | BadItem]]:
+def _examples(paths: list[str], wanted: set[str]) -> Iterator[tuple[str, Example | BadItem]]:
     """Yield the files of every example by ending, or what is wrong with an archive."""
     for path in paths:
         key, example = None, Example()
@@ -135,16 +152,30 @@ def _examples(paths: list[Path], wanted: set[str]) -> Iterator[tuple[str, Exampl
                     content = BadItem("", f"two files of ending {ending!r} in one example")
                 example[ending] = content
         except (tarfile.TarError, ValueError, *READ_ERRORS) as error:
-            where = f"{path}, after {key}"
+            where = f"{path}, from {key or 'its beginning'} on"
             yield where, BadItem(where, f"nothing from here on can be read: {error}")
-            continue  # what came last may lack its other files
+            continue  # what came last may lack one of its files
         if example:
             yield f"{path}: {key}", example
 
 
-def _members(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | BadItem]]:
+class _Header(tarfile.TarInfo):
+    """A header; a damaged one would end the reading as the archive's end does."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the end, as it should be
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} where a file or the archive's end is due") from error
+
+
+def _members(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes | BadItem]]:
     """Yield the names of an archive's files with what is in them, of unwanted endings nothing."""
-    with tarfile.open(path, "r|*") as archive:
+    file = open_folder(path).file("") if is_remote(path) else Path(path)
+    with tarfile.open(file, "r|*", tarinfo=_Header) as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
             hidden = member.name.rsplit("/", 1)[-1].startswith((".", "__"))
@@ -157,8 +188,8 @@ def _members(path: Path, wanted: set[str]) -> Iterator[tuple[str, bytes | BadIte
             elif member.size > MAX_MEMBER:
                 yield member.name, BadItem("", f"a file of more than {MAX_MEMBER >> 20} MiB")
             else:
-                file = archive.extractfile(member)
-                yield member.name, file.read() if file else b""
+                content = archive.extractfile(member)
+                yield member.name, content.read() if content else b""
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -216,7 +247,7 @@ def _mapping(
 
 
 def _read(
-    paths: list[Path], wanted: set[str], mapping: dict[str, list[str]], options: ReadOptions
+    paths: list[str], wanted: set[str], mapping: dict[str, list[str]], options: ReadOptions
 ) -> Iterator[dict[str, Any] | BadItem]:
     for where, example in _examples(paths, wanted):
         if isinstance(example, BadItem):

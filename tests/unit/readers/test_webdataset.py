@@ -18,8 +18,10 @@ import webdataset
 
 from gato.envs.readers import webdataset as reader
 from gato.envs.readers.formats import open_source, recognise
+from gato.envs.readers.importing import cached
 from gato.envs.readers.reader import ReadOptions
 from gato.envs.readers.webdataset import expand
+from gato.envs.store import open_store
 
 
 @pytest.fixture
@@ -197,6 +199,59 @@ def test_damaged_archives_are_told_and_the_next_is_read(folder, read):
     first.write_bytes(b"no archive" * 100)
     with pytest.raises(ValueError, match="nothing from here on can be read"):
         open_source(first)
+
+
+def test_a_damaged_header_is_no_end(folder, read):
+    first = min(folder.iterdir())
+    raw = bytearray(first.read_bytes())
+    with tarfile.open(first) as archive:
+        at = next(m.offset for m in archive.getmembers() if m.name.endswith("00010.cls"))
+    first.write_bytes(raw[:at])  # between two files
+    good, bad = read(first)
+    assert len(good) == 9  # whether 00009 is whole cannot be known
+    assert bad[0].where == f"{first}, from part.0/00009 on"
+    assert "empty header" in bad[0].reason
+    raw[at + 100] ^= 255
+    first.write_bytes(raw)
+    good, bad = read(folder)
+    assert len(good) == 9 + 40
+    assert [b.reason for b in bad] == [
+        "nothing from here on can be read: bad checksum where a file or the archive's end is due"
+    ]
+
+
+def test_shards_elsewhere_are_fetched_as_they_are_read(folder, shown, read, tmp_path, monkeypatch):
+    import fsspec
+
+    monkeypatch.setenv("GATO_CACHE", str(tmp_path / "cache"))
+    memory = fsspec.filesystem("memory")
+    for path in folder.iterdir():
+        memory.pipe(f"/shards/{path.name}", path.read_bytes())
+    try:
+        for location in (
+            "memory://shards",
+            "memory://shards/train-{000..002}.tar",
+        ):
+            assert recognise(location) == "webdataset"
+            good, bad = read(location)
+            assert not bad
+            assert [r["text"] for r in good] == [it.text for it in shown]
+        assert len(read("memory://shards/train-001.tar")[0]) == 20
+        good, bad = read("memory://shards/train-{001..003}.tar")
+        assert len(good) == 40
+        assert "train-003.tar" in bad[0].where
+    finally:
+        memory.rm("/shards", recursive=True)
+
+
+def test_a_pattern_is_imported_once_until_its_shards_change(folder, tmp_path, monkeypatch, shown):
+    monkeypatch.setenv("GATO_CACHE", str(tmp_path / "cache"))
+    pattern = f"{folder}/train-{{000..002}}.tar"
+    first = cached(pattern)
+    assert cached(pattern) == first
+    assert len(open_store(first)) == 60
+    write(folder / "train-002.tar", [{"png": shown[0].pixels, "txt": "another"}])
+    assert len(open_store(cached(pattern))) == 41
 
 
 def test_compressed_archives_are_read(tmp_path, read):
