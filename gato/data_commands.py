@@ -177,10 +177,15 @@ def export(chosen: Arguments) -> None:
     options = {} if chosen.images is None else {"images": chosen.images}
     with _bar(str(chosen.store)) as progress:
         written = formats.export(stores, chosen.format, chosen.out, progress, **options)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"store": str(store.path), "written": str(folder), "episodes": len(store)}
         for store, folder in zip(stores, written, strict=True)
     ]
+    if chosen.format == "lerobot":
+        from gato.envs.readers.lerobot_writer import loss_of
+
+        for row in rows:
+            row["lost of pictures"] = loss_of(Path(row["written"])) or "nothing"
     if chosen.json:
         print_json(rows)
     else:

