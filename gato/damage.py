@@ -7,6 +7,7 @@ run that goes on leaves out the same shards, whatever has become of them meanwhi
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,9 +16,11 @@ from gato.checkpoint import resolve
 from gato.config import TrainConfig
 from gato.corpora import skipped_of
 from gato.corpus_config import CorpusConfig
+from gato.distributed import World
 from gato.envs.files import stores_below
 from gato.envs.remote import local
 from gato.envs.store import damaged_shards
+from gato.monitor import Watcher
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,34 @@ def without_damage(
             lost = sum(damage.items for damage in found)
             say(f"corpus {corpus.name!r}: {len(found)} damaged shards left out, {lost} items")
         skips.append(sorted({*corpus.skip, *(damage.shard for damage in found)}))
-    return leaving_out(config, skips)
+    return _leaving_out(config, skips)
 
 
-def leaving_out(config: TrainConfig, skips: Sequence[Sequence[str]]) -> TrainConfig:
-    """Return the run whose corpora leave out these shards."""
+def agreed(
+    config: TrainConfig,
+    run: Path | None,
+    world: World,
+    *,
+    skip: bool,
+    verify: bool,
+    watchers: Sequence[Watcher],
+) -> TrainConfig:
+    """Return what `without_damage` does in process 0, the same in all; watchers are told."""
+
+    def say(told: str) -> None:
+        for watcher in watchers:
+            watcher.event("note", text=told)
+        if not watchers:
+            print(told, file=sys.stderr)
+
+    def work() -> str:
+        whole = without_damage(config, run, skip=skip, verify=verify, say=say)
+        return json.dumps([corpus.skip for corpus in whole.corpora])
+
+    return _leaving_out(config, json.loads(world.from_first(work)))
+
+
+def _leaving_out(config: TrainConfig, skips: Sequence[Sequence[str]]) -> TrainConfig:
     chosen = zip(config.corpora, skips, strict=True)
     return replace(config, corpora=tuple(replace(c, skip=tuple(s)) for c, s in chosen))
 

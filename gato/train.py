@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gato import damage
 from gato.bad_batch import NonFiniteLossError, Part, refuse
 from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_checkpoint, set_aside
 from gato.config import TrainConfig, require_same
 from gato.corpora import Corpus, open_corpus
-from gato.damage import leaving_out, without_damage
 from gato.distributed import World, joined, local_device
 from gato.fitting import shared_serializer
 from gato.loader import Loader
@@ -101,12 +100,11 @@ def train(
         going_on = world.from_first(lambda: "yes" if (run / "latest").is_file() else "no") == "yes"
         if going_on and not resume:
             world.from_first(lambda: str(set_aside(run)))
-        goes_on = run if going_on and resume else None
-        skips = world.from_first(
-            lambda: json.dumps(_skips(config, goes_on, watchers, skip_bad_shards, verify))
+        begun = run if going_on and resume else None
+        config = damage.agreed(
+            config, begun, world, skip=skip_bad_shards, verify=verify, watchers=watchers
         )
-        config = leaving_out(config, json.loads(skips))
-        if going_on and resume:
+        if begun is not None:
             trainer = Trainer.resumed(config, run, device, world, stop)
             if text_model is not None:
                 require_same_text_model(trainer.serializer, text_model, trainer.saved or run)
@@ -116,21 +114,6 @@ def train(
             serializer = shared_serializer(config, text_model, world)
             trainer = Trainer(config, run, device, serializer, world, stop)
         return trainer.run(on_progress, workers, watchers if world.rank == 0 else (), evaluate)
-
-
-def _skips(
-    config: TrainConfig, run: Path | None, watchers: Sequence[Watcher], skip: bool, verify: bool
-) -> list[tuple[str, ...]]:
-    """Return which shards each corpus leaves out, and tell the watchers of damaged ones."""
-
-    def say(told: str) -> None:
-        for watcher in watchers:
-            watcher.event("note", text=told)
-        if not watchers:
-            print(told, file=sys.stderr)
-
-    config = without_damage(config, run, skip=skip, verify=verify, say=say)
-    return [corpus.skip for corpus in config.corpora]
 
 
 class Trainer:
