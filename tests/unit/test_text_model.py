@@ -195,6 +195,23 @@ def test_the_command_writes_a_model_that_train_takes(lines, tiny, tmp_path, caps
     assert cli.main([*training, str(out)]) == cli.DONE  # the same one goes on
 
 
+def test_a_mixture_gives_text_by_its_weights(tmp_path, capsys):
+    corpus(tmp_path, "lines", sentences())
+    corpus(tmp_path, "loud", [line.upper() for line in sentences()])
+    mixture = tmp_path / "mixture.toml"
+    mixture.write_text(
+        '[corpora.lines]\npath = "lines"\nweight = 3.0\n'
+        '[corpora.loud]\npath = "loud"\nweight = 1.0\n'
+    )
+    out = tmp_path / "words.model"
+    words = ["data", "text-model", "--mixture", str(mixture), "--pieces", "340"]
+    words += ["--characters", "4000", "--out", str(out), "--json"]
+    assert cli.main(words) == cli.DONE
+    rows = json.loads(capsys.readouterr().out)["corpora"]
+    assert {row["corpus"]: row["characters"] for row in rows} == {"lines": 3000, "loud": 1000}
+    assert read_text_model(out) == out.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
