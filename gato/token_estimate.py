@@ -46,7 +46,8 @@ class Estimate:
         """
         n = RECORDS if source.kind == "records" else EPISODES
         items = list(islice(source.read(), n))
-        faults = [f"{i.where}: {i.reason}" for i in items if isinstance(i, BadItem)]
+        bad = [f"{i.where}: {i.reason}" for i in items if isinstance(i, BadItem)]
+        faults = list(dict.fromkeys(bad))  # a picture with five captions is bad once
         good: list[Any] = [item for item in items if not isinstance(item, BadItem)]
         limit = source.options.limit
         if not good:

@@ -61,7 +61,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
     names = list(first) if isinstance(first, dict) else [field]
     fields = {n: "conversation" if n == field else "left out" for n in names}
     read = partial(_read, paths, field, options)
-    notes = [f"{len(paths)} files", note(options)]
+    notes = [f"files: {len(paths)}", note(options)]
     return Source(
         FORMAT, location, "records", read, items=_count(paths), fields=fields, notes=notes
     )

@@ -56,11 +56,11 @@ def open_source(location: str, options: ReadOptions) -> Source:
     without = sum(i not in index.captions for i in index.names)
     captions = sum(len(c) for i, c in index.captions.items() if i in index.names)
     notes = [
-        f"{len(index.names)} pictures in {folder}, {captions} captions in {path}",
+        f"pictures in {folder}: {len(index.names)}; captions in {path}: {captions}",
         note(options),
     ]
     if without:
-        notes.append(f"{without} pictures have no caption and are left out")
+        notes.append(f"pictures without a caption, left out: {without}")
     fields = {"images.file_name": "image", "annotations.caption": "text"}
     return Source(
         FORMAT,

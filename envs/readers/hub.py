@@ -149,7 +149,7 @@ def _files(path: Path, split: str) -> Table:
         for file in chosen:
             yield from arrow.values(file, columns)
 
-    note = f"{len(chosen)} {chosen[0].suffix[1:]} files of split {split}"
+    note = f"{chosen[0].suffix[1:]} files of split {split}: {len(chosen)}"
     return Table(features, read, _rows(chosen), note)
 
 

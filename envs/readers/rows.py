@@ -90,7 +90,6 @@ def _conversation(
 ) -> Iterator[dict[str, Any]]:
     held = row[images] if images else []
     waiting = list(held if isinstance(held, list) else [held] if held is not None else [])
-    given = len(waiting)
 
     def shown(part: Mapping[str, Any]) -> Any:
         url = part.get("image_url")
@@ -103,9 +102,7 @@ def _conversation(
 
     whole = list(chat.conversation(row[messages], shown))
     if waiting:
-        raise ValueError(
-            f"{given - len(waiting)} places for pictures in {messages!r}, fewer than in {images!r}"
-        )
+        raise ValueError(f"fewer places for pictures in {messages!r} than pictures in {images!r}")
     yield from whole
 
 

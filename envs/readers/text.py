@@ -63,9 +63,9 @@ def open_source(location: str, options: ReadOptions) -> Source:
     counts: Counter[str] = Counter()
     read = partial(_read, Path(location), paths, field, counts)
     kinds = Counter(plain_suffix(p) or p.name for p in paths)
-    notes = [f"{n} files {kind}" for kind, n in sorted(kinds.items())]
+    notes = ["files: " + ", ".join(f"{n} {kind}" for kind, n in sorted(kinds.items()))]
     if tables and plain:
-        notes.append(f"{len(plain)} plain files beside tables are left out")
+        notes.append(f"plain files beside tables, left out: {len(plain)}")
     items = sum(not isinstance(i, BadItem) for i in read()) if size_of(paths) <= _SMALL else None
     counts.clear()
     return Source(

@@ -79,7 +79,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
         partial(_read_list, paths, names, options),
         items=sum(1 for p in paths for _ in json_items(p)) if small else None,
         fields={name: fields.get(name, "left out") for name in found},
-        notes=[f"{len(paths)} files", note(options)],
+        notes=[f"files: {len(paths)}", note(options)],
     )
 
 
@@ -156,7 +156,7 @@ def _version_2(location: str, questions: list[Path], options: ReadOptions) -> So
             "annotations.answers, answer_type, question_type": "left out",
         },
         notes=[
-            f"{total} questions in {path}, {len(answers)} answers in {answers_path.name}",
+            f"questions in {path}: {total}; answers in {answers_path.name}: {len(answers)}",
             f"pictures in {folder}",
             note(options),
         ],

@@ -75,7 +75,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
             seen.update(dict.fromkeys(_parts(example)))
     mapping = _mapping(list(seen), options, location, reason)
     size = f"{size_of(here) / 1e6:.1f} MB" if here else "each fetched when it is read"
-    notes = [f"{len(paths)} shards, {size}"]
+    notes = [f"shards: {len(paths)}, {size}"]
     if set(mapping["image"]) & set(seen):
         notes.append(note(options))
     names = {n: ours for ours, several in mapping.items() for n in several}

@@ -153,7 +153,7 @@ def test_what_is_wrong_is_told_and_the_rest_is_read(coco, tmp_path, read, shown,
         assert sum(said in r for r in reasons) == times, said
     assert len(bad) == 40
     source = open_source(coco)
-    assert any("1 pictures have no caption" in n for n in source.notes)
+    assert "pictures without a caption, left out: 1" in source.notes
     with pytest.raises(ValueError, match=r"Leave such items out: --skip-bad"):
         import_source(source, tmp_path / "out")
     summary = import_source(source, tmp_path / "out", skip_bad=True)

@@ -197,7 +197,7 @@ def test_conversations_without_pictures_or_with_others(tmp_path, shown, read):
     good, bad = read(tmp_path / "b")
     assert len(good) == 1
     assert "more places for pictures in 'messages' than pictures" in bad[0].reason
-    assert "1 places for pictures in 'messages', fewer than in 'images'" in bad[1].reason
+    assert "fewer places for pictures in 'messages' than pictures in 'images'" in bad[1].reason
     uri = "data:image/png;base64," + base64.b64encode(shown[0].encoded()).decode()
     parts = [{"type": "image_url", "image_url": {"url": u}} for u in (uri, "../x.png")]
     rows = [{"messages": talk([part], "x")} for part in parts]

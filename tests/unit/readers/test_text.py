@@ -78,7 +78,7 @@ def test_every_file_of_a_folder_is_a_document(tmp_path, read):
 def test_plain_files_beside_tables_are_left_out_and_told_of(tmp_path, read):
     write(tmp_path, "jsonl")
     (tmp_path / "README.md").write_text("what this is")
-    assert "1 plain files beside tables are left out" in open_source(tmp_path).notes
+    assert "plain files beside tables, left out: 1" in open_source(tmp_path).notes
     good, _ = read(tmp_path)
     assert len(good) == len(TEXTS)
 

@@ -50,7 +50,7 @@ def test_every_example_is_a_caption(folder, shown, read):
     assert len(read(folder / "train-001.tar")[0]) == 20
     source = open_source(folder)
     assert source.fields == {"cls": "left out", "png": "image", "txt": "text"}
-    assert source.notes[0].startswith("3 shards")
+    assert source.notes[0].startswith("shards: 3, ")
 
 
 def test_it_reads_what_the_library_reads(folder, read):
