@@ -67,6 +67,7 @@ class EpisodeWriter:
         self.path, self.spec = Path(path), spec
         self._shard_steps = shard_steps or _default_shard_steps(spec)
         self._pending: list[Episode] = []
+        self._steps = 0  # of what is pending
         self._dirty = False
         self._manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -116,10 +117,11 @@ class EpisodeWriter:
         if self._pending and (self._pending[0].targets is None) != (episode.targets is None):
             raise ValueError(f"expected targets in all episodes of {self.path} or in none.")
         self._pending.append(episode)
+        self._steps += len(episode)
         self._dirty = True
-        if sum(map(len, self._pending)) >= self._shard_steps:
+        if self._steps >= self._shard_steps:
             self._write(is_open=False)
-            self._pending = []
+            self._pending, self._steps = [], 0
 
     def flush(self) -> None:
         """Write what is pending, so that a kill from here on loses none of it."""
@@ -149,6 +151,7 @@ class EpisodeWriter:
             store = EpisodeStore(self.path)
             first = len(store) - old["shards"][-1]["episodes"]
             self._pending = [store.episode(i) for i in range(first, len(store))]
+            self._steps = sum(map(len, self._pending))
 
     def _write_manifest(self) -> None:
         text = json.dumps(self._manifest, indent=1, allow_nan=False)

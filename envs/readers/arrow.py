@@ -13,8 +13,8 @@ import numpy as np
 from gato.envs.readers.reader import BadItem
 
 SUFFIXES = (".parquet", ".arrow")
+_BATCH_BYTES, _MOST_ROWS = 4 << 20, 256  # of a Parquet file, read at once
 _SPLITS = "train|test|validation|valid|val|dev"
-_ROWS = 16  # read at once where a row is small
 _LOOKED_AT = 500  # entries of a folder, to tell what it holds
 
 
@@ -78,25 +78,16 @@ def schema(file: Path) -> Any:
         raise ValueError(f"expected a table in {file}; {_short(error)}") from error
 
 
-def rows(file: Path, columns: Sequence[str], at_once: int = 1) -> Iterator[Mapping[str, Any]]:
-    """Yield rows, in batches: each a mapping from name to an Arrow array of its values.
+def rows(file: Path, columns: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+    """Yield rows: each a mapping from name to an Arrow array of one value.
 
     Raises:
         ValueError: where the file cannot be read any further, naming it.
     """
-    import pyarrow.parquet as parquet
-
     try:
-        if file.suffix == ".parquet":
-            with parquet.ParquetFile(file) as table:
-                for batch in table.iter_batches(at_once, columns=list(columns)):
-                    yield {name: batch.column(name) for name in columns}
-            return
-        with _arrow(file) as reader:
-            for whole in _batches(reader):
-                for start in range(0, whole.num_rows, at_once):
-                    batch = whole.slice(start, at_once)
-                    yield {name: batch.column(name) for name in columns}
+        for batch in _batches(file, list(columns)):
+            for i in range(batch.num_rows):
+                yield {name: batch.column(name).slice(i, 1) for name in columns}
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read any further: {_short(error)}") from error
 
@@ -108,17 +99,33 @@ def values(file: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, 
         missing = set(columns) - set(column_names(file))
         if missing:
             raise ValueError(f"expected a column {min(missing)!r}")
-        for batch in rows(file, columns, _ROWS):
-            for i in range(len(batch[columns[0]])):
-                where = f"{file}, row {number}"
-                number += 1
-                try:
-                    yield where, {name: batch[name][i].as_py() for name in columns}
-                except ValueError as error:  # a string that is no UTF-8
-                    yield where, BadItem(where, f"expected UTF-8; {error}")
+        for row in rows(file, columns):
+            where = f"{file}, row {number}"
+            number += 1
+            try:
+                yield where, {name: row[name][0].as_py() for name in columns}
+            except ValueError as error:  # a string that is no UTF-8
+                yield where, BadItem(where, f"expected UTF-8; {error}")
     except ValueError as error:
         where = f"{file}, row {number}"
         yield where, BadItem(where, f"nothing from here on can be read: {error}")
+
+
+def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
+    """Yield record batches, of Parquet of about `_BATCH_BYTES` as they are stored."""
+    import pyarrow.parquet as parquet
+
+    if file.suffix == ".parquet":
+        with parquet.ParquetFile(file) as table:
+            at_once = _BATCH_BYTES * table.metadata.num_rows // max(file.stat().st_size, 1)
+            yield from table.iter_batches(min(max(at_once, 1), _MOST_ROWS), columns=columns)
+        return
+    with _arrow(file) as reader:
+        if hasattr(reader, "num_record_batches"):
+            for i in range(reader.num_record_batches):
+                yield reader.get_batch(i)
+        else:
+            yield from reader
 
 
 def _arrow(file: Path) -> Any:
@@ -130,14 +137,6 @@ def _arrow(file: Path) -> Any:
         return pa.ipc.open_stream(mapped)
     except pa.ArrowInvalid:
         return pa.ipc.open_file(mapped)
-
-
-def _batches(reader: Any) -> Iterator[Any]:
-    if hasattr(reader, "num_record_batches"):
-        for i in range(reader.num_record_batches):
-            yield reader.get_batch(i)
-    else:
-        yield from reader
 
 
 def array(values: Any) -> np.ndarray:

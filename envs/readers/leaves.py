@@ -114,8 +114,8 @@ def acted(space: gym.Space, options: ReadOptions, counts: Counter[str]) -> Leaf:
         if not options.clip_actions or np.isnan(actions).any():
             raise ValueError(
                 f"expected actions of {describe(space)}; {int(bad.sum())} of {bad.size} numbers "
-                f"are outside, the first {actions[at]:.6g} at {at}. If the world brings them to its "
-                f"bounds itself: --clip-actions"
+                f"are outside, the first {actions[at]:.6g} at {at}. If the world brings them "
+                f"to its bounds itself: --clip-actions"
             )
         counts[CLIPPED] += int(bad.sum())
         return np.clip(actions, space.low, space.high)
