@@ -133,7 +133,9 @@ class Shown:
                 for name, row in line["validation"].items()
             )
         elif "evaluation" in line:
-            told = "  ".join(f"{name} {value:.3g}" for name, value in line["evaluation"].items())
+            told = "played: " + "  ".join(
+                f"{name} {value:.3g}" for name, value in line["evaluation"].items()
+            )
         if told:
             about = f"step {line['step']}  {told}"
             self._bar.console.print(about, markup=False, highlight=False, soft_wrap=True)

@@ -181,6 +181,13 @@ class Clock:
         yield
         self.waited += time.perf_counter() - asked
 
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Count what passes as no part of training's pace, but of the time that is left."""
+        began = time.perf_counter()
+        yield
+        self.told_at += time.perf_counter() - began
+
     def lap(self, step: int) -> tuple[int, float, float]:
         """Return steps, seconds and seconds waited since the last call."""
         now = time.perf_counter()

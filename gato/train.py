@@ -295,11 +295,13 @@ class Trainer:
                 left = clock.seconds_left(self.step, config.steps)
                 on_progress(Progress(self.step, config.steps, line["losses"], rate, left))
         if self._due(config.validate_every):
-            improved = self._validate()
+            with clock.apart():
+                improved = self._validate()
         if self._due(config.save_every) or self._due(config.eval_every) or improved:
             self.save(best=improved)
         if self._due(config.eval_every) and not self._stopping():
-            self._evaluate()
+            with clock.apart():
+                self._evaluate()
 
     def _metrics(self, clock: Clock) -> dict[str, Any]:
         """Return a line of metrics about the steps since the last one."""

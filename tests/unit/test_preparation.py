@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -13,6 +14,7 @@ from gato import cli, presets
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.preparation import validated
+from gato.run_log import Clock
 from gato.train import train
 
 
@@ -121,3 +123,19 @@ def test_a_corpus_with_a_name_of_its_own(tmp_path, known):
     more = CorpusConfig("more", known.corpora[1].path)
     config, _ = validated(replace(known, corpora=(*known.corpora, more)), None, tmp_path / "run")
     assert config.corpora[-1].validation == 0
+
+
+def test_measuring_is_no_part_of_the_pace(monkeypatch):
+    """Tokens a second are those of training; what is left takes measuring in."""
+    now = [0.0]
+    monkeypatch.setattr("gato.run_log.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    clock = Clock(0)
+    now[0] = 10.0  # five steps of two seconds
+    assert clock.lap(5) == (5, 10.0, 0.0)
+    with clock.apart():
+        now[0] = 110.0
+    with clock.waiting():
+        now[0] = 113.0
+    now[0] = 120.0
+    assert clock.lap(10) == (5, 10.0, 3.0)
+    assert clock.seconds_left(10, 20) == 120.0
