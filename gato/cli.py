@@ -221,6 +221,8 @@ def _show(p: Parser) -> None:
     p.add_argument("--index", type=int, default=0, help="of the episode or record in a store")
     p.add_argument("--codec", help="scalar (Gato's, the default) or vector observations")
     p.add_argument("--checkpoint", type=Path, help="show what this model reads")
+    p.add_argument("--returns", action="store_true", help="with the return to come in every step")
+    p.add_argument("--pairs", type=_whole(1), default=1, help="captions in one sequence")
     _import(p)
     _seed(p)
     _json(p)

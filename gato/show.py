@@ -26,6 +26,7 @@ from gato.envs.store import EpisodeStore, open_store
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.stream import TokenSequence, concatenate
+from gato.tokenizers.task_codec import History, to_come
 from gato.tokenizers.text import MODEL_FILE, train_text_model
 
 CODECS = {
@@ -46,6 +47,8 @@ def show(
     index: int = 0,
     codec: str | None = None,
     checkpoint: str | Path | None = None,
+    returns: bool = False,
+    pairs: int = 1,
 ) -> list[dict[str, Any]]:
     """Return the tokens of a task's or store's example: one dict of plain values each.
 
@@ -57,6 +60,8 @@ def show(
         index: of the episode or record in a store, or of the document at fault in a bad batch.
         codec: ``scalar`` (the default) or ``vector``.
         checkpoint: write the tokens as this model reads them, instead of by `codec`.
+        returns: write the return to come before every action; a checkpoint says so itself.
+        pairs: captions, or questions about pictures, from `index` on, as one sequence.
 
     Raises:
         ValueError: for what is neither a known task nor a store.
@@ -65,13 +70,18 @@ def show(
         raise ValueError(f"expected at least 1 step; got {steps}.")
     if checkpoint is not None and codec is not None:
         raise ValueError("expected a codec or a checkpoint, which has its own; got both.")
+    if checkpoint is not None and returns:
+        raise ValueError("expected returns or a checkpoint, which says so itself; got both.")
+    if pairs < 1:
+        raise ValueError(f"expected at least 1 as pairs; got {pairs}.")
     folder = Path(what)
     if (folder / "manifest.json").is_file():
         store = open_store(folder)
         if isinstance(store, RecordStore):
-            record = _at(store, index, folder)
-            serializer = _serializer(list(_record_texts(record)), codec, checkpoint)
-            return describe(serializer, _record(serializer, record))
+            records = [_at(store, i, folder) for i in range(index, index + pairs)]
+            texts = [text for record in records for text in _record_texts(record)]
+            serializer = _serializer(texts, codec, checkpoint)
+            return describe(serializer, serializer.pairs([_record(serializer, r) for r in records]))
         spec, episode = store.spec, _at(store, index, folder)
     elif (folder / "about.json").is_file():
         serializer = _serializer([], None, checkpoint or folder.parent)
@@ -83,11 +93,17 @@ def show(
         episode = _played(spec, steps, seed)
     serializer = _serializer(list(_episode_texts(spec, episode)), codec, checkpoint)
     if checkpoint is None:
-        serializer.add_task(spec)
+        serializer.add_task(spec, history=_history(episode) if returns else None)
     written = serializer.episode(episode)
     return describe(
         serializer, concatenate([written.head, written.window(0, min(steps, len(written)))])
     )
+
+
+def _history(episode: Episode) -> History:
+    """Return the history of a task that is conditioned on the returns to come of one episode."""
+    pool = to_come(episode.rewards)
+    return History(returns=(min(0.0, float(pool.min())), float(pool.max())))
 
 
 def describe(serializer: Serializer, sequence: TokenSequence) -> list[dict[str, Any]]:

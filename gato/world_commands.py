@@ -199,6 +199,8 @@ def show(chosen: Arguments) -> None:
         index=chosen.index,
         codec=chosen.codec,
         checkpoint=chosen.checkpoint,
+        returns=chosen.returns,
+        pairs=chosen.pairs,
     )
     if chosen.json:
         print("[\n" + ",\n".join(json.dumps(token) for token in tokens) + "\n]")

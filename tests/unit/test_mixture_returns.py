@@ -20,6 +20,7 @@ from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.rollouts.batching import choose_returns
 from gato.rollouts.policy import Policy
+from gato.show import show
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.task_codec import History, TaskCodec, return_levels, to_come
 from gato.tokenizers.vocabulary import RETURN_LEVELS, VocabularyLayout
@@ -227,3 +228,17 @@ def test_corpora_agree_on_returns(lamp, text_model):
         make_serializer(replace(config, corpora=(config.corpora[0], other)), text_model)
     with pytest.raises(ValueError, match="kappa must be a number of at least 0; got -1"):
         Policy(None, conditioned(text_model), LAMP.id, kappa=-1)
+
+
+def test_returns_and_pairs_are_shown(lamp, stores):
+    tokens = show(str(lamp), steps=2, returns=True, index=0)
+    values = [t["value"] for t in tokens]
+    at = [i for i, v in enumerate(values) if str(v).startswith("<return ")]
+    assert [values[i] for i in at] == ["<return 31>", "<return 26>"]  # 6 and 5 of 6 to come
+    assert all(values[i - 1] == "<sep>" and tokens[i]["target"] for i in at)
+    plain = [t["value"] for t in show(str(lamp), steps=2)]
+    assert plain == [v for i, v in enumerate(values) if i not in at]
+    shown = [t["value"] for t in show(str(stores / "pictures"), pairs=3)]
+    assert [shown.count(v) for v in ("<bos>", "<sep>", "<eos>")] == [1, 3, 3]
+    with pytest.raises(ValueError, match="expected returns or a checkpoint, which says so itself"):
+        show(str(lamp), returns=True, checkpoint=lamp)
