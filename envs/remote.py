@@ -33,6 +33,8 @@ _MARK = ".remote.json"
 """In the local folder of a store that lies elsewhere: where."""
 _VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 _VERSION += ("md5Hash", "crc32c", "generation", "blob_id", "Content-MD5", "oid")
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
+_PACKAGES |= dict.fromkeys(("http", "https"), "gato[remote]")
 _CHECKED = 3.0
 """Seconds in which a shard that was found whole is not looked at again."""
 _BLOCK = 8 << 20
@@ -412,7 +414,9 @@ def told(address: str) -> Iterator[None]:
         raise ValueError(f"expected a file at {where}; there is none.") from error
     except ImportError as error:
         scheme = where.split("://")[0]
-        raise ValueError(f"{scheme}:// needs a package of its own: {error}") from error
+        package = _PACKAGES.get(scheme)
+        hint = f' Install it: pip install "{package}"' if package else ""
+        raise ValueError(f"{scheme}:// needs a package of its own: {error}.{hint}") from error
     except PermissionError as error:
         raise ValueError(
             f"no access to {where}: {error}. Sign in as that service's own tools ask for."

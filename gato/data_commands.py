@@ -16,7 +16,7 @@ from gato.envs.files import stores_below
 from gato.envs.readers import formats, importing
 from gato.envs.readers.leaves import describe
 from gato.envs.readers.reader import ReadOptions, Source
-from gato.envs.remote import file_cache, is_remote, local, mirror
+from gato.envs.remote import file_cache, is_remote, local, mirror, remote_store, shown
 from gato.printing import print_json, print_table, progress_bar
 
 Arguments = argparse.Namespace
@@ -233,9 +233,11 @@ def _describe_store(folder: Path, estimate: Any) -> dict[str, Any]:
     from gato.envs.store import EpisodeStore, open_store
 
     store = open_store(folder)
+    afar = remote_store(folder)  # of which only what was needed so far lies here
     size = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
-    row: dict[str, Any] = {"store": str(folder), "items": len(store), "steps": None, "hours": None}
-    row |= {"mean_return": None, "success_rate": None, "megabytes": round(size / 1e6, 1)}
+    row: dict[str, Any] = {"store": str(folder) if afar is None else shown(afar.address)}
+    row |= {"items": len(store), "steps": None, "hours": None, "mean_return": None}
+    row |= {"success_rate": None, "megabytes": None if afar else round(size / 1e6, 1)}
     if isinstance(store, EpisodeStore) and len(store):
         row["steps"] = int(store.lengths.sum())
         row["hours"] = row["steps"] / store.spec.control_hz / 3600

@@ -34,7 +34,7 @@ from gato.envs.readers import lerobot_kept
 from gato.envs.readers.lerobot_columns import Column, Columns, foreign_columns
 from gato.envs.readers.pictures import open_image
 from gato.envs.readers.reader import BadItem, ReadOptions, Source, fit_image
-from gato.envs.readers.video import frames_at
+from gato.envs.readers.video import frames_at, require_av
 from gato.envs.remote import Folder, open_folder
 
 FORMAT = "lerobot"
@@ -64,6 +64,8 @@ def open_source(location: str, options: ReadOptions) -> Source:
         ValueError: for another version, a feature that cannot be mapped, or damaged metadata.
     """
     dataset = Dataset(location, options)
+    if any(column.kind == "video" for column in dataset.columns.leaves):
+        require_av()
     rows, fps = dataset.rows, float(dataset.info["fps"])
     steps = sum(int(row["length"]) for row in rows)
     source = Source(
@@ -174,11 +176,11 @@ class Dataset:
         import pyarrow.parquet as parquet
 
         table = parquet.read_table(self.folder.file("meta/tasks.parquet"))
-        texts = [name for name in table.column_names if name != "task_index"]
-        if len(texts) != 1 or "task_index" not in table.column_names:
+        texts = [n for n in ("task", "__index_level_0__") if n in table.column_names]
+        if not texts or "task_index" not in table.column_names:
             raise ValueError(
-                f"expected task_index and one column of text in meta/tasks.parquet; got "
-                f"{table.column_names}."
+                f"expected columns task_index and task in meta/tasks.parquet; got "
+                f"{', '.join(table.column_names)}."
             )
         numbers, words = (table[name].to_pylist() for name in ("task_index", texts[0]))
         return dict(zip(numbers, map(str, words), strict=True))

@@ -507,6 +507,17 @@ def test_what_is_no_video_is_told(tmp_path):
         list(frames_at(tmp_path / "a.mp4", [0.0], 0.1))
 
 
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r'videos need PyAV.*pip install "gato\[video\]"'):
+        formats.open_source(THEIRS)
+    formats.open_source(THEIRS, options=ReadOptions(columns={"observation.images.front": ""}))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(ValueError, match=r'pip install "gato\[readers\]"'):
+        formats.open_source(THEIRS)
+
+
 def test_bad_items_are_not_hidden_by_an_import(theirs, tmp_path):
     (theirs / "videos/observation.images.front/chunk-000/file-001.mp4").unlink()
     source = formats.open_source(theirs)

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from gato import cli
+from gato.data_commands import with_imports
 from gato.envs import cache as cache_module
 from gato.envs import remote
 from gato.envs.cache import Cache
@@ -158,6 +159,20 @@ def test_training_on_an_address_is_training_on_the_store(stores, tiny, memory, t
         for run in (tmp_path / "near", tmp_path / "far")
     ]
     assert lines[0] == lines[1]
+
+
+def test_the_command_line_takes_addresses_of_stores(stores, memory, capsys):
+    address = memory(stores, "far/stores")
+    assert cli.main(["data", "info", f"{address}/arm", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)[0]
+    assert (told["store"], told["items"]) == (f"{address}/arm", 20)
+    assert told["megabytes"] is None  # not all of it is here
+    assert cli.main(["data", "validate", address, "--json"]) == 0
+    assert [row["valid"] for row in json.loads(capsys.readouterr().out)] == [True] * 5
+    (path,) = with_imports([f"{address}/grid"])
+    assert len(open_store(path)) == 20
+    assert cli.main(["data", "info", f"{address}/arm", "--cache-gb", "-1"]) == 2
+    assert "expected a positive size" in capsys.readouterr().err
 
 
 def test_the_cache_stays_within_its_bound(stores, memory, cache, at_once):
@@ -319,7 +334,8 @@ def test_without_a_network_what_was_fetched_is_used(stores, web):
 
 
 def test_missing_packages_are_named(monkeypatch):
-    with pytest.raises(ValueError, match=r"(?s)s3:// needs a package of its own: .*s3fs"):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ValueError, match=r's3:// needs a package of its own: .*install "s3fs"'):
         remote.fetch("s3://bucket/data")
     with pytest.raises(ValueError, match="nowhere"):
         remote.fetch("nowhere://bucket/data")
