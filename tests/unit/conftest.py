@@ -12,9 +12,11 @@ from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.envs.episode import ANY_TEXT, Episode, TaskSpec
 from gato.envs.store import EpisodeWriter, RecordWriter
+from gato.fitting import make_serializer
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.tokenizers.spaces import CodecOptions
+from gato.tokenizers.text import MODEL_FILE
 
 ARM = TaskSpec(
     id="toy/arm-v0",
@@ -131,3 +133,12 @@ def tiny(stores: Path) -> TrainConfig:
         log_every=1,
         save_every=5,
     )
+
+
+@pytest.fixture
+def tiny_text_model(tiny: TrainConfig, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the text model of runs of the tiny configuration, trained once."""
+    path = tmp_path_factory.getbasetemp() / "tiny-text.model"
+    if not path.exists():
+        path.write_bytes(make_serializer(tiny).state()["text"][MODEL_FILE])
+    return path.read_bytes()

@@ -10,25 +10,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import training_processes as processes
 
 from gato.checkpoint import load_checkpoint, load_tensors, resolve
 from gato.distributed import World
 from gato.train import train
 
 FILES = ("model.safetensors", "ema.safetensors", "training/optimizer.safetensors")
-
-
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    import training_processes
-
-    return training_processes
 
 
 @pytest.fixture
@@ -62,7 +54,7 @@ def alone_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def alone(alone_folder: Path, parted, processes) -> Path:
+def alone(alone_folder: Path, parted) -> Path:
     """Return the run of one process that computes both parts."""
     run = alone_folder / "run"
     if not run.exists():
@@ -71,7 +63,7 @@ def alone(alone_folder: Path, parted, processes) -> Path:
     return run
 
 
-def test_two_processes_equal_one(alone, parted, processes, tmp_path):
+def test_two_processes_equal_one(alone, parted, tmp_path):
     assert processes.train_ranks(2, replace(parted, parts=1), tmp_path / "two") == [0, 0]
     assert load_checkpoint(tmp_path / "two").config == parted  # as many parts as processes
     assert difference(alone, tmp_path / "two") == 0.0
@@ -85,7 +77,7 @@ def test_two_processes_equal_one(alone, parted, processes, tmp_path):
     assert len(set(shares[0] + shares[1])) == 2 * parted.steps
 
 
-def test_parts_that_lack_a_kind_of_data_are_among_them(parted, processes, tmp_path):
+def test_parts_that_lack_a_kind_of_data_are_among_them(parted, tmp_path):
     """What makes the equality above mean something: gradients that only one process has."""
     from gato.fitting import make_serializer
     from gato.train import Trainer
@@ -97,14 +89,14 @@ def test_parts_that_lack_a_kind_of_data_are_among_them(parted, processes, tmp_pa
     assert any(a != b for a, b in kinds)
 
 
-def test_more_parts_than_processes_equal_one_but_for_the_order_of_sums(tiny, processes, tmp_path):
+def test_more_parts_than_processes_equal_one_but_for_the_order_of_sums(tiny, tmp_path):
     config = replace(tiny, steps=6, parts=4, ema=0.9)
     train(config, tmp_path / "one", device="cpu")
     assert processes.train_ranks(2, config, tmp_path / "two") == [0, 0]
     assert difference(tmp_path / "one", tmp_path / "two") < 2e-5  # of weights moved by 6e-2
 
 
-def test_a_run_goes_on_with_another_number_of_processes(alone, parted, processes, tmp_path):
+def test_a_run_goes_on_with_another_number_of_processes(alone, parted, tmp_path):
     run = tmp_path / "two"
     children = processes.start_ranks(2, parted, run)
     deadline = time.monotonic() + 60
@@ -130,7 +122,7 @@ def test_parts_that_cannot_be_shared_are_refused():
         World(0, 2).share(3)
 
 
-def test_a_value_that_is_no_number_stops_all_of_them(parted, processes, tmp_path):
+def test_a_value_that_is_no_number_stops_all_of_them(parted, tmp_path):
     run = tmp_path / "two"
     assert processes.train_ranks(2, parted, run, spoilt=(1, 2)) == [1, 1]
     said = [(tmp_path / f"two-{rank}.txt").read_text() for rank in (0, 1)]
@@ -148,7 +140,7 @@ def test_a_value_that_is_no_number_stops_all_of_them(parted, processes, tmp_path
     assert json.loads((run / "state.json").read_text())["state"] == "failed"
 
 
-def test_what_fails_in_the_first_process_ends_the_others(parted, processes, tmp_path):
+def test_what_fails_in_the_first_process_ends_the_others(parted, tmp_path):
     codes = processes.train_ranks(2, parted, tmp_path / "two", text_model=b"no text model")
     assert codes == [1, 1]
     said = [(tmp_path / f"two-{rank}.txt").read_text() for rank in (0, 1)]
@@ -157,7 +149,7 @@ def test_what_fails_in_the_first_process_ends_the_others(parted, processes, tmp_
     assert not (tmp_path / "two").exists()
 
 
-def test_a_process_that_is_killed_ends_the_others(alone, parted, processes, tmp_path):
+def test_a_process_that_is_killed_ends_the_others(alone, parted, tmp_path):
     run = tmp_path / "two"
     children = processes.start_ranks(2, replace(parted, save_every=2), run)
     deadline = time.monotonic() + 60

@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
+import training_processes as processes
 
 from gato.checkpoint import load_tensors, resolve
 from gato.config import TrainConfig
@@ -24,14 +24,6 @@ from gato.train import train
 
 STEPS = 36
 SIGNALS = (*[signal.SIGKILL] * 3, signal.SIGTERM, signal.SIGINT)
-
-
-@pytest.fixture
-def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    import training_processes
-
-    return training_processes
 
 
 def lines(run: Path) -> list[tuple[int, dict[str, float]]]:
@@ -54,7 +46,7 @@ def assert_same_end(whole: Path, killed: Path) -> None:
 
 
 def kill_once(
-    processes: Any, rng: random.Random, config: TrainConfig, run: Path, options: dict[str, Any]
+    rng: random.Random, config: TrainConfig, run: Path, options: dict[str, Any]
 ) -> tuple[str, str] | None:
     """Start the run, kill it at some moment; return where that met it and how, None for nowhere."""
     number = rng.choice(SIGNALS)
@@ -86,7 +78,7 @@ def kill_once(
     return at.marked(), number.name
 
 
-def test_kills_anywhere_change_nothing(tiny, tmp_path, processes, pytestconfig):
+def test_kills_anywhere_change_nothing(tiny, tmp_path, pytestconfig):
     kills, seed = pytestconfig.getoption("--kills"), pytestconfig.getoption("--kills-seed")
     config = replace(tiny, steps=STEPS, save_every=3, ema=0.9)
     train(config, tmp_path / "whole", device="cpu")
@@ -94,7 +86,7 @@ def test_kills_anywhere_change_nothing(tiny, tmp_path, processes, pytestconfig):
     rng, runs, met = random.Random(seed), 0, []
     while len(met) < kills:
         run = tmp_path / f"killed-{runs}"
-        found = kill_once(processes, rng, config, run, {"text_model": text_model})
+        found = kill_once(rng, config, run, {"text_model": text_model})
         if found:
             met.append(found)
             if (run / "latest").exists():
