@@ -139,7 +139,7 @@ def test_the_trunk_names_no_modality_and_no_simulator(name):
 
 BLOCKED = (
     *("ale_py", "metaworld", "mujoco", "minigrid", "sklearn", "flash_attn", "scipy", "imageio"),
-    *("pygame", "tensorboard", "wandb"),
+    *("pygame", "tensorboard", "wandb", "pyarrow", "datasets", "minari", "av", "aiohttp", "fsspec"),
 )
 WITHOUT_EXTRAS = f"""
 import importlib, sys
