@@ -1,4 +1,5 @@
-"""Minari data sets, by the path of their folder or, of those on this machine, by ``minari:<id>``.
+"""Minari data sets, by the path of their folder or, of those on this machine, by ``minari:<id>``;
+or a folder of such data sets, or ``minari:<the beginning of their ids>``.
 
 What becomes of them: observations and actions keep their names, pictures become (H, W, 1 or 3), the
 seed and the ends of episodes stay, reference scores become those of a random policy and an expert,
@@ -32,7 +33,7 @@ from gato.envs.readers.leaves import (
     observed,
     replaced,
 )
-from gato.envs.readers.reader import BadItem, ReadOptions, Source
+from gato.envs.readers.reader import BadItem, ReadOptions, Source, joined
 
 FORMAT = "minari"
 EXTRA = "readers"
@@ -41,27 +42,42 @@ KEPT = "gato"
 SUCCESS = ("success", "is_success")
 UNKNOWN_HZ = 1.0
 _BY_ID = "minari:"
+_LOOKED_AT = 2000  # entries of a folder, to tell what it holds
 
 
 def recognises(location: str) -> bool:
-    """Return whether a location holds, or names, a Minari data set on this machine."""
-    return location.startswith(_BY_ID) or place(location) is not None
+    """Return whether a location holds, or names, Minari data sets on this machine."""
+    return location.startswith(_BY_ID) or bool(_data_sets(place(location), glance=True))
 
 
 def open_source(location: str, options: ReadOptions) -> Source:
-    """Return the data set at a location.
+    """Return the data set at a location, or all in the folder there.
 
     Raises:
         ValueError: where there is none, or it has spaces that no modality reads.
     """
-    import minari
-
-    folder = place(location)
-    if folder is None:
+    folders = _data_sets(place(location))
+    if not folders:
         raise ValueError(
             f"expected a Minari data set at {location}; none is here. If it is one of Minari's, "
             f"fetch it first: minari download {location.removeprefix(_BY_ID)}"
         )
+    if len(folders) == 1:
+        return _open(location, folders[0], options)
+    sources, broken = [], []
+    for folder in folders:
+        try:
+            sources.append(_open(str(folder), folder, options))
+        except ValueError as error:
+            broken.append(BadItem(str(folder), str(error)))
+    if not sources:
+        raise ValueError(f"{broken[0].where}: {broken[0].reason}")
+    return joined(location, sources, broken)
+
+
+def _open(location: str, folder: Path, options: ReadOptions) -> Source:
+    import minari
+
     metadata = _metadata(folder)
     for name in ("observation_space", "action_space"):
         if not isinstance(metadata.get(name), str):
@@ -106,7 +122,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
 
 
 def place(location: str) -> Path | None:
-    """Return the folder that holds metadata.json, as Minari lays it out, if there is one."""
+    """Return the folder that a location names, if it is on this machine."""
     if "://" in location:
         return None
     folder = Path(location)
@@ -114,7 +130,26 @@ def place(location: str) -> Path | None:
         named = os.environ.get("MINARI_DATASETS_PATH")
         root = Path(named) if named else Path.home() / ".minari" / "datasets"
         folder = root / location.removeprefix(_BY_ID)
-    return next((f for f in (folder, folder / "data") if _is_data(f)), None)
+    return folder if folder.is_dir() else None
+
+
+def _data_sets(folder: Path | None, *, glance: bool = False) -> list[Path]:
+    """Return the folders in a folder that hold metadata.json, as Minari lays them out."""
+    if folder is None:
+        return []
+    for itself in (folder, folder / "data"):
+        if _is_data(itself):
+            return [itself]
+    found, seen = [], 0
+    for inside, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        seen += len(folders) + len(files)
+        if "metadata.json" in files and _is_data(Path(inside)):
+            found.append(Path(inside))
+            folders.clear()
+        if glance and (found or seen > _LOOKED_AT):
+            break
+    return found
 
 
 def _is_data(folder: Path) -> bool:

@@ -15,7 +15,7 @@ read is yielded as a `BadItem`; whoever asked decides whether that is an error o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -83,6 +83,51 @@ class Source:
     """By task, the settings and versions that its store is to name, where the data know them."""
     options: ReadOptions = field(default_factory=ReadOptions)
     """What was asked for; `formats.open_source` fills it in."""
+
+
+def joined(location: str, sources: Sequence[Source], broken: Sequence[BadItem]) -> Source:
+    """Return several sources of episodes as one, in their order; what is broken comes first.
+
+    Raises:
+        ValueError: where two hold different tasks of one id.
+    """
+    tasks: dict[str, TaskSpec] = {}
+    where: dict[str, str] = {}
+    for source in sources:
+        for task, spec in source.tasks.items():
+            if tasks.setdefault(task, spec).to_json() != spec.to_json():
+                raise ValueError(
+                    f"{where[task]} and {source.location} hold different tasks, both called "
+                    f"{task!r}. Import them one by one, with --task."
+                )
+            where.setdefault(task, source.location)
+    counts: Counter[str] = Counter()
+
+    def read() -> Iterator[Any]:
+        yield from broken
+        for source in sources:
+            yield from source.read()
+            counts.update(source.counts)
+            source.counts.clear()
+
+    def total(name: str) -> Any:
+        parts = [getattr(source, name) for source in sources]
+        return None if None in parts else sum(parts)
+
+    return Source(
+        sources[0].format,
+        location,
+        "episodes",
+        read,
+        tasks=tasks,
+        items=total("items"),
+        steps=total("steps"),
+        hours=total("hours"),
+        fields={f"{s.location}: {k}": v for s in sources for k, v in s.fields.items()},
+        notes=list(dict.fromkeys(note for source in sources for note in source.notes)),
+        counts=counts,
+        made={task: made for source in sources for task, made in source.made.items()},
+    )
 
 
 def fit_image(image: np.ndarray, size: tuple[int, int] | None = None, longest: int = 128) -> Any:

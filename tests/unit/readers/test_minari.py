@@ -391,6 +391,48 @@ def test_a_store_comes_back_from_minari_as_it_was(tmp_path, targets, capsys):
     assert again.manifest["shards"] == ours.manifest["shards"]  # byte for byte
 
 
+def test_several_stores_come_back_from_one_folder(tmp_path):
+    for number, targets in enumerate((True, False)):
+        spec = replace(full_spec(), id=f"toy/part-{number}")
+        with EpisodeWriter(tmp_path / "ours" / spec.id, spec, settings={"n": number}) as writer:
+            for seed in range(2):
+                writer.append(full_episode(spec, seed, targets))
+    command = ["data", "export", str(tmp_path / "ours"), "--format", "minari"]
+    assert cli.main([*command, "--out", str(tmp_path / "there")]) == 0
+    source = formats.open_source(tmp_path / "there")
+    assert (source.items, source.steps) == (4, 14)
+    assert cli.main(["data", "import", str(tmp_path / "there"), "--out", str(tmp_path / "b")]) == 0
+    for number in range(2):
+        folder = f"toy/part-{number}"
+        ours, again = (
+            EpisodeStore(tmp_path / "ours" / folder),
+            EpisodeStore(tmp_path / "b" / folder),
+        )
+        assert again.manifest == ours.manifest
+    file = tmp_path / "there" / "toy" / "part-0" / "data" / "main_data.hdf5"
+    file.write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match="part-0/data: expected a Minari data set"):
+        importing.import_source(formats.open_source(tmp_path / "there"), tmp_path / "c")
+    summary = importing.import_source(
+        formats.open_source(tmp_path / "there"), tmp_path / "c", skip_bad=True
+    )
+    assert (summary.kept, sum(summary.skipped.values())) == (2, 1)
+    different = written_twice(tmp_path)
+    with pytest.raises(ValueError, match="both called 'toy/x'"):
+        formats.open_source(different, options=ReadOptions(task="toy/x"))
+
+
+def written_twice(tmp_path: Path) -> Path:
+    """Return a folder of two data sets of different spaces."""
+    for number in range(2):
+        spec = replace(full_spec(), id=f"toy/{number}", action_space=spaces.Discrete(2 + number))
+        with EpisodeWriter(tmp_path / "two" / spec.id, spec) as writer:
+            writer.append(full_episode(spec, number, False))
+    stores = [EpisodeStore(tmp_path / "two" / "toy" / name) for name in "01"]
+    formats.export(stores, "minari", tmp_path / "exported")
+    return tmp_path / "exported"
+
+
 def test_minari_itself_loads_what_was_exported(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "root"))
     spec = full_spec()
