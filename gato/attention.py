@@ -16,6 +16,7 @@ H query heads, G key/value heads, K head width, W window.
 import importlib.util
 import inspect
 import math
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -25,6 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gato.tokenizers.stream import TokenBatch
+
+# In bf16 on a CPU, oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps 1024
+# of them twice: a run whose batches hold ever other numbers of images and targets grows by gigabytes
+# over its first thousands of steps. Shapes that every step has stay among the last 256.
+for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+    os.environ.setdefault(_cache, "256")
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 PRODUCTS_MAX_ROW = 512
