@@ -44,6 +44,7 @@ FORMAT = 1
 State = Literal["running", "stopped", "finished", "failed"]
 STATES = ("running", "stopped", "finished", "failed")
 STATE_FILE = "state.json"
+_NOT_AS_WRITTEN = (ValueError, TypeError, OverflowError, RecursionError)
 
 
 def write_state(
@@ -148,7 +149,7 @@ def _pairs(values: dict[str, Any]) -> str:
 
 
 def _duration(seconds: float | None) -> str | None:
-    if seconds is None:
+    if seconds is None or not math.isfinite(seconds):
         return None
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
@@ -183,7 +184,7 @@ class _Lines:
             line = json.loads(text)
             step = int(line["step"])
             moment = float(line.get("time", 0.0))
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (*_NOT_AS_WRITTEN, KeyError, AttributeError):
             return False
         if isinstance(line.get("losses"), dict):
             self.before, self.training = self.training, line | {"step": step, "time": moment}
@@ -205,15 +206,15 @@ def _state(run: Path, faults: list[str]) -> dict[str, Any]:
         if not isinstance(found, dict) or found.get("format") != FORMAT:
             raise ValueError(f"it is of another format than {FORMAT}")
         if found.get("state") not in STATES:
-            raise ValueError(f"it says {found.get('state')!r}, which is no state")
+            raise ValueError(f"it says {found.get('state')!r:.60}, which is no state")
         for name, kind in (("step", int), ("steps", int), ("updated", float), ("pid", int)):
-            if not isinstance(found.get(name), kind):
-                raise ValueError(f"{name} is {found.get(name)!r}")
+            if not isinstance(found.get(name), kind) or found[name] < 0:
+                raise ValueError(f"{name} is {found.get(name)!r:.60}")
     except FileNotFoundError:
         faults.append(f"there is no {STATE_FILE}: the run has not begun, or is of an older version")
     except OSError as error:
         faults.append(f"{STATE_FILE} cannot be read: {error.strerror}")
-    except ValueError as error:
+    except _NOT_AS_WRITTEN as error:
         faults.append(f"{STATE_FILE} is damaged: {error}")
     else:
         return found
@@ -249,6 +250,8 @@ def _now(state: dict[str, Any]) -> str:
 
 def _alive(pid: int, began: int | None) -> bool:
     """Return whether a process lives, and is the one that began then."""
+    if pid < 1:
+        return False
     try:
         os.kill(pid, 0)
     except PermissionError:  # another user's, but there
@@ -263,7 +266,8 @@ def _reason(now: str, state: dict[str, Any]) -> str | None:
         return f"process {state['pid']} is gone without a word"
     if now == "elsewhere":
         return f"process {state['pid']} on {state.get('host')}"
-    return state.get("reason")
+    reason = state.get("reason")
+    return None if reason is None else " ".join(str(reason).split())
 
 
 def _left(state: dict[str, Any], lines: _Lines, step: int | None) -> float | None:

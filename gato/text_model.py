@@ -54,15 +54,19 @@ def read_text_model(path: str | Path) -> bytes:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"expected a SentencePiece model (a .model file) at {path}; found none.")
-    model = file.read_bytes()
+    return checked(file.read_bytes(), path)
+
+
+def checked(model: bytes, where: str | Path) -> bytes:
+    """Return a text model as it is; raise ValueError, naming `where`, as `read_text_model` does."""
     try:
         text = Text(model)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{where}: {error}") from error
     lacking = _lacking(text)
     if lacking:
         raise ValueError(
-            f"expected a text model that gives back every string as it was; {path} does not. It "
+            f"expected a text model that gives back every string as it was; {where} does not. It "
             f"needs {'; and '.join(lacking)}. Train one: gato data text-model."
         )
     return model

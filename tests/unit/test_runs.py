@@ -9,9 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gato import cli
-from gato.runs import describe, find_runs, write_state
+from gato.runs import describe, find_runs, row, write_state
 
 
 def write_lines(run: Path, *lines: dict) -> None:
@@ -153,6 +155,34 @@ def test_a_damaged_run_is_listed_with_what_is_wrong(tmp_path, name):
     assert any(told in fault for fault in found["faults"]), found["faults"]
     assert found["state"] == ("unknown" if file == "state.json" else "stopped")
     assert cli.main(["runs", str(tmp_path)]) == cli.DONE
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+
+
+def among(*names: str) -> st.SearchStrategy[dict]:
+    """Return dicts that have some of these keys, with whatever values."""
+    return st.fixed_dictionaries({}, optional={name: ANY for name in names})
+
+
+@given(
+    state=ANY | among("step", "steps", "updated", "host", "pid", "pid_began", "reason"),
+    name=st.sampled_from(["running", "stopped"]) | ANY,
+    line=ANY | among("step", "losses", "validation", "validation_loss", "evaluation", "time"),
+)
+def test_whatever_files_hold_runs_are_listed(tmp_path_factory, state, name, line):
+    run = tmp_path_factory.mktemp("any")
+    state = state | {"format": 1, "state": name} if isinstance(state, dict) else state
+    (run / "state.json").write_text(json.dumps(state))
+    (run / "metrics.jsonl").write_text(json.dumps(line) + "\n" + "[" * 100_000 + "\n")
+    found = describe(run)
+    assert any(fault.startswith("metrics.jsonl: ") for fault in found["faults"])
+    row(found)
+    json.dumps(found)
 
 
 def test_a_line_that_is_being_written_is_no_damage(tmp_path):

@@ -295,6 +295,13 @@ def test_a_model_that_loses_something_is_refused_naming_what_is_missing(tmp_path
     assert {w for w in wanted if w in str(e.value)} == {told}
 
 
+def test_a_run_takes_no_model_that_loses_something(tiny, tmp_path):
+    file = foreign(tmp_path / "x.model", **{**LOSSLESS, "byte_fallback": False})
+    with pytest.raises(ValueError, match=r"text_model does not\. It needs byte_fallback=True"):
+        train(tiny, tmp_path / "run", text_model=file.read_bytes())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_file_that_holds_no_model_is_refused(tmp_path):
     for content in (b"", b"no model", b"\x0a\x05<unk>"):
         (tmp_path / "x.model").write_bytes(content)
