@@ -120,12 +120,35 @@ def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
             at_once = _BATCH_BYTES * table.metadata.num_rows // max(file.stat().st_size, 1)
             yield from table.iter_batches(min(max(at_once, 1), _MOST_ROWS), columns=columns)
         return
+    for batch in _arrow_batches(file):
+        chosen = batch.select(columns)
+        chosen.validate(full=True)  # or damaged offsets would be followed out of the file
+        yield chosen
+
+
+def _arrow_batches(file: Path) -> Iterator[Any]:
     with _arrow(file) as reader:
         if hasattr(reader, "num_record_batches"):
             for i in range(reader.num_record_batches):
                 yield reader.get_batch(i)
         else:
             yield from reader
+
+
+def count(file: Path) -> int:
+    """Return the rows of a file, without reading them.
+
+    Raises:
+        ValueError: where the file cannot be read, naming it.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        if file.suffix == ".parquet":
+            return int(parquet.read_metadata(file).num_rows)
+        return sum(batch.num_rows for batch in _arrow_batches(file))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"expected a table in {file}; {_short(error)}") from error
 
 
 def _arrow(file: Path) -> Any:

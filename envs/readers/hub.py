@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gato.envs.readers import arrow
+from gato.envs.readers.json_stream import parse_json
 from gato.envs.readers.pictures import note
 from gato.envs.readers.reader import BadItem, ReadOptions, Source
 from gato.envs.readers.rows import OURS, is_list, plan
-from gato.envs.readers.untrusted import check_options, each, files
+from gato.envs.readers.untrusted import below, check_options, each, files
 
 FORMAT = "hub"
 EXTRA = "readers"
@@ -102,7 +103,11 @@ def _load(location: str, split: str) -> Table:
     try:
         if name:
             return _streamed(name, split)
-        return _on_disk(location, split) if _saved(path) else _files(path, split)
+        if _saved(path):
+            return _tables(_saved_files(path, split), f"split {split}")
+        found = files(path, (".parquet",)) or files(path, (".arrow",))
+        chosen = _of_split(found, split, path)
+        return _tables(chosen, f"files of split {split}: {len(chosen)}")
     except ImportError:
         raise
     except Exception as error:  # damaged data end the library in every way there is
@@ -124,49 +129,45 @@ def _streamed(name: str, split: str) -> Table:
     return Table(features, read, rows, f"split {split}, streamed")
 
 
-def _on_disk(location: str, split: str) -> Table:
+def _saved_files(path: Path, split: str) -> list[Path]:
+    """Return the files of what ``save_to_disk`` wrote."""
+    if (path / "dataset_dict.json").is_file():
+        splits = parse_json((path / "dataset_dict.json").read_bytes())["splits"]
+        if split not in splits:
+            raise ValueError(f"splits are {', '.join(splits)}; got {split!r}, see --split")
+        path /= split
+        state = parse_json((path / "state.json").read_bytes())
+    else:
+        state = parse_json((path / "state.json").read_bytes())
+        if split not in ("train", state.get("_split")):
+            raise ValueError(f"it is of split {state.get('_split')}; got {split!r}, see --split")
+    if state.get("_indices_data_files"):
+        raise ValueError("it is a choice of rows of other files; save it with datasets 2 or later")
+    return [below(path, file["filename"], "_data_files") for file in state["_data_files"]]
+
+
+def _tables(paths: list[Path], note: str) -> Table:
     import datasets
 
-    data = datasets.load_from_disk(location)
-    if isinstance(data, datasets.DatasetDict):
-        if split not in data:
-            raise ValueError(f"splits are {', '.join(data)}; got {split!r}, see --split")
-        data = data[split]
-    elif split not in ("train", str(data.split)):
-        raise ValueError(f"it is of split {data.split}; got {split!r}, see --split")
-    rows = data.to_iterable_dataset().decode(False)
-    return Table(data.features, partial(_numbered, rows, location), len(data), f"split {split}")
-
-
-def _files(path: Path, split: str) -> Table:
-    import datasets
-
-    found = files(path, (".parquet",)) or files(path, (".arrow",))
-    chosen = _of_split(found, split, path)
-    features = datasets.Features.from_arrow_schema(arrow.schema(chosen[0]))
+    if not paths:
+        raise ValueError("there are no Parquet or Arrow files")
+    features = datasets.Features.from_arrow_schema(arrow.schema(paths[0]))
+    try:
+        rows = sum(map(arrow.count, paths))
+    except ValueError:  # reading will tell
+        rows = None
 
     def read(columns: list[str]) -> Iterator[tuple[str, Any]]:
-        for file in chosen:
-            yield from arrow.values(file, columns)
+        for path in paths:
+            yield from arrow.values(path, columns)
 
-    note = f"{chosen[0].suffix[1:]} files of split {split}: {len(chosen)}"
-    return Table(features, read, _rows(chosen), note)
-
-
-def _rows(paths: list[Path]) -> int | None:
-    """Return the rows of Parquet files, which say it at their ends."""
-    from pyarrow import parquet
-
-    try:
-        return sum(int(parquet.read_metadata(p).num_rows) for p in paths)
-    except (OSError, ValueError):  # Arrow, or damaged: reading will tell
-        return None
+    return Table(features, read, rows, note)
 
 
 def _of_split(paths: list[Path], split: str, root: Path) -> list[Path]:
     """Return the files of a split; where no name tells of any, all are for training."""
     if not paths:
-        raise ValueError("there are no Parquet or Arrow files")
+        return []
     words = {word: name for name, several in SPLITS.items() for word in several}
     found: dict[str, list[Path]] = {}
     for path in paths:
