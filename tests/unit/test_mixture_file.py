@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from gato.mixture_file import (
     with_mixture,
 )
 from gato.presets import preset, with_data
+from gato.run_commands import _tell_left_out
 from gato.world_commands import matching
 
 GOOD = """
@@ -212,3 +214,14 @@ def test_presets_that_are_published_draw_as_they_did():
     assert preset("quickstart").draw == "random"
     assert preset("gato_79m").draw == "even"
     assert TrainConfig(preset("gato_79m").model).draw == "random"
+
+
+def test_training_tells_what_the_filters_leave_out(capsys, tiny):
+    corpora = (replace(tiny.corpora[0], min_return=0.0, top=0.25), tiny.corpora[1])
+    _tell_left_out(replace(tiny, corpora=corpora))
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert (
+        "15 of 20 episodes of 'toy/arm-v0' are left out, below a return of 0, the best 25%"
+        in (said[0])
+    )

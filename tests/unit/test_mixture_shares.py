@@ -12,8 +12,10 @@ from gato.config import TrainConfig
 from gato.corpora import CorpusConfig, open_corpus
 from gato.envs.records import RecordWriter
 from gato.fitting import make_serializer
+from gato.loader import Loader
 from gato.mixture import Mixture, _stretch
 from gato.mixture_shares import realised
+from gato.model_config import ModelConfig
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence
 
@@ -63,8 +65,6 @@ def six(stores, text_model, tmp_path_factory) -> tuple[list, Serializer]:
             writer.append({"kind": "conversation", "messages": messages})
     paths = {n: stores / n for n in WEIGHTS} | {"questions": path}
     configs = tuple(CorpusConfig(n, str(paths[n]), w) for n, w in WEIGHTS.items())
-    from gato.model_config import ModelConfig
-
     model = ModelConfig(layers=1, width=32, heads=2, head_dim=16, ffn_width=64, context=LENGTH)
     serializer = make_serializer(TrainConfig(model, corpora=configs), text_model)
     return [open_corpus(c, serializer) for c in configs], serializer
@@ -149,3 +149,18 @@ def test_settings_that_are_none_are_named(tiny):
         replace(tiny, weigh="words")
     with pytest.raises(ValueError, match="draw must be random or even; got 'odd'"):
         replace(tiny, draw="odd")
+
+
+def test_batches_from_any_step_are_the_same_bytes_from_worker_processes(six):
+    corpora, serializer = six
+    options = {"rows": 4, "row_length": LENGTH, "seed": 3, "parts": 2, "draw": "even"}
+    here = Mixture(corpora, serializer, **options)
+    begin = int(np.random.default_rng(0).integers(1000))
+    wanted = [here.part(begin + k, p) for k in range(5) for p in (0, 1)]
+    with Loader(Mixture(corpora, serializer, **options), begin, (0, 1), workers=1) as loader:
+        for batch, got in zip(wanted, loader, strict=False):
+            for name in ("inputs", "local", "document", "target_ids", "target_weight"):
+                assert getattr(batch, name).tobytes() == getattr(got, name).tobytes()
+            for modality, rows in batch.payload.items():
+                for field, values in rows.items():
+                    assert values.tobytes() == got.payload[modality][field].tobytes()
