@@ -52,6 +52,7 @@ def kill_once(
     number = rng.choice(SIGNALS)
     # either at an operation on its files, of which a save has about 25, or at any time
     operation = rng.randint(1, 150) if rng.random() < 0.6 else 0
+    options = {**options, "workers": int(rng.random() < 0.1)}  # data made in this process, or ahead
     path = run.parent / "whereabouts"
     path.unlink(missing_ok=True)
     at = processes.Whereabouts(path)
