@@ -204,9 +204,17 @@ def _of_record(record: Mapping[str, Any]) -> list[str]:
 
 
 def equal_parts(corpora: Sequence[Corpus], characters: int) -> Iterator[str]:
-    """Yield text, an equal share of so many characters from each corpus."""
+    """Yield text, an equal share of so many characters from each corpus.
+
+    Corpora without a word give one letter, for a model of bytes, which spells whatever it is given.
+    """
+    wordless = True
     for corpus in corpora:
-        yield from Texts(corpus).part(characters // len(corpora))
+        for text in Texts(corpus).part(characters // len(corpora)):
+            wordless = wordless and not text.strip()
+            yield text
+    if wordless:
+        yield "a"
 
 
 def weighted_shares(corpora: Sequence[Corpus], characters: int) -> list[int]:

@@ -109,6 +109,13 @@ def test_no_more_is_read_or_kept_than_is_used():
     assert peak < 2_000_000
 
 
+def test_data_without_a_word_have_a_model_of_bytes(tmp_path):
+    silent = corpus(tmp_path, "silent", ["", " "])
+    text = Text(train_text_model(equal_parts([silent], 1000), 2048))
+    assert 256 < text.vocabulary < 270
+    assert text.decode(text.text_ids("go to Zürich"), {}) == "go to Zürich"
+
+
 def test_episodes_give_instructions_words_and_actions_in_words(tiny: TrainConfig):
     grid = open_corpus(tiny.corpora[1], make_serializer(tiny))
     told = list(Texts(grid).part(10**6))

@@ -168,19 +168,18 @@ def test_a_simulator_that_is_missing_is_told_at_once(stores, suite):
 DEADLY = "gym/deadly:Deadly-v0"  # ends its process at chosen seeds
 
 
-def test_gato_train_plays_in_processes_and_goes_on(tmp_path, monkeypatch, capsys, text_model):
+def test_gato_train_plays_in_processes_and_goes_on(tmp_path, monkeypatch, capsys):
     """With simulators in processes of their own, one of them killed at every attempt."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("DEADLY", str(tmp_path))
     (tmp_path / str(FIRST_SEED + 1)).write_text("kill")
-    (tmp_path / "text.model").write_bytes(text_model)
     write(tmp_path / "stores", DEADLY)
     config = replace(recipe(tmp_path / "stores"), save_every=2)
     monkeypatch.setitem(presets.PRESETS, "tiny", lambda: config)
     run = tmp_path / "run"
     more = ["--eval-tasks", DEADLY, "--eval-every", "2", "--eval-episodes", "3"]
     words = ["train", "tiny", "--data", f"episodes={tmp_path / 'stores'}", "--out", str(run)]
-    words += ["--text-model", str(tmp_path / "text.model"), "--validation", "0"]
+    words += ["--validation", "0"]
     assert cli.main([*words, *more]) == cli.DONE
     said = capsys.readouterr().err
     assert said.count(f"1 of 3 episodes of {DEADLY} failed: worker process ended") == 2
