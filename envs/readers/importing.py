@@ -155,9 +155,8 @@ def origin(folder: Path) -> dict[str, Any]:
 def is_store(path: Path) -> bool:
     """Return whether stores of our own lie at `path`, whole or damaged."""
     found = stores_below(path)
-    ours = any(_ours(folder) for folder in found)
-    # a manifest of no format that we know is a store's, and opening it says what is wrong with it
-    return ours or (bool(found) and formats.recognised(str(path)) is None)
+    # a manifest at the top is a store's: where it says something else, opening the store says so
+    return found == [path] or any(_ours(folder) for folder in found)
 
 
 def _ours(folder: Path) -> bool:
