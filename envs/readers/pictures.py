@@ -47,7 +47,8 @@ def open_image(source: bytes | Path) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise ValueError(f"a picture of more than {MAX_PIXELS} pixels: {error}") from error
     except Exception as error:  # damaged data end decoders in every way there is
-        raise ValueError(f"a damaged picture: {error or type(error).__name__}") from error
+        reason = str(error).split(" (")[0] or type(error).__name__  # how much is missing varies
+        raise ValueError(f"a damaged picture: {reason}") from error
 
 
 def read_picture(source: bytes | Path, options: ReadOptions) -> Any:

@@ -70,7 +70,8 @@ def below(folder: Path, name: Any, field: str = "the picture's path") -> Path:
         path = (root / name).resolve()
         inside, there = path.is_relative_to(root), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL inside, a loop of links
-        raise ValueError(f"{field} can be no file's: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{field} can be no file's: {reason}") from error
     if not inside:
         raise ValueError(f"{field} leads out of the data's folder")
     if not there:

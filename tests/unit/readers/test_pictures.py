@@ -94,6 +94,13 @@ def test_the_first_frame_of_an_animation_is_taken(quarters):
         assert (np.abs(open_image(raw).astype(int) - (255, 0, 0)) < 8).all()
 
 
+def test_photographs_of_telephones_are_jpeg(quarters):
+    # two pictures in one file
+    raw = encoded(quarters, "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    got = open_image(raw)
+    assert np.abs(got.astype(int) - np.asarray(quarters)).mean() < 8
+
+
 @pytest.mark.parametrize(
     ("picture", "format", "said"),
     [
