@@ -195,6 +195,18 @@ def array(values: Any) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False).reshape(shape)
 
 
+def highest(values: Any) -> int:
+    """Return the greatest of nested integers, at least 0."""
+    import pyarrow as pa
+    import pyarrow.compute as compute
+
+    while pa.types.is_nested(values.type):
+        values = values.flatten()
+    if not pa.types.is_integer(values.type):
+        raise ValueError(f"expected integers; got {values.type}")
+    return max(compute.max(values).as_py() or 0, 0)
+
+
 def inner(column: Any) -> Any:
     """Return the list that the only row of a column holds, as an Arrow array.
 

@@ -8,9 +8,12 @@ text_observations         a text per step
 ```
 
 A location is a file, a folder of files, a folder of such folders (one per task, called as the
-tasks are), or what ``datasets.save_to_disk`` wrote. The data name no spaces, no seeds, no way
-episodes end and no last observation. So integers have as many values as they take, actions that are
-numbers lie in [-1, 1], an episode is truncated at its end, and its last observation stands twice.
+tasks are), what ``datasets.save_to_disk`` wrote, or a task of the published data set,
+``hf:jat-project/jat-dataset/metaworld-assembly``, which is fetched.
+
+The data name no spaces, no seeds, no way episodes end and no last observation. So integers have as
+many values as they take, actions that are numbers lie in [-1, 1], an episode is truncated at its
+end, and its last observation stands twice.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from gato.envs.readers import arrow
 from gato.envs.readers.leaves import Leaf, acted, convert, in_words, observed
 from gato.envs.readers.minari import UNKNOWN_HZ, cast_rewards
 from gato.envs.readers.reader import MAX_PIXELS, BadItem, ReadOptions, Source
+from gato.envs.remote import fetch
 
 FORMAT = "jat"
 EXTRA = "readers"
@@ -43,6 +47,7 @@ MOVES, CHOICES = "continuous_actions", "discrete_actions"
 ACTIONS = (MOVES, CHOICES)
 REWARDS = "rewards"
 FIELDS = (*OBSERVATIONS, *ACTIONS, REWARDS)
+PUBLISHED = "hf:jat-project/jat-dataset"
 MOST_VALUES = 1 << 16
 """That an integer may take; more are no choice but a quantity."""
 _MODES = {"1": "L", "L": "L", "LA": "L", "P": "RGB", "RGB": "RGB", "RGBA": "RGBA"}
@@ -52,6 +57,8 @@ def recognises(location: str) -> bool:
     """Return whether files of this schema lie at a location."""
     if "://" in location:
         return False
+    if location.startswith(PUBLISHED):
+        return True
     try:
         files = arrow.tables(Path(location), "train", glance=True)
         names = arrow.column_names(files[0]) if files else []
@@ -66,7 +73,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
     Raises:
         ValueError: where there are none, or a column is not as above, naming it.
     """
-    root = Path(location)
+    root = _fetched(location) if location.startswith(PUBLISHED) else Path(location)
     groups: dict[str, list[Path]] = {}
     for file in arrow.tables(root, options.split):
         groups.setdefault(arrow.name_of(file, root), []).append(file)
@@ -98,6 +105,17 @@ def open_source(location: str, options: ReadOptions) -> Source:
         ],
         counts=counts,
     )
+
+
+def _fetched(location: str) -> Path:
+    """Return a local copy of one task of the data set as it is published on the hub."""
+    task = location.removeprefix(PUBLISHED).strip("/")
+    if not task or "/" in task:
+        raise ValueError(
+            f"expected one task, as {PUBLISHED}/metaworld-assembly: all of them are hundreds of "
+            f"gigabytes; got {location}."
+        )
+    return fetch(f"hf://datasets/{PUBLISHED.removeprefix('hf:')}/{task}")
 
 
 @dataclass
@@ -218,7 +236,7 @@ def _look(files: list[Path], columns: Mapping[str, str]) -> _Looked:
                 with suppress(ValueError):  # a bad row, of which reading it will tell
                     found = arrow.inner(row[columns[REWARDS]])
                     for name in whole:
-                        highest = _highest(arrow.inner(row[columns[name]]))
+                        highest = arrow.highest(arrow.inner(row[columns[name]]))
                         looked.most[name] = max(looked.most.get(name, 0), highest)
                     lengths.append(len(found))
         except ValueError as error:
@@ -250,18 +268,6 @@ def _look_at(
         elif name not in (REWARDS, TEXTS):
             first[name] = arrow.array(arrow.inner(row[theirs]))
     return first, opaque
-
-
-def _highest(values: Any) -> int:
-    """Return the greatest of nested integers, at least 0."""
-    import pyarrow as pa
-    import pyarrow.compute as compute
-
-    while pa.types.is_nested(values.type):
-        values = values.flatten()
-    if not pa.types.is_integer(values.type):
-        raise ValueError(f"expected integers; got {values.type}")
-    return max(compute.max(values).as_py() or 0, 0)
 
 
 def _observed(name: str, looked: _Looked, options: ReadOptions) -> Leaf:

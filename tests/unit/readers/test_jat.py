@@ -302,6 +302,21 @@ def test_columns_that_are_missing_or_called_otherwise(tmp_path):
         formats.open_source(file, options=ReadOptions(columns={"rewards": "nope"}))
 
 
+def test_a_task_of_the_published_data_set_is_fetched(published, monkeypatch):
+    asked = []
+
+    def fetched(address: str) -> Path:
+        asked.append(address)
+        return published / "metaworld-assembly"
+
+    monkeypatch.setattr("gato.envs.readers.jat.fetch", fetched)
+    source = formats.open_source("hf:jat-project/jat-dataset/metaworld-assembly")
+    assert (source.format, source.items) == ("jat", 6)
+    assert asked == ["hf://datasets/jat-project/jat-dataset/metaworld-assembly"]
+    with pytest.raises(ValueError, match="expected one task, as hf:jat-project/jat-dataset/meta"):
+        formats.open_source("hf:jat-project/jat-dataset")
+
+
 def test_info_tells_of_it(published, capsys):
     assert cli.main(["data", "info", str(published), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
