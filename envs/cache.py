@@ -35,12 +35,10 @@ GRACE = 10.0
 KEPT = ("manifest.json",)
 """Files that stay: small, and without them the others are of no use."""
 _STRIPES = 64
-_RECENT = 5.0
-"""Seconds in which the files of a cache that is far from full are not counted again."""
+Download = Callable[[BinaryIO, Callable[[int], None]], None]
+"""Writes a content into a file; says how large it will be before, where it knows."""
 
 
-_TOTALS: dict[tuple[int, Path], tuple[float, int]] = {}
-"""By process and cache: when its files were last counted, and their bytes then and since."""
 _HELD: dict[tuple[int, Path], int] = {}
 """Descriptors of the places that a process needs whole; to close one would let go."""
 
@@ -67,7 +65,6 @@ class Cache:
         self.root.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"gigabytes": gigabytes})
         write_atomically(self.root / "settings.json", text.encode())
-        _TOTALS.clear()
         self._make_room(0)
 
     def get(
@@ -75,8 +72,7 @@ class Cache:
         place: str,
         name: str,
         version: str,
-        size: int | None,
-        download: Callable[[BinaryIO], None],
+        download: Download,
         *,
         sha256: str | None = None,
     ) -> Path:
@@ -86,7 +82,6 @@ class Cache:
             place: a folder of the cache.
             name: the file's path in it.
             version: what tells this content from earlier ones.
-            size: in bytes, where it is known.
             download: writes the content into the file that it is given.
             sha256: of the content, where it is known; another content is fetched once more.
 
@@ -102,9 +97,9 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 left.unlink(missing_ok=True)  # of one that was killed: only we may fetch it now
-            got = self._fetch(path, size, download)
+            got = self._fetch(path, download)
             if sha256 is not None and got != sha256:
-                got = self._fetch(path, size, download)
+                got = self._fetch(path, download)
                 if got != sha256:
                     path.unlink(missing_ok=True)
                     raise ValueError(
@@ -137,20 +132,24 @@ class Cache:
         """Return the bytes that the cache holds."""
         return sum(size for _, size, _, _ in self._files())
 
-    def _fetch(self, path: Path, size: int | None, download: Callable[[BinaryIO], None]) -> str:
+    def _fetch(self, path: Path, download: Download) -> str:
         """Download a file, let it take its place and return its checksum."""
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        reserved = 0
+
+        def reserve(size: int) -> None:
+            nonlocal reserved
+            self._make_room(size, temporary)
+            reserved = size
+
         try:
-            if size is None:
-                temporary.touch()
-            else:
-                self._make_room(size, reserve=temporary)
+            temporary.touch()
             with temporary.open("r+b") as file:
-                download(file)
+                download(file, reserve)
                 file.truncate()
                 got = file.tell()
-                if got > (size or 0):  # more than the other side has told
-                    self._make_room(0, got - (size or 0))
+                if got > reserved:  # more than the other side has told
+                    self._make_room(got - reserved, here=True)
                 file.flush()
                 os.fsync(file.fileno())
             with temporary.open("rb") as file:
@@ -162,40 +161,53 @@ class Cache:
         sync_folder(path.parent)
         return checksum
 
-    def _make_room(self, size: int, came: int = 0, reserve: Path | None = None) -> None:
+    def _make_room(self, size: int, reserve: Path | None = None, *, here: bool = False) -> None:
         """Remove files until the cache is within its bound.
 
         Args:
-            size: bytes that are to come; `reserve` becomes a file of so many.
-            came: bytes that have come since the files were counted.
-            reserve: counted from then on, though nothing is written yet.
+            size: bytes that come now.
+            reserve: a file that becomes as large, and counts, though nothing is written yet.
+            here: whether they have come already.
         """
-        key = (os.getpid(), self.root)
-        when, total = _TOTALS.get(key, (-_RECENT, 0))
-        few = total + size + came <= 0.9 * self.limit  # the rest is for what others fetch meanwhile
-        if few and time.monotonic() - when < _RECENT:
-            _TOTALS[key] = (when, total + size + came)
-            if reserve is not None:
-                _truncate(reserve, size)
-            return
         while True:
             with self._lock("room"):
-                wait = self._remove(size)
+                wait = None
+                total = self._total()
+                if total is None or total + size > self.limit:
+                    total, wait = self._remove(0 if here else size)
+                else:
+                    total += size
+                # a count that a kill leaves behind is too high, which the next one corrects
+                self._count_file.write_text(str(total))
                 if wait is None:
                     if reserve is not None:
-                        _truncate(reserve, size)
+                        os.truncate(reserve, size)
                     return
             time.sleep(wait)
 
-    def _remove(self, size: int) -> float | None:
-        """Remove what was not used for longest; return the seconds to wait for more, or None."""
+    @property
+    def _count_file(self) -> Path:
+        return self.root / "locks" / "total"
+
+    def _total(self) -> int | None:
+        """Return the bytes as last counted and added to; never less than there are."""
+        try:
+            return int(self._count_file.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _remove(self, size: int) -> tuple[int, float | None]:
+        """Remove what was not used for longest.
+
+        Returns the bytes there are, `size` more included, and the seconds to wait before more can
+        be removed, or None where there is room.
+        """
         limit, files = self.limit, sorted(self._files())
         total = size + sum(f[1] for f in files)
-        _TOTALS[os.getpid(), self.root] = (time.monotonic(), total)
-        if total <= limit:
-            return None
         now, kept, soonest = time.time_ns(), set[str](), None
         for used, bytes_, place, path in files:
+            if total <= limit:
+                return total, None
             if path.name.startswith(".") or path.name in KEPT:
                 continue
             if place in kept or self._is_held(place):
@@ -207,10 +219,10 @@ class Cache:
                 continue
             path.unlink(missing_ok=True)
             total -= bytes_
-            if total <= limit:
-                return None
+        if total <= limit:
+            return total, None
         if soonest is not None:
-            return min(soonest, 0.2) + 0.01
+            return total - size, min(soonest, 0.2) + 0.01
         raise ValueError(
             f"the cache at {self.root} may hold {limit / 1e9:g} GB, and {total / 1e9:.3g} GB are "
             f"needed at once. Allow it more: --cache-gb {total / 1e9 * 1.1:.2g}"
@@ -273,11 +285,6 @@ class Cache:
             yield
         finally:
             os.close(descriptor)
-
-
-def _truncate(path: Path, size: int) -> None:
-    with path.open("wb") as file:
-        file.truncate(size)
 
 
 def _flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:

@@ -20,9 +20,9 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
@@ -39,6 +39,7 @@ _CHECKED = 3.0
 """Seconds in which a shard that was found whole is not looked at again."""
 _BLOCK = 8 << 20
 _AT_ONCE = 16
+_TRIES = 100
 
 
 def is_remote(location: str | Path) -> bool:
@@ -155,13 +156,12 @@ class RemoteFolder(Folder):
         self._info: dict[str, Mapping[str, Any]] = {}
         self._fresh: set[str] = set()
 
-    def file(self, name: str, sha256: str | None = None, size: int | None = None) -> Path:
+    def file(self, name: str, sha256: str | None = None) -> Path:
         """Return a file on this machine, fetched where this version of it is not there.
 
         Args:
             name: its path in the folder.
             sha256: of its content, where that is known: then nobody is asked for its version.
-            size: in bytes, where it is known.
         """
         _require_inside(name)
         inside = f"{self.base}/{name}".rstrip("/")
@@ -169,12 +169,9 @@ class RemoteFolder(Folder):
         if name in self._fresh and self.cache.has(self.place, inside):
             return path
         try:
-            if sha256 is None:
-                version, size = self.version(name), self._info_of(name).get("size")
-            else:
-                version = f"sha256 {sha256}"
+            version = self.version(name) if sha256 is None else f"sha256 {sha256}"
             path = self.cache.get(
-                self.place, inside, version, size, lambda f: self._download(name, f), sha256=sha256
+                self.place, inside, version, partial(self._download, name), sha256=sha256
             )
         except ConnectionError as error:
             if not self.cache.has(self.place, inside):
@@ -259,12 +256,17 @@ class RemoteFolder(Folder):
     def _at(self, name: str) -> str:
         return f"{self.address}/{name}" if name else self.address
 
-    def _download(self, name: str, file: BinaryIO) -> None:
+    def _download(self, name: str, file: BinaryIO, reserve: Callable[[int], None]) -> None:
         fs, path = filesystem(self._at(name))
-        with told(self._at(name)), fs.open(path, "rb", cache_type="none") as source:
-            file.seek(0)
-            while block := source.read(_BLOCK):
-                file.write(block)
+        with told(self._at(name)):
+            source = fs.open(path, "rb", cache_type="none")
+        with source:
+            size = getattr(source, "size", None)
+            if size:
+                reserve(size)
+            with told(self._at(name)):
+                while block := source.read(_BLOCK):
+                    file.write(block)
 
 
 def mirror(address: str) -> Path | None:
@@ -363,23 +365,26 @@ class RemoteStore:
         wanted = itertools.product(shards, names)
         self.files({f"{s['name']}/{n}": s["sha256"][n] for s, n in wanted if n in s["sha256"]})
 
+    def hold(self) -> None:
+        """Keep what is here as long as this process lives."""
+        self.folder.cache.hold(self.folder.place)
+
     def files(self, checksums: Mapping[str, str]) -> None:
         """Have files here, several fetched at a time: most of the wait is for answers."""
-        missing = [
-            (name, checksum)
-            for name, checksum in checksums.items()
-            if not self.folder.has(name, checksum)
-        ]
-        if len(missing) < 2:
-            for name, checksum in missing:
-                self.folder.file(name, checksum)
-            return
-        with ThreadPoolExecutor(min(len(missing), _AT_ONCE)) as pool:
-            for done in [pool.submit(self.folder.file, *one) for one in missing]:
-                done.result()
-
-    def hold(self) -> None:
-        self.folder.cache.hold(self.folder.place)
+        for _ in range(_TRIES):
+            missing = [(n, c) for n, c in checksums.items() if not self.folder.has(n, c)]
+            if not missing:
+                return
+            if len(missing) == 1:
+                self.folder.file(*missing[0])
+                continue
+            with ThreadPoolExecutor(min(len(missing), _AT_ONCE)) as pool:
+                for done in [pool.submit(self.folder.file, *one) for one in missing]:
+                    done.result()
+        raise ValueError(
+            f"the cache at {self.folder.cache.root} is too small for all who use it: files of "
+            f"{shown(self.address)} were removed before they were read. Allow it more: --cache-gb"
+        )
 
 
 @cache

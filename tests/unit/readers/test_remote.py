@@ -97,8 +97,15 @@ def web(tmp_path: Path) -> Iterator[Any]:
         web.stop()
 
 
-def write(content: bytes) -> Callable[[BinaryIO], None]:
-    return lambda file: file.write(content)
+def write(content: bytes, told: bool = True) -> Any:
+    """Return what downloads a content, and says how large it is before."""
+
+    def download(file: BinaryIO, reserve: Callable[[int], None]) -> None:
+        if told:
+            reserve(len(content))
+        file.write(content)
+
+    return download
 
 
 def sizes(folder: Path) -> dict[str, int]:
@@ -360,10 +367,10 @@ def test_the_least_recently_used_goes_first(tmp_path, at_once):
     cache = Cache(tmp_path / "c")
     cache.set_limit(30e-9)
     for name in ("a", "b", "c"):
-        cache.get("p", name, "1", 10, write(name.encode() * 10))
+        cache.get("p", name, "1", write(name.encode() * 10))
         time.sleep(0.002)
     assert cache.has("p", "a")  # used once more: b is the oldest now
-    cache.get("p", "d", "1", 10, write(b"d" * 10))
+    cache.get("p", "d", "1", write(b"d" * 10))
     assert [n for n in "abcd" if (tmp_path / "c/p" / n).exists()] == ["a", "c", "d"]
     cache.set_limit(10e-9)
     assert [n for n in "abcd" if (tmp_path / "c/p" / n).exists()] == ["d"]
@@ -372,11 +379,11 @@ def test_the_least_recently_used_goes_first(tmp_path, at_once):
 def test_a_size_that_nobody_told_counts_too(tmp_path, at_once):
     cache = Cache(tmp_path / "c")
     cache.set_limit(25e-9)
-    cache.get("p", "a", "1", None, write(b"a" * 20))
-    cache.get("p", "b", "1", None, write(b"b" * 20))
+    cache.get("p", "a", "1", write(b"a" * 20, told=False))
+    cache.get("p", "b", "1", write(b"b" * 20, told=False))
     assert cache.used() == 20
     with pytest.raises(ValueError, match=r"may hold 2.5e-08 GB.*--cache-gb"):
-        cache.get("p", "c", "1", None, write(b"c" * 30))
+        cache.get("p", "c", "1", write(b"c" * 30, told=False))
     assert not list((tmp_path / "c/p").glob("*c*"))
 
 
@@ -384,17 +391,17 @@ def test_what_is_held_or_just_used_stays(tmp_path, monkeypatch, at_once):
     cache = Cache(tmp_path / "c")
     cache.set_limit(30e-9)
     cache.hold("mine")
-    cache.get("mine", "a", "1", 20, write(b"a" * 20))
-    cache.get("other", "b", "1", 10, write(b"b" * 10))
-    cache.get("other", "c", "1", 10, write(b"c" * 10))
+    cache.get("mine", "a", "1", write(b"a" * 20))
+    cache.get("other", "b", "1", write(b"b" * 10))
+    cache.get("other", "c", "1", write(b"c" * 10))
     assert cache.has("mine", "a")
     assert not cache.has("other", "b")
     with pytest.raises(ValueError, match="--cache-gb"):
-        cache.get("other", "d", "1", 20, write(b"d" * 20))
+        cache.get("other", "d", "1", write(b"d" * 20))
     monkeypatch.setattr(cache_module, "GRACE", 0.4)
-    cache.get("other", "c", "1", 10, write(b"c" * 10))
+    cache.get("other", "c", "1", write(b"c" * 10))
     began = time.monotonic()
-    cache.get("other", "e", "1", 10, write(b"e" * 10))  # waits until c may go
+    cache.get("other", "e", "1", write(b"e" * 10))  # waits until c may go
     assert time.monotonic() - began > 0.2
     assert not cache.has("other", "c")
 
@@ -403,30 +410,61 @@ def test_a_checksum_is_tried_twice(tmp_path):
     cache, contents = Cache(tmp_path / "c"), [b"bad", b"good"]
     good = "770e607624d689265ca6c44884d0807d9b054d23c473c106c72be9de08b7376c"
 
-    def download(file: BinaryIO) -> None:
+    def download(file: BinaryIO, reserve: Callable[[int], None]) -> None:
         file.write(contents.pop(0))
 
-    assert cache.get("p", "a", "1", None, download, sha256=good).read_bytes() == b"good"
+    assert cache.get("p", "a", "1", download, sha256=good).read_bytes() == b"good"
     with pytest.raises(ValueError, match=r"expected sha256 770e607624d6 for b; got .*, twice"):
-        cache.get("p", "b", "1", None, write(b"bad"), sha256=good)
+        cache.get("p", "b", "1", write(b"bad"), sha256=good)
     assert not cache.has("p", "b")
 
 
 def test_a_download_that_fails_leaves_nothing(tmp_path):
     cache = Cache(tmp_path / "c")
 
-    def download(file: BinaryIO) -> None:
+    def download(file: BinaryIO, reserve: Callable[[int], None]) -> None:
         file.write(b"some")
         raise ConnectionError("gone")
 
     with pytest.raises(ConnectionError):
-        cache.get("p", "a", "1", 10, download)
+        cache.get("p", "a", "1", download)
     assert cache.used() == 0
-    cache.get("p", "a", "1", 3, write(b"all"))
+    cache.get("p", "a", "1", write(b"all"))
     with pytest.raises(ConnectionError):
-        cache.get("p", "a", "2", 10, download)
+        cache.get("p", "a", "2", download)
     assert (tmp_path / "c/p/a").read_bytes() == b"all"  # what was there is still there
     assert not cache.has("p", "a", "2")
+
+
+SAMPLING = """
+import sys, time
+import numpy as np
+from gato.envs import cache, remote
+from gato.envs.store import EpisodeStore, open_store
+
+cache.GRACE, remote._CHECKED = 0.4, 0.1
+here = EpisodeStore(sys.argv[1])
+there = open_store(remote.local("file://" + sys.argv[1]))
+rng, end = np.random.default_rng(int(sys.argv[2])), time.monotonic() + 2
+while time.monotonic() < end:
+    i = int(rng.integers(len(here)))
+    got, wanted = there.episode(i).observations, here.episode(i).observations
+    assert all(np.array_equal(got[path], values) for path, values in wanted.items())
+"""
+
+
+def test_two_processes_share_a_cache_that_is_too_small_for_both(stores, cache):
+    source = stores / "grid"
+    bound = int(0.7 * sum(sizes(source).values()))
+    cache.set_limit(bound / 1e9)
+    command = [sys.executable, "-c", SAMPLING, str(source)]
+    both = [subprocess.Popen([*command, str(seed)]) for seed in range(2)]
+    most = 0
+    while any(process.poll() is None for process in both):
+        most = max(most, cache.used())
+        time.sleep(0.05)
+    assert [process.returncode for process in both] == [0, 0]
+    assert bound / 2 < most <= bound
 
 
 SLOWLY = """
@@ -434,7 +472,8 @@ import sys, time
 from pathlib import Path
 from gato.envs.cache import Cache
 
-def download(file):
+def download(file, reserve):
+    reserve(1000 * int(sys.argv[3]))
     with open(sys.argv[2], "a") as log:
         log.write("x")
     for _ in range(int(sys.argv[3])):
@@ -443,7 +482,7 @@ def download(file):
         time.sleep(0.01)
 
 print("ready", flush=True)
-Cache(Path(sys.argv[1])).get("p", "a", "1", 1000 * int(sys.argv[3]), download)
+Cache(Path(sys.argv[1])).get("p", "a", "1", download)
 """
 
 
@@ -475,5 +514,5 @@ def test_a_killed_download_leaves_no_file_and_is_done_anew(tmp_path):
     assert not cache.has("p", "a")
     assert cache.used() == 0  # what the dead were fetching is removed where room is counted
     assert not part.exists()
-    cache.get("p", "a", "1", 3, write(b"all"))
+    cache.get("p", "a", "1", write(b"all"))
     assert sizes(tmp_path / "c/p") == {"a": 3}
