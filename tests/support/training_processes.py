@@ -73,6 +73,13 @@ def _rank(
             train(config, run, device="cpu", **options)
 
 
+def score(checkpoint: Path) -> dict[str, float]:
+    """Return a made-up score of a checkpoint, and note that it was asked for."""
+    with (checkpoint.parent / "played").open("a") as file:
+        file.write(f"{checkpoint.name}\n")
+    return {"toy/arm-v0": float(checkpoint.name.removeprefix("step-"))}
+
+
 @contextlib.contextmanager
 def _errors_to(path: Path) -> Iterator[None]:
     try:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import training_processes as processes
+from run_files import lines
 
 from gato.checkpoint import load_checkpoint, load_tensors, resolve
 from gato.distributed import World
@@ -34,8 +35,7 @@ def drawn(path: Path) -> list[str]:
 
 
 def losses(run: Path) -> dict[int, dict[str, float]]:
-    found = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {line["step"]: line["losses"] for line in found}
+    return lines(run, "losses")
 
 
 def difference(first: Path, second: Path) -> float:
@@ -113,6 +113,19 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, parted, tmp_path)
     train(replace(parted, parts=1), run, device="cpu")  # one, of a run in two parts
     assert difference(alone, run) == 0.0
     assert losses(run).keys() == losses(alone).keys()
+
+
+def test_measurements_are_shared_and_evaluations_are_done_once(parted, tmp_path):
+    corpora = tuple(replace(c, validation=0.2) for c in parted.corpora)
+    config = replace(parted, corpora=corpora, steps=4, validate_every=2, validate_batches=3)
+    config = replace(config, eval_tasks=("toy/arm-v0",), eval_every=2, keep_best=True)
+    train(config, tmp_path / "one", device="cpu", evaluate=processes.score)
+    assert processes.train_ranks(2, config, tmp_path / "two", evaluate=processes.score) == [0, 0]
+    one, two = (lines(tmp_path / name, "validation_loss") for name in ("one", "two"))
+    assert two == pytest.approx(one, rel=1e-12)
+    assert list(two) == [2, 4]
+    assert drawn(tmp_path / "two" / "played") == ["step-00000002", "step-00000004"]
+    assert resolve(tmp_path / "two" / "best").name == "step-00000004"
 
 
 def test_parts_that_cannot_be_shared_are_refused():
