@@ -16,6 +16,7 @@ then on; the run goes on.
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import time
@@ -98,6 +99,7 @@ class TensorBoard:
     def metrics(self, line: dict[str, Any]) -> None:
         """Add a point to each curve."""
         if self._writer is None:
+            _put_before(self._folder, int(time.time()))
             self._writer = self._make(str(self._folder), purge_step=self._begun + 1)
         step, moment = line["step"], line.get("time", time.time())
         for name, value in numbers(line):
@@ -113,6 +115,21 @@ class TensorBoard:
         """Close the file."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _put_before(folder: Path, now: int) -> None:
+    """Let the names of all files of curves say that they were begun before `now`.
+
+    Readers take files in the order of the seconds in their names; another of the same second, or a
+    clock that was set back, would make the end of a run its beginning.
+    """
+    names = [path.name.split(".", 4) for path in sorted(folder.glob("events.out.tfevents.*.*"))]
+    seconds = [int(name[3]) if name[3].isdecimal() else now for name in names]
+    if max(seconds, default=0) < now:
+        return
+    for i, name in enumerate(names):
+        earlier = [*name[:3], f"{now - len(names) + i:010d}", name[4]]
+        os.rename(folder / ".".join(name), folder / ".".join(earlier))
 
 
 class WandB:

@@ -81,6 +81,24 @@ def test_a_run_that_goes_on_draws_every_step_once(tmp_path):
     assert drawn == [(s, 1.0) for s in range(1, 5)] + [(s, 3.0) for s in range(5, 10)]
 
 
+@pytest.mark.parametrize("ahead", [0, 3600])
+def test_the_clock_does_not_decide_which_file_goes_on(tmp_path, ahead):
+    """Two processes begin within a second, or the clock is set back between them."""
+    for steps in (range(1, 6), range(3, 8), range(5, 10)):
+        board = TensorBoard(tmp_path)
+        board.event("start", step=steps[0] - 1, steps=9)
+        for step in steps:
+            board.metrics(line(step, float(steps[0])))
+        board.close()
+        for file in (tmp_path / "tensorboard").iterdir():
+            *first, second, rest = file.name.split(".", 4)
+            if "zzz" not in rest:  # as of a host or a process that sorts last
+                name = ".".join([*first, f"{int(second) + ahead:010d}", f"zzz{9 - steps[0]}"])
+                file.rename(file.with_name(name))
+    drawn = [(step, value) for step, value, _ in curves(tmp_path)["losses/arm"]]
+    assert drawn == [(s, {1: 1.0, 2: 1.0, 3: 3.0, 4: 3.0}.get(s, 5.0)) for s in range(1, 10)]
+
+
 def test_a_run_that_does_nothing_more_writes_no_file(tmp_path):
     board = TensorBoard(tmp_path)
     board.event("start", step=9, steps=9)
