@@ -23,6 +23,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -120,17 +121,11 @@ class Dataset:
     # what there is
 
     def _episode_rows(self) -> list[dict[str, Any]]:
-        import pyarrow.parquet as parquet
-
         total, videos = int(self.info["total_episodes"]), self._videos()
         wanted = [*_EPISODE, *(f"videos/{key}/{name}" for key in videos for name in _VIDEO)]
         rows: list[dict[str, Any]] = []
         for name in self._episode_files():
-            file = parquet.ParquetFile(self.folder.file(name))
-            missing = set(wanted) - set(file.schema_arrow.names)
-            if missing:
-                raise ValueError(f"expected a column {min(missing)!r} in {name}; got none.")
-            rows += file.read(columns=wanted).to_pylist()
+            rows += _read(self.folder.file(name), wanted, name).to_pylist()
             if len(rows) >= total:
                 break
         if len(rows) != total:
@@ -173,9 +168,7 @@ class Dataset:
     @lru_cache(maxsize=1)  # noqa: B019 - a dataset lives as long as its source
     def tasks(self) -> dict[int, str]:
         """LeRobot's task strings by their index."""
-        import pyarrow.parquet as parquet
-
-        table = parquet.read_table(self.folder.file("meta/tasks.parquet"))
+        table = _read(self.folder.file("meta/tasks.parquet"), None, "meta/tasks.parquet")
         texts = [n for n in ("task", "__index_level_0__") if n in table.column_names]
         if not texts or "task_index" not in table.column_names:
             raise ValueError(
@@ -258,19 +251,13 @@ class Dataset:
 
     def _table(self, chunk: int, file: int) -> Any:
         """Return the rows of a file, of the columns that are read."""
-        import pyarrow.parquet as parquet
-
-        name = self.info["data_path"].format(chunk_index=chunk, file_index=file)
-        opened = parquet.ParquetFile(self.folder.file(name))
+        name = _named(self.info["data_path"], chunk_index=chunk, file_index=file)
         if not hasattr(self, "columns"):  # before the columns are known: their bounds are asked for
-            return opened.read()
+            return _read(self.folder.file(name), None, name)
         wanted = {c.feature for c in self.columns.leaves if c.kind != "video"}
         wanted |= {*self.columns.flags.values(), "timestamp", "episode_index", "task_index"}
         wanted |= {self.columns.instruction} - {""}
-        missing = sorted(wanted - set(opened.schema_arrow.names))
-        if missing:
-            raise ValueError(f"expected a column {missing[0]!r} in {name}; got none.")
-        return opened.read(columns=sorted(wanted))
+        return _read(self.folder.file(name), sorted(wanted), name)
 
     def _episodes(self, row: Mapping[str, Any], source: Source) -> Iterator[Episode]:
         number, length = int(row["episode_index"]), int(row["length"])
@@ -283,6 +270,8 @@ class Dataset:
             )
         table = table.slice(int(at[0]), length)
         times = table["timestamp"].to_numpy()
+        if not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+            raise ValueError("expected timestamps that rise from frame to frame; got others.")
         columns: dict[str, dict[str, Any]] = {"observations": {}, "actions": {}, "targets": {}}
         for column in self.columns.leaves:
             columns[column.role][column.path] = self._values(column, row, table, times)
@@ -303,7 +292,8 @@ class Dataset:
         """Return one leaf of an episode, an entry per frame."""
         if column.kind == "video":
             head = f"videos/{column.feature}/"
-            name = self.info["video_path"].format(
+            name = _named(
+                str(self.info.get("video_path")),
                 video_key=column.feature,
                 chunk_index=int(row[head + "chunk_index"]),
                 file_index=int(row[head + "file_index"]),
@@ -408,7 +398,35 @@ def _info(folder: Folder, location: str) -> dict[str, Any]:
     for key, kind in needed.items():
         if not isinstance(info.get(key), kind):
             raise ValueError(f"expected {key!r} in meta/info.json of {location}; got none.")
+    if not 0 < float(info["fps"]) < 1e6:
+        raise ValueError(f"expected a positive fps in meta/info.json; got {info['fps']}.")
     return info
+
+
+def _read(path: Path, columns: list[str] | None, name: str) -> Any:
+    """Return a Parquet file as a table.
+
+    Raises:
+        ValueError: where it is damaged or lacks a column, naming both.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        file = parquet.ParquetFile(path)
+        missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
+        if not missing:
+            return file.read(columns=columns)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"expected a Parquet file in {name}; {error}") from error
+    raise ValueError(f"expected a column {missing[0]!r} in {name}; got none.")
+
+
+def _named(template: str, **values: Any) -> str:
+    """Return the name of a file that ``meta/info.json`` describes."""
+    try:
+        return template.format(**values)
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
+        raise ValueError(f"expected names of files in meta/info.json; got {template!r}.") from error
 
 
 def _numbers(column: Any, feature: str) -> np.ndarray:

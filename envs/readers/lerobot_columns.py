@@ -16,7 +16,7 @@ import numpy as np
 from gymnasium import spaces
 
 from gato.envs.episode import ANY_TEXT, TaskSpec, flatten_space
-from gato.envs.readers.reader import ReadOptions, fit_image
+from gato.envs.readers.reader import MAX_PIXELS, ReadOptions, fit_image
 
 Role = Literal["observations", "actions", "targets"]
 Kind = Literal["array", "text", "image", "video"]
@@ -73,6 +73,8 @@ def foreign_columns(
     columns = Columns()
     renamed = _renamed(features, options.columns)
     for name, feature in features.items():
+        if not isinstance(feature, dict):
+            raise ValueError(f"expected a description of feature {name!r}; got {feature!r:.100}.")
         ours = renamed.get(name, _ours(name))
         if name in CLOCK:
             columns.fields[name] = "where the frame belongs"
@@ -140,7 +142,7 @@ def _column(
     head, _, rest = ours.partition(".")
     role: Role = "actions" if head == "action" else "observations"
     path = rest.replace(".", "/") or head
-    dtype, shape = str(feature.get("dtype")), tuple(int(n) for n in feature.get("shape") or (1,))
+    dtype, shape = str(feature.get("dtype")), _shape(name, feature)
     if dtype in ("image", "video"):
         return _picture(name, feature, role, path, options)
     if dtype == "string":
@@ -184,16 +186,25 @@ def _picture(
 ) -> Column:
     about = {**(feature.get("info") or {}), **(feature.get("video_info") or {})}
     depth = any(about.get(key) for key in ("is_depth_map", "video.is_depth_map"))
-    shape = tuple(int(n) for n in feature.get("shape") or ())
+    shape = _shape(name, feature)
     if depth or role == "actions" or len(shape) != 3:
         raise _unmappable(name, feature)
     names = [str(n).lower()[:1] for n in feature.get("names") or ()]
     first = names[:1] == ["c"] if len(names) == 3 else shape[0] in (1, 3, 4)
     height, width = shape[1:] if first else shape[:2]
+    if not 0 < height * width <= MAX_PIXELS:
+        raise _unmappable(name, feature)
     # what `fit_image` makes of one picture of that size, it makes of all
     fitted = fit_image(np.zeros((height, width), np.uint8), options.image_size).shape
     space = spaces.Box(0, 255, fitted, np.uint8)
     return Column(role, path, name, feature["dtype"], space, (fitted[1], fitted[0]))
+
+
+def _shape(name: str, feature: Mapping[str, Any]) -> tuple[int, ...]:
+    shape = feature.get("shape") or [1]
+    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise _unmappable(name, feature)
+    return tuple(shape)
 
 
 def _unmappable(name: str, feature: Mapping[str, Any]) -> ValueError:

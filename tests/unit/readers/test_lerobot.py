@@ -263,6 +263,8 @@ def test_another_version_is_refused_with_the_converter(theirs, version):
         ({"dtype": "video", "shape": [64, 64, 1], "info": {"is_depth_map": True}}, "a depth map"),
         ({"dtype": "image", "shape": [64, 64]}, "'image' of shape"),
         ({"dtype": "float32", "shape": [0]}, "'float32' of shape"),
+        ({"dtype": "float32", "shape": ["many"]}, "'float32' of shape"),
+        ({"dtype": "image", "shape": [30_000, 30_000, 3]}, "'image' of shape"),
     ],
 )
 def test_a_feature_that_cannot_be_mapped_is_named(theirs, feature, said):
@@ -313,6 +315,48 @@ def test_damaged_episodes_are_bad_items_and_the_others_are_read(theirs, read):
     _, gone = read(theirs)
     assert [b.where for b in gone] == [b.where for b in bad]
     assert all("there is none" in item.reason for item in gone)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["meta/info.json", "meta/tasks.parquet", "meta/episodes/chunk-000/file-000.parquet"],
+)
+def test_damaged_descriptions_are_named(theirs, name):
+    content = (theirs / name).read_bytes()
+    for damaged in (b"", b"PAR1 nothing of the kind", content[: len(content) // 2]):
+        (theirs / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=name):
+            formats.open_source(theirs, "lerobot")
+    (theirs / name).unlink()
+    with pytest.raises(ValueError, match=name):
+        formats.open_source(theirs, "lerobot")
+
+
+def test_damaged_tables_are_bad_items(theirs, read):
+    file = theirs / "data/chunk-000/file-000.parquet"
+    table = parquet.read_table(file)
+    at = table.schema.get_field_index("timestamp")
+    for wrong, said in (("task_index", "timestamps that rise"), ("index", "expected a frame at")):
+        changed = table.set_column(at, "timestamp", table[wrong].cast("float"))
+        parquet.write_table(changed, file)
+        good, bad = read(theirs)
+        assert [e.seed for e in good] == [4, 4]  # its frames are in another file
+        assert len(bad) == 4
+        assert all(said in item.reason for item in bad)
+    parquet.write_table(table.drop_columns("observation.state"), file)
+    assert all("'observation.state' in data/chunk-000" in b.reason for b in read(theirs)[1])
+    parquet.write_table(table.slice(3), file)
+    assert "expected 10 frames" in read(theirs)[1][0].reason
+    for wrong in ("{nothing}/{chunk_index}", "{chunk_index", "data/none.parquet"):
+        describe(theirs, data_path=wrong)
+        assert not read(theirs)[0]
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("inf"), "10"])
+def test_a_rate_that_is_none_is_refused(theirs, fps):
+    describe(theirs, fps=fps)
+    with pytest.raises(ValueError, match="fps"):
+        formats.open_source(theirs)
 
 
 def test_data_that_point_outside_their_folder_are_refused(theirs, read):
