@@ -98,6 +98,8 @@ class Record:
             for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
                 left_over.unlink()
             self.log = Log(self.folder / "metrics.jsonl", step)
+            if self.config.keep_best:  # a kill may have come before
+                self._point_at_best()
             self.watchers = Watchers(watchers)
             self.running(step)
             self.watchers.event("start", step=step, steps=self.config.steps)
@@ -132,19 +134,22 @@ class Record:
 
     def is_best(self, kind: str, step: int) -> bool:
         """Return whether `step` is the best so far; point at the best, if there is a checkpoint."""
-        judged = "evaluation" if self.config.eval_every else "validation"
-        if not self.config.keep_best or kind != judged:
+        if not self.config.keep_best or kind != self._judged:
             return False
+        return self.world.from_first(lambda: str(self._point_at_best())) == str(step)
 
-        def work() -> str:
-            assert self.log is not None
-            best = self.log.best(kind)
-            name = f"step-{best or 0:08d}"
-            if (self.folder / name).is_dir() and pointed_at(self.folder, "best") != name:
-                point(self.folder, "best", self.folder / name)
-            return str(best)
+    @property
+    def _judged(self) -> str:
+        return "evaluation" if self.config.eval_every else "validation"
 
-        return self.world.from_first(work) == str(step)
+    def _point_at_best(self) -> int | None:
+        """Let ``best`` name the best step's checkpoint, if there is one; return that step."""
+        assert self.log is not None
+        step = self.log.best(self._judged)
+        name = f"step-{step or 0:08d}"
+        if (self.folder / name).is_dir() and pointed_at(self.folder, "best") != name:
+            point(self.folder, "best", self.folder / name)
+        return step
 
     def end(self, step: int, reason: BaseException | str | None) -> None:
         """Close the log, and tell how the run ended and why."""

@@ -132,6 +132,27 @@ def test_the_best_and_the_last_are_kept(tiny, tmp_path, text_model):
     assert load_checkpoint(tmp_path / "latest").step == load_checkpoint(tmp_path).step == 12
 
 
+def test_a_kill_before_the_best_is_named_does_not_lose_it(tiny, tmp_path, text_model):
+    config = evaluated(tiny, keep_best=True, keep_last=1)
+    options = {"device": "cpu", "text_model": text_model, "evaluate": score}
+
+    class Killed(BaseException):
+        pass
+
+    def kill(path: Path) -> dict[str, float]:
+        if path.name.endswith("6"):
+            raise Killed
+        return score(path)
+
+    with pytest.raises(Killed):
+        train(config, tmp_path, **{**options, "evaluate": kill})
+    assert checkpoints(tmp_path) == [4, 6]
+    (tmp_path / "best").write_text("step-00000002")  # as if it had not come to that
+    train(config, tmp_path, **options)
+    assert pointed_at(tmp_path, "best") == "step-00000004"
+    assert checkpoints(tmp_path) == [4, 12]
+
+
 @pytest.mark.parametrize("keep_last", [1, 3])
 def test_the_newest_are_kept(tiny, tmp_path, text_model, keep_last):
     config = replace(tiny, steps=10, save_every=2, keep_last=keep_last)
