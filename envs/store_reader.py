@@ -77,6 +77,13 @@ class EpisodeStore:
     def __reduce__(self) -> tuple[type[EpisodeStore], tuple[Path, tuple[str, ...]]]:
         return EpisodeStore, (self.path, self.skipped)
 
+    @property
+    def numbers(self) -> np.ndarray:
+        """The number of each episode in the whole store, which leaves out no shard."""
+        counts = [s["episodes"] for s in self.manifest["shards"]]
+        kept = [s["name"] not in self.skipped for s in self.manifest["shards"]]
+        return np.flatnonzero(np.repeat(kept, counts))
+
     def episode(self, i: int) -> Episode:
         """Return episode `i`; it has one observation more than decisions."""
         i = self._index(i)

@@ -39,7 +39,8 @@ class EpisodeCorpus:
         """
         check_stores(config, stores)
         good = [good_episodes(config, s) for s in stores]
-        chosen = divide(config, [g for g, _ in good], [s.spec.id for s in stores], held=held)
+        names, numbers = [s.spec.id for s in stores], [s.numbers for s in stores]
+        chosen = divide(config, [g for g, _ in good], names, numbers=numbers, held=held)
         self.config, self.serializer = config, serializer
         self._all, self._filtered = stores, good
         self.stores = [s for s, items in zip(stores, chosen, strict=True) if len(items)]
@@ -47,7 +48,7 @@ class EpisodeCorpus:
         """Per store, the episodes that are drawn."""
         self._ends = [np.cumsum(s.lengths[i]) for s, i in zip(self.stores, self.items, strict=True)]
         self._shares = cumulative_shares(config, [int(ends[-1]) for ends in self._ends])
-        self._kept = Kept()
+        self.kept = Kept()
         self._tokens: dict[int, int] = {}  # by store: of a step written last
         self._step_bytes: dict[int, float] = {}  # by store: of its first step written
 
@@ -108,7 +109,7 @@ class EpisodeCorpus:
         n = min(self.config.prompt_steps, length)
         at_end = rng.random() < 0.5
         start = length - n if at_end else int(rng.integers(length - n + 1))
-        kept = self._kept.get((which, index))
+        kept = self.kept.get((which, index))
         if kept is not None:
             return kept.window(start, start + n)
         return self._write(which, index, start, start + n).window(0, n)
@@ -143,13 +144,13 @@ class EpisodeCorpus:
         self, which: int, index: int, start: int, room: int
     ) -> tuple[SerializedEpisode, int]:
         """Return at least the steps that fit in `room` tokens from `start`, and where it lies."""
-        kept = self._kept.get((which, index))
+        kept = self.kept.get((which, index))
         if kept is not None:
             return kept, start
         length = int(self.stores[which].lengths[index])
-        if self._kept.takes(self._step_bytes.get(which, math.inf) * length):
+        if self.kept.takes(self._step_bytes.get(which, math.inf) * length):
             whole = self._write(which, index, 0, length)
-            self._kept.put((which, index), whole, _bytes(whole))
+            self.kept.put((which, index), whole, _bytes(whole))
             return whole, start
         last = min(length, start + self.config.window) if self.config.window else length
         even = self._even(which)

@@ -40,7 +40,7 @@ class RecordCorpus:
         self.items = [items for items in chosen if len(items)]
         """Per store, the records that are drawn."""
         self._shares = cumulative_shares(config, [len(items) for items in self.items])
-        self._kept = Kept()
+        self.kept = Kept()
 
     def contents(self) -> dict[str, Any]:
         records = sum(map(len, self.items))
@@ -114,7 +114,7 @@ class RecordCorpus:
         return beginning
 
     def _written(self, which: int, index: int) -> TokenSequence:
-        kept: TokenSequence | None = self._kept.get((which, index))
+        kept: TokenSequence | None = self.kept.get((which, index))
         if kept is not None:
             return kept
         store = self.stores[which]
@@ -124,7 +124,7 @@ class RecordCorpus:
             raise ValueError(
                 f"corpus {self.config.name!r}, record {index} of {store.path}: {error}"
             ) from error
-        self._kept.put((which, index), written, bytes_of(written))
+        self.kept.put((which, index), written, bytes_of(written))
         return written
 
     def _write(self, record: Mapping[str, Any]) -> TokenSequence:

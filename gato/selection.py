@@ -43,7 +43,12 @@ def _hash(values: np.ndarray, name: str) -> np.ndarray:
 
 
 def divide(
-    config: CorpusConfig, good: Sequence[np.ndarray], names: Sequence[str], *, held: bool = False
+    config: CorpusConfig,
+    good: Sequence[np.ndarray],
+    names: Sequence[str],
+    *,
+    numbers: Sequence[np.ndarray] | None = None,
+    held: bool = False,
 ) -> list[np.ndarray]:
     """Return per store the items that are trained on or, with `held`, those that never are.
 
@@ -51,14 +56,16 @@ def divide(
         config: of the corpus.
         good: per store, bool (items,): what the filters let pass.
         names: what the stores are called.
+        numbers: per store, the number of each item in the whole store, where parts are left out.
         held: which of the two.
 
     Raises:
         ValueError: where a store has nothing to train on, or the corpus nothing held out.
     """
     found, count = [], 0
-    for mask, name in zip(good, names, strict=True):
-        out = mask & held_out(len(mask), config.validation, name)
+    known = [np.arange(len(mask)) for mask in good] if numbers is None else numbers
+    for mask, name, number in zip(good, names, known, strict=True):
+        out = mask & held_out(int(number.max()) + 1, config.validation, name)[number]
         count += int(np.count_nonzero(out))
         if (out == mask).all():
             raise ValueError(

@@ -243,7 +243,10 @@ class Serializer:
                 on it; by default the sum of the rewards that are in `episode`.
         """
         task = self.task(episode.task)
-        levels = self._levels(task, to_come(episode.rewards) if returns is None else returns)
+        levels: np.ndarray | None = None
+        if task.history.returns is not None:
+            due = to_come(episode.rewards) if returns is None else returns
+            levels = np.array(self.return_ids, np.int32)[return_levels(due, task.history)]
         actions = episode.targets if episode.targets is not None else episode.actions
         pieces, counts, masks = [], [], []
         for start, stop in _runs(task, episode):
@@ -260,12 +263,6 @@ class Serializer:
         starts = np.cumsum([0, *counts])
         head = self.head(episode.task, episode.instruction or None)
         return SerializedEpisode(head, concatenate(pieces), starts, np.concatenate(masks))
-
-    def _levels(self, task: TaskCodec, returns: np.ndarray) -> np.ndarray | None:
-        """Return the ids (T,) of the returns to come; None for a task without them."""
-        if task.history.returns is None:
-            return None
-        return np.array(self.return_ids, np.int32)[return_levels(returns, task.history)]
 
     def actions_in(self, sequence: TokenSequence) -> np.ndarray:
         """Return bool (T,), true at the actions of an episode's steps, not at returns to come."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +22,6 @@ from gato.mixture_file import (
     with_mixture,
 )
 from gato.presets import preset, with_data
-from gato.run_commands import _tell_left_out
 from gato.world_commands import matching
 
 GOOD = """
@@ -216,12 +214,11 @@ def test_presets_that_are_published_draw_as_they_did():
     assert TrainConfig(preset("gato_79m").model).draw == "random"
 
 
-def test_training_tells_what_the_filters_leave_out(capsys, tiny):
-    corpora = (replace(tiny.corpora[0], min_return=0.0, top=0.25), tiny.corpora[1])
-    _tell_left_out(replace(tiny, corpora=corpora))
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert (
-        "15 of 20 episodes of 'toy/arm-v0' are left out, below a return of 0, the best 25%"
-        in (said[0])
+def test_what_the_filters_leave_out_is_told(capsys, tmp_path, stores):
+    text = f'[corpora.arm]\npath = "{stores / "arm"}"\nmin_return = 0.0\ntop = 0.25\n'
+    command = ["train", "quickstart", "--mixture", str(written(tmp_path, text))]
+    assert main([*command, "--dry-run", "1000", "--text_pieces", "270", "--rows", "4"]) == 0
+    said = capsys.readouterr().out
+    assert "15 of 20 episodes of 'toy/arm-v0' are left out, below a return of 0, the best 25%" in (
+        said
     )

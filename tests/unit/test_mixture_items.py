@@ -160,6 +160,18 @@ def texts(corpus: Corpus) -> set[bytes]:
     return {corpus.sample(rng, 2000).ids.tobytes() for _ in range(600)}
 
 
+def test_what_is_held_out_stays_so_where_a_shard_is_left_out(tmp_path, text_model):
+    with EpisodeWriter(tmp_path / "walks", WALK, shard_steps=30) as writer:  # 10 episodes each
+        for seed in range(40):
+            writer.append(walk(WALK, seed, 0.0))
+    damaged = sorted(p.name for p in (tmp_path / "walks").glob("shard-*"))[1]
+    whole = opened(tmp_path / "walks", text_model, validation=0.2)
+    part = opened(tmp_path / "walks", text_model, validation=0.2, skip=(damaged,))
+    gone = set(range(10, 20))
+    assert set(seeds(part)) == set(seeds(whole)) - gone
+    assert set(seeds(part.held_out())) == set(seeds(whole.held_out())) - gone
+
+
 def test_a_filter_comes_before_what_is_held_out(tmp_path, text_model):
     path = store(tmp_path / "walks", [float(i % 2) for i in range(60)])
     corpus = opened(path, text_model, validation=0.3, min_return=0.5)
