@@ -35,10 +35,10 @@ def export(store: EpisodeStore, out: Path, progress: Any = None) -> None:
     import minari
     from minari.dataset.minari_storage import MinariStorage
 
-    spec = store.spec
-    (out / "data").mkdir(parents=True)
+    spec, folder = store.spec, out.resolve() / "data"  # Minari joins a relative path to itself
+    folder.mkdir(parents=True)
     storage = MinariStorage.new(
-        out / "data",
+        folder,
         observation_space=spec.observation_space,
         action_space=spec.action_space,
         data_format="hdf5",

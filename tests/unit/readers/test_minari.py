@@ -369,7 +369,9 @@ def same(a: Episode, b: Episode) -> None:
 
 
 @pytest.mark.parametrize("targets", [True, False])
-def test_a_store_comes_back_from_minari_as_it_was(tmp_path, targets, capsys):
+def test_a_store_comes_back_from_minari_as_it_was(tmp_path, targets, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # paths are relative
+    tmp_path = Path()
     spec = full_spec()
     with EpisodeWriter(
         tmp_path / "ours", spec, settings={"expert": "scripted", "seed": 3}, versions={"toy": "1"}
