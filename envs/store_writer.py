@@ -65,7 +65,7 @@ class EpisodeWriter:
         versions: Mapping[str, str] | None = None,
     ) -> None:
         self.path, self.spec = Path(path), spec
-        self._shard_steps = shard_steps or _default_shard_steps(spec)
+        self._shard_steps = shard_steps or default_shard_steps(spec)
         self._pending: list[Episode] = []
         self._steps = 0  # of what is pending
         self._dirty = False
@@ -241,7 +241,8 @@ def _column(
     return np.concatenate([getattr(e, path) for e in episodes])
 
 
-def _default_shard_steps(spec: TaskSpec) -> int:
+def default_shard_steps(spec: TaskSpec) -> int:
+    """Return after how many steps a shard is closed: about `SHARD_BYTES`, within limits."""
     leaves = flatten_space(spec.observation_space, "observation").values()
     per_step = sum(4 if leaf.shape is None else _bytes(leaf) for leaf in leaves)
     return min(max(SHARD_BYTES // max(per_step, 1), 256), 1 << 16)

@@ -28,8 +28,8 @@ from torch import Tensor
 from gato.tokenizers.stream import TokenBatch
 
 # In bf16 on a CPU, oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps 1024
-# of them twice: a run whose batches hold ever other numbers of images and targets grows by gigabytes
-# over its first thousands of steps. Shapes that every step has stay among the last 256.
+# of them twice: a run whose batches hold ever other numbers of images and targets then grows by
+# gigabytes over its first thousands of steps. Shapes of every step stay among the last 256.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "256")
 

@@ -2,11 +2,12 @@
 
 Everything is measured beside a baseline on the same machine in the same minute, block by block in
 turns, and the medians are reported. No simulator takes part, so it runs wherever gato does; all
-but the last, which is measured only where it is named.
+but the last two, which take long and are measured only where they are named.
 
     serializer   tokens/s of one core       beside the floor that the design asks for
     train        tokens/s of the trainer    beside forward, backward and step on batches at hand
     rollout      steps/s of 8 rows, cached  beside one row, the whole context anew for every token
+    data         speed and memory of reading   see `gato.bench_data`
     collect      episodes/s of two workers  beside one, from the command to complete stores
 """
 
@@ -75,7 +76,7 @@ def run(names: Sequence[str] = (), repeats: int = 5) -> dict[str, Any]:
         if name not in BENCHES:
             close = difflib.get_close_matches(name, BENCHES) or list(BENCHES)
             raise ValueError(f"expected a bench, such as {' or '.join(close)}; got {name!r}")
-    chosen = list(dict.fromkeys(names)) or [name for name in BENCHES if name != "collect"]
+    chosen = list(dict.fromkeys(names)) or [name for name in BENCHES if name not in LONG]
     packages = ("gato", "torch", "numpy", "gymnasium")
     return {
         "name": " ".join(chosen),
@@ -98,7 +99,8 @@ def _hardware() -> str:
     return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"
 
 
-def _result(case: str, value: float, unit: str, baseline: float, against: str) -> Result:
+def result(case: str, value: float, unit: str, baseline: float, against: str) -> Result:
+    """Return one line of what is printed."""
     return {
         "case": case,
         "value": value,
@@ -109,7 +111,7 @@ def _result(case: str, value: float, unit: str, baseline: float, against: str) -
     }
 
 
-def _pace(work: Callable[[], Any], amount: float) -> float:
+def pace(work: Callable[[], Any], amount: float) -> float:
     """Return `amount` per second of one call of `work`."""
     begun = time.perf_counter()
     work()
@@ -155,9 +157,9 @@ def serializer_bench(repeats: int) -> list[Result]:
             return sum(len(serializer.episode(e).steps) for e in episodes)
 
         tokens = work()
-        value = statistics.median(_pace(work, tokens) for _ in range(2 * repeats))
+        value = statistics.median(pace(work, tokens) for _ in range(2 * repeats))
         floor = FLOORS[task.id]
-        results.append(_result(f"serializer: {what}", value, "tokens/s/core", floor, "the floor"))
+        results.append(result(f"serializer: {what}", value, "tokens/s/core", floor, "the floor"))
     return results
 
 
@@ -167,7 +169,7 @@ def serializer_bench(repeats: int) -> list[Result]:
 def train_bench(repeats: int) -> list[Result]:
     """Return tokens/s of training on a mixture of an arm, a game and text."""
     with tempfile.TemporaryDirectory() as folder:
-        config = _mixture(Path(folder))
+        config = mixture_of(Path(folder))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         serializer = make_serializer(config)
         trainer = Trainer(config, Path(folder) / "run", device, serializer)
@@ -179,14 +181,15 @@ def train_bench(repeats: int) -> list[Result]:
         for block in range(repeats):
             indices = range(first + block * steps, first + (block + 1) * steps)
             batches = [bare.mixture.batch(k).to(device) for k in indices]
-            theirs.append(_pace(lambda b=batches: _bare(bare, b), tokens))
-            ours.append(_pace(lambda i=indices: _train(trainer, i), tokens))
+            theirs.append(pace(lambda b=batches: _bare(bare, b), tokens))
+            ours.append(pace(lambda i=indices: _train(trainer, i), tokens))
     value, baseline = statistics.median(ours), statistics.median(theirs)
     against = "forward, backward and step of the same model on the same batches at hand"
-    return [_result("train: arm, game and text, bfloat16", value, "tokens/s", baseline, against)]
+    return [result("train: arm, game and text, bfloat16", value, "tokens/s", baseline, against)]
 
 
-def _mixture(folder: Path) -> TrainConfig:
+def mixture_of(folder: Path) -> TrainConfig:
+    """Return a run on an arm, a game and text, made up in `folder`."""
     for task, episodes in ((ARM, 40), (GAME, 6)):
         with EpisodeWriter(folder / task.id, task) as writer:
             for i in range(episodes):
@@ -254,9 +257,7 @@ def rollout_bench(repeats: int) -> list[Result]:
             theirs.append(_uncached(model, serializer, decisions, window))
         value, baseline = statistics.median(ours[1:]), statistics.median(theirs[1:])
         against = "one row, the whole context computed anew for every token"
-        results.append(
-            _result(f"rollout: arm, 8 rows, {case}", value, "steps/s", baseline, against)
-        )
+        results.append(result(f"rollout: arm, 8 rows, {case}", value, "steps/s", baseline, against))
     return results
 
 
@@ -283,7 +284,7 @@ def _cached(model: GatoModel, serializer: Serializer, rows: int, decisions: int)
         for observed in observations:
             policy.select_action(list(observed))
 
-    return _pace(work, rows * decisions)
+    return pace(work, rows * decisions)
 
 
 @torch.no_grad()
@@ -310,7 +311,7 @@ def _uncached(model: GatoModel, serializer: Serializer, decisions: int, window: 
                 past.append(grammar.last())
             grammar.value()
 
-    return _pace(work, decisions)
+    return pace(work, decisions)
 
 
 # ---- collecting ------------------------------------------------------------------------------
@@ -335,7 +336,7 @@ def collect_bench(repeats: int) -> list[Result]:
         ours.append(_collected(2))
     value, baseline = statistics.median(ours), statistics.median(theirs)
     case = "collect: Meta-World, BabyAI and Atari, 2 workers"
-    return [_result(case, value, "episodes/s", baseline, "the same episodes by one process")]
+    return [result(case, value, "episodes/s", baseline, "the same episodes by one process")]
 
 
 def _collected(workers: int) -> float:
@@ -349,12 +350,22 @@ def _collected(workers: int) -> float:
                 tasks = [task for task, n in COLLECTED.items() if n == episodes]
                 collect(tasks, episodes, folder, noise=0.1, workers=workers, min_fraction=0.4)
 
-        return _pace(work, sum(COLLECTED.values()))
+        return pace(work, sum(COLLECTED.values()))
+
+
+def data_bench(repeats: int) -> list[Result]:
+    """Return how fast data are read."""
+    from gato.bench_data import data_bench as run
+
+    return run(repeats)
 
 
 BENCHES: dict[str, Callable[[int], list[Result]]] = {
     "serializer": serializer_bench,
     "train": train_bench,
     "rollout": rollout_bench,
+    "data": data_bench,
     "collect": collect_bench,
 }
+LONG = ("data", "collect")
+"""Those that take a minute or more."""

@@ -279,6 +279,8 @@ def _eval(p: Parser) -> None:
     about = "of eval expert: auto, scripted, planner, or a learned one's DIR"
     p.add_argument("--expert", metavar="KIND", help=about)
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
+    about = "how far returns to come are tilted upwards; by default as trained"
+    p.add_argument("--kappa", type=float, help=about)
     p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
     _workers(p)
     _seed(p)
@@ -320,7 +322,9 @@ def _classify(p: Parser) -> None:
 
 
 def _bench(p: Parser) -> None:
-    p.add_argument("names", nargs="*", metavar="NAME", help="serializer, train, rollout, collect")
+    p.add_argument(
+        "names", nargs="*", metavar="NAME", help="serializer, train, rollout, data, collect"
+    )
     _json(p)
 
 

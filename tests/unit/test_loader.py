@@ -118,7 +118,7 @@ def test_what_is_wrong_with_data_arrives_with_its_place(tiny, stores, tmp_path):
     made = mixture(replace(tiny, corpora=corpora))
     column = next(tmp_path.glob("arm/shard-*/observations.*.npy"))
     column.write_bytes(column.read_bytes()[:-64])  # meanwhile a disk has failed
-    made.corpora[0]._kept = type(made.corpora[0]._kept)()
+    made.corpora[0].kept = type(made.corpora[0].kept)()
     told = []
     for workers in (0, 1):
         with (

@@ -22,14 +22,14 @@ DOORS = {
     "gato.run_commands",
     "gato.preparation",
     *("gato.expert_commands", "gato.evaluation_commands", "gato.terminal", "gato.show"),
-    *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
+    *("gato.quickstart", "gato.report", "gato.presets", "gato.bench", "gato.bench_data"),
     *("gato.data_commands", "gato.token_estimate"),
 }
 """What a person calls: it may import anything, and nothing below may import it."""
 STORES = {
     *("gato.envs.episode", "gato.envs.store", "gato.envs.records", "gato.envs.files"),
     "gato.envs.workers",
-    "gato.envs.remote",
+    *("gato.envs.remote", "gato.envs.mirror"),
 }
 """What of the worlds the trunk may import: data on disk, how it is written, worker processes."""
 
