@@ -1,10 +1,8 @@
 """Data that lie elsewhere: `s3://`, `gs://`, `https://`, `hf://`, through fsspec and a cache.
 
-A store of ours is opened from its manifest, which is fetched anew each time; its shards follow as
-they are read, each checked against the manifest's checksums. Other formats ask for the files they
-need (`open_folder`) or for all of them (`fetch`). Files are kept in ``$GATO_CACHE/remote``, or
-``~/.cache/gato/remote``, see `gato.envs.cache`; what is there can be used without a network, which
-is said.
+Readers ask for the files they need (`open_folder`) or for all of them (`fetch`); for stores of our
+own see `gato.envs.mirror`. Files are kept in ``$GATO_CACHE/remote``, or ``~/.cache/gato/remote``,
+see `gato.envs.cache`; what is there can be used without a network, which is said.
 
 Convention: whether a file has changed on the other side is told by its size and what else that side
 says of it (an ETag, a time); where it says nothing, a change that keeps the size is not noticed.
@@ -14,32 +12,23 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import os
 import re
-import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from gato.envs.cache import Cache
-from gato.envs.files import stores_below, write_atomically
+from gato.envs.files import write_atomically
 
-_MARK = ".remote.json"
-"""In the local folder of a store that lies elsewhere: where."""
 _VERSION = ("size", "ETag", "etag", "mtime", "LastModified", "last_modified", "updated", "created")
 _VERSION += ("md5Hash", "crc32c", "generation", "blob_id", "Content-MD5", "oid")
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "hf": "huggingface_hub"}
 _PACKAGES |= dict.fromkeys(("http", "https"), "gato[remote]")
-_CHECKED = 3.0
-"""Seconds in which a shard that was found whole is not looked at again."""
 _BLOCK = 8 << 20
-_AT_ONCE = 16
-_TRIES = 100
 
 
 def is_remote(location: str | Path) -> bool:
@@ -55,22 +44,6 @@ def cache_folder() -> Path:
 def file_cache() -> Cache:
     """Return the cache of what was fetched."""
     return Cache(cache_folder() / "remote")
-
-
-def local(location: str | Path) -> Path:
-    """Return where the stores at a location can be opened: the path itself, or their mirror.
-
-    Raises:
-        ValueError: for an address that cannot be read, or where no store lies.
-    """
-    if not is_remote(location):
-        return Path(location)
-    found = mirror(str(location))
-    if found is None:
-        raise ValueError(
-            f"expected a store or a folder of stores at {shown(location)}; found none."
-        )
-    return found
 
 
 def fetch(address: str) -> Path:
@@ -178,7 +151,7 @@ class RemoteFolder(Folder):
                 raise
             warnings.warn(f"{error} Going on with what was fetched before.", stacklevel=2)
         except ValueError as error:
-            raise ValueError(f"{shown(self._at(name))}: {error}") from error
+            raise ValueError(f"{shown(self.at(name))}: {error}") from error
         self._fresh.add(name)
         return path
 
@@ -238,153 +211,36 @@ class RemoteFolder(Folder):
         """Return what a small file holds now; None where there is none."""
         fs, _ = filesystem(self.address)
         try:
-            with told(self._at(name)):
-                return bytes(fs.cat_file(self._at(name)))
+            with told(self.at(name)):
+                return bytes(fs.cat_file(self.at(name)))
         except ValueError:
             return None
 
     def _info_of(self, name: str) -> Mapping[str, Any]:
         if name not in self._info:
-            fs, path = filesystem(self._at(name))
-            with told(self._at(name)):
+            fs, path = filesystem(self.at(name))
+            with told(self.at(name)):
                 info = fs.info(path)
                 if info.get("type") == "directory":
                     raise FileNotFoundError(path)
                 self._info[name] = info
         return self._info[name]
 
-    def _at(self, name: str) -> str:
+    def at(self, name: str) -> str:
+        """Return the address of a file."""
         return f"{self.address}/{name}" if name else self.address
 
     def _download(self, name: str, file: BinaryIO, reserve: Callable[[int], None]) -> None:
-        fs, path = filesystem(self._at(name))
-        with told(self._at(name)):
+        fs, path = filesystem(self.at(name))
+        with told(self.at(name)):
             source = fs.open(path, "rb", cache_type="none")
         with source:
             size = getattr(source, "size", None)
             if size:
                 reserve(size)
-            with told(self._at(name)):
+            with told(self.at(name)):
                 while block := source.read(_BLOCK):
                     file.write(block)
-
-
-def mirror(address: str) -> Path | None:
-    """Return a local folder where the stores at an address can be opened; None where none lies.
-
-    Their manifests are there when this returns, and of stores of records everything; the shards
-    of episodes come as they are read.
-    """
-    folder = RemoteFolder(address)
-    try:
-        names = _manifests(folder)
-    except ConnectionError as error:
-        if not stores_below(folder.root):
-            raise
-        warnings.warn(f"{error} Going on with what was fetched before.", stacklevel=2)
-        return folder.root
-    for store in stores_below(folder.root) if folder.root.exists() else ():
-        if store.relative_to(folder.root).as_posix() not in {n or "." for n in names}:
-            (store / "manifest.json").unlink(missing_ok=True)  # no longer on the other side
-    for name, content in names.items():
-        store = folder.root / name
-        store.mkdir(parents=True, exist_ok=True)
-        where = folder._at(name)
-        write_atomically(store / _MARK, json.dumps({"address": where}).encode())
-        write_atomically(store / "manifest.json", content)
-        _fetch_whole(RemoteStore(where, store), content)
-    return folder.root if names else None
-
-
-def _manifests(folder: RemoteFolder) -> dict[str, bytes]:
-    """Return the manifests at an address by the names of their stores."""
-    one = folder.read("manifest.json")
-    if one is not None:
-        return {"": one}
-    fs, _ = filesystem(folder.address)
-    with contextlib.suppress(Exception):
-        fs.invalidate_cache()
-    found = {}
-    for name in folder.glob("**/manifest.json"):
-        content = folder.read(name)
-        hidden = any(part.startswith(".") for part in name.split("/"))
-        if content is not None and not hidden:
-            found[name.removesuffix("manifest.json").rstrip("/")] = content
-    return found
-
-
-def _fetch_whole(store: RemoteStore, content: bytes) -> None:
-    """Fetch the files that a manifest names outside of shards: all of a store of records."""
-    try:
-        manifest = json.loads(content)
-        files = manifest.get("sha256", {})
-    except (ValueError, AttributeError):
-        return  # a damaged manifest: opening the store will say so
-    if files:
-        store.hold()
-        store.files(files)
-
-
-def remote_store(path: Path) -> RemoteStore | None:
-    """Return where the store in a folder of the cache comes from; None for any other folder."""
-    try:
-        told_ = json.loads((path / _MARK).read_bytes())
-    except OSError:
-        return None
-    return RemoteStore(told_["address"], path)
-
-
-class RemoteStore:
-    """The files of one store elsewhere, below the folder of its mirror."""
-
-    def __init__(self, address: str, path: Path) -> None:
-        self.address, self.path = address, path
-        self.folder = RemoteFolder(address)
-        # a store below the address that was asked for lies below that one's place
-        inside = path.relative_to(self.folder.cache.root)
-        self.folder.place, self.folder.base = inside.parts[0], "/".join(inside.parts[1:])
-        self.folder.root = path
-        self._seen: dict[str, float] = {}
-
-    def need(self, shard: Mapping[str, Any], name: str = "") -> None:
-        """Have a shard's files here, or one of them, and mark them as used.
-
-        Raises:
-            ValueError: for a file that is not what the manifest says.
-            ConnectionError: where one must be fetched and cannot be.
-        """
-        key, now = f"{shard['name']}/{name}", time.monotonic()
-        if now - self._seen.get(key, -_CHECKED) < _CHECKED:
-            return
-        names = [name] if name else list(shard["sha256"])
-        self.files({f"{shard['name']}/{n}": shard["sha256"][n] for n in names})
-        self._seen[key] = now
-
-    def index(self, shards: Iterable[Mapping[str, Any]], names: Iterable[str]) -> None:
-        """Have some small files of every shard here."""
-        wanted = itertools.product(shards, names)
-        self.files({f"{s['name']}/{n}": s["sha256"][n] for s, n in wanted if n in s["sha256"]})
-
-    def hold(self) -> None:
-        """Keep what is here as long as this process lives."""
-        self.folder.cache.hold(self.folder.place)
-
-    def files(self, checksums: Mapping[str, str]) -> None:
-        """Have files here, several fetched at a time: most of the wait is for answers."""
-        for _ in range(_TRIES):
-            missing = [(n, c) for n, c in checksums.items() if not self.folder.has(n, c)]
-            if not missing:
-                return
-            if len(missing) == 1:
-                self.folder.file(*missing[0])
-                continue
-            with ThreadPoolExecutor(min(len(missing), _AT_ONCE)) as pool:
-                for done in [pool.submit(self.folder.file, *one) for one in missing]:
-                    done.result()
-        raise ValueError(
-            f"the cache at {self.folder.cache.root} is too small for all who use it: files of "
-            f"{shown(self.address)} were removed before they were read. Allow it more: --cache-gb"
-        )
 
 
 @cache

@@ -14,7 +14,7 @@ from gato.envs.episode import TaskSpec
 from gato.envs.files import read_manifest, store_format
 from gato.envs.records import FORMAT as RECORDS
 from gato.envs.records import RecordStore
-from gato.envs.remote import remote_store
+from gato.envs.mirror import remote_store
 from gato.envs.store_reader import (
     FORMAT,
     INFO,

@@ -18,7 +18,7 @@ from gato.envs.check import check_episode
 from gato.envs.columns import read_bytes, read_rows
 from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.envs.files import check_sha256, read_manifest
-from gato.envs.remote import remote_store
+from gato.envs.mirror import remote_store
 
 FORMAT = "gato-episodes-1"
 EPISODE_COLUMNS = {

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 
 from gato.corpus_config import Corpus, CorpusConfig
 from gato.envs.files import stores_below
+from gato.envs.mirror import local
 from gato.envs.records import RecordStore
-from gato.envs.remote import local
 from gato.envs.store import EpisodeStore, open_store
 from gato.episode_corpus import EpisodeCorpus
 from gato.record_corpus import RecordCorpus

@@ -13,10 +13,11 @@ from typing import Any
 
 from gato.envs.episode import TaskSpec, flatten_space
 from gato.envs.files import stores_below
+from gato.envs.mirror import local, mirror, remote_store
 from gato.envs.readers import formats, importing
 from gato.envs.readers.leaves import describe
 from gato.envs.readers.reader import ReadOptions, Source
-from gato.envs.remote import file_cache, is_remote, local, mirror, remote_store, shown
+from gato.envs.remote import file_cache, is_remote, shown
 from gato.printing import print_json, print_table, progress_bar
 
 Arguments = argparse.Namespace

@@ -23,7 +23,6 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from gato.envs.check import check_episode
 from gato.envs.episode import Episode, TaskSpec
 from gato.envs.readers import lerobot_kept
 from gato.envs.readers.lerobot_columns import Column, Columns, foreign_columns
+from gato.envs.readers.lerobot_files import as_array, file_name, read_table
 from gato.envs.readers.pictures import open_image
 from gato.envs.readers.reader import BadItem, ReadOptions, Source, fit_image
 from gato.envs.readers.video import frames_at, require_av
@@ -125,7 +125,7 @@ class Dataset:
         wanted = [*_EPISODE, *(f"videos/{key}/{name}" for key in videos for name in _VIDEO)]
         rows: list[dict[str, Any]] = []
         for name in self._episode_files():
-            rows += _read(self.folder.file(name), wanted, name).to_pylist()
+            rows += read_table(self.folder.file(name), wanted, name).to_pylist()
             if len(rows) >= total:
                 break
         if len(rows) != total:
@@ -168,7 +168,7 @@ class Dataset:
     @lru_cache(maxsize=1)  # noqa: B019 - a dataset lives as long as its source
     def tasks(self) -> dict[int, str]:
         """LeRobot's task strings by their index."""
-        table = _read(self.folder.file("meta/tasks.parquet"), None, "meta/tasks.parquet")
+        table = read_table(self.folder.file("meta/tasks.parquet"), None, "meta/tasks.parquet")
         texts = [n for n in ("task", "__index_level_0__") if n in table.column_names]
         if not texts or "task_index" not in table.column_names:
             raise ValueError(
@@ -188,7 +188,7 @@ class Dataset:
         lows, highs = [], []
         for row in self._files():
             column = self.table(*row).column(feature)
-            values = _numbers(column, feature).astype(np.float64)
+            values = as_array(column, feature).astype(np.float64)
             lows.append(values.min(0))
             highs.append(values.max(0))
         return np.min(lows, 0), np.max(highs, 0)
@@ -251,13 +251,13 @@ class Dataset:
 
     def _table(self, chunk: int, file: int) -> Any:
         """Return the rows of a file, of the columns that are read."""
-        name = _named(self.info["data_path"], chunk_index=chunk, file_index=file)
+        name = file_name(self.info["data_path"], chunk_index=chunk, file_index=file)
         if not hasattr(self, "columns"):  # before the columns are known: their bounds are asked for
-            return _read(self.folder.file(name), None, name)
+            return read_table(self.folder.file(name), None, name)
         wanted = {c.feature for c in self.columns.leaves if c.kind != "video"}
         wanted |= {*self.columns.flags.values(), "timestamp", "episode_index", "task_index"}
         wanted |= {self.columns.instruction} - {""}
-        return _read(self.folder.file(name), sorted(wanted), name)
+        return read_table(self.folder.file(name), sorted(wanted), name)
 
     def _episodes(self, row: Mapping[str, Any], source: Source) -> Iterator[Episode]:
         number, length = int(row["episode_index"]), int(row["length"])
@@ -275,7 +275,7 @@ class Dataset:
         columns: dict[str, dict[str, Any]] = {"observations": {}, "actions": {}, "targets": {}}
         for column in self.columns.leaves:
             columns[column.role][column.path] = self._values(column, row, table, times)
-        flags = {k: _numbers(table[v], v).reshape(length) for k, v in self.columns.flags.items()}
+        flags = {k: as_array(table[v], v).reshape(length) for k, v in self.columns.flags.items()}
         if self.kept:
             episode = self.kept.episode(self.spec, row, columns, self.columns.leaves, flags)
             said = self.options.instruction
@@ -292,7 +292,7 @@ class Dataset:
         """Return one leaf of an episode, an entry per frame."""
         if column.kind == "video":
             head = f"videos/{column.feature}/"
-            name = _named(
+            name = file_name(
                 str(self.info.get("video_path")),
                 video_key=column.feature,
                 chunk_index=int(row[head + "chunk_index"]),
@@ -309,7 +309,7 @@ class Dataset:
             return _stacked((self._picture(v) for v in values.to_pylist()), column)
         if column.kind == "text":
             return [str(text) for text in values.to_pylist()]
-        numbers = _numbers(values, column.feature)
+        numbers = as_array(values, column.feature)
         shape = (len(numbers), *column.space.shape)
         if numbers.size != np.prod(shape):
             raise ValueError(
@@ -401,62 +401,6 @@ def _info(folder: Folder, location: str) -> dict[str, Any]:
     if not 0 < float(info["fps"]) < 1e6:
         raise ValueError(f"expected a positive fps in meta/info.json; got {info['fps']}.")
     return info
-
-
-def _read(path: Path, columns: list[str] | None, name: str) -> Any:
-    """Return a Parquet file as a table.
-
-    Raises:
-        ValueError: where it is damaged or lacks a column, naming both.
-    """
-    import pyarrow.parquet as parquet
-
-    try:
-        file = parquet.ParquetFile(path)
-        missing = sorted(set(columns or ()) - set(file.schema_arrow.names))
-        if not missing:
-            return file.read(columns=columns)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"expected a Parquet file in {name}; {error}") from error
-    raise ValueError(f"expected a column {missing[0]!r} in {name}; got none.")
-
-
-def _named(template: str, **values: Any) -> str:
-    """Return the name of a file that ``meta/info.json`` describes."""
-    try:
-        return template.format(**values)
-    except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"expected names of files in meta/info.json; got {template!r}.") from error
-
-
-def _numbers(column: Any, feature: str) -> np.ndarray:
-    """Return a column of numbers, or of lists of equally many, as an array."""
-    try:
-        return np.array(column.to_pylist() if column.num_chunks == 0 else _dense(column))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"expected {feature!r} of one shape in all frames; {error}") from error
-
-
-def _dense(column: Any) -> np.ndarray:
-    import pyarrow as pa
-
-    array = column.combine_chunks()
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0)
-    shape = [len(array)]
-    while True:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
-        if not pa.types.is_nested(array.type):
-            break
-        lengths = array.value_lengths().to_numpy(zero_copy_only=False)
-        if array.null_count or len(set(lengths.tolist())) > 1:
-            raise ValueError(f"lengths differ: {sorted(set(lengths.tolist()))[:4]}")
-        shape.append(int(lengths[0]))
-        array = array.flatten()
-    if array.null_count:
-        raise ValueError("some are missing")
-    return array.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def _stacked(pictures: Iterator[np.ndarray], column: Column) -> np.ndarray:

@@ -9,7 +9,7 @@ for is kept beside it, see `lerobot_kept`, so that reading the dataset here give
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,27 @@ from typing import Any
 import numpy as np
 
 from gato.envs.episode import Episode
-from gato.envs.files import write_atomically
 from gato.envs.readers import lerobot_kept
 from gato.envs.readers.lerobot_columns import Column, our_columns
+from gato.envs.readers.lerobot_files import (
+    CHUNK,
+    DATA,
+    DATA_MB,
+    VIDEO,
+    VIDEO_MB,
+    Tables,
+    Videos,
+    write_json,
+    write_tasks,
+)
 from gato.envs.readers.lerobot_stats import Statistics
-from gato.envs.readers.video import CODECS, VideoWriter, frames_at
+from gato.envs.readers.video import CODECS, frames_at
 from gato.envs.store import EpisodeStore
 
 FORMAT = "lerobot"
 EXTRA = "readers"
 IMAGES = ("video", "lossless", "png")
 """How pictures are kept: H.264 with a small loss, H.264 in RGB without any, PNG in Parquet."""
-CHUNK = 1000
-DATA_MB, VIDEO_MB = 100, 200
-"""Sizes after which another file is begun; LeRobot's own."""
-DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
-VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 MEASURED = 16
 """Episodes whose videos are read again to measure the loss."""
 CLOCK = {
@@ -96,11 +101,11 @@ class _Writer:
         self.columns = our_columns(store.spec, kind, self.targets)
         self.fps = Fraction(store.spec.control_hz).limit_denominator(1000)
         self.videos = {
-            c.feature: _Videos(out, c, self.fps, "h264" if images == "video" else images)
+            c.feature: Videos(out, c, self.fps, "h264" if images == "video" else images)
             for c in self.columns
             if c.kind == "video"
         }
-        self.data = _Tables(out)
+        self.data = Tables(out)
         self.statistics = Statistics()
         self.tasks: dict[str, int] = {}
         self.rows: list[dict[str, Any]] = []
@@ -150,9 +155,9 @@ class _Writer:
         loss = self._loss()
         meta = self.out / "meta"
         self._write_episodes(meta)
-        _write_tasks(meta / "tasks.parquet", list(self.tasks))
-        _write_json(meta / "stats.json", self.statistics.whole())
-        _write_json(meta / "info.json", self._info())
+        write_tasks(meta / "tasks.parquet", list(self.tasks))
+        write_json(meta / "stats.json", self.statistics.whole())
+        write_json(meta / "info.json", self._info())
         codec = {"images": self.images, **CODECS.get(self.images.replace("video", "h264"), {})}
         kept = {
             "format": lerobot_kept.FORMAT,
@@ -167,7 +172,7 @@ class _Writer:
             "loss": loss,
             "episodes": lerobot_kept.digest(self.rows),
         }
-        _write_json(self.out / lerobot_kept.STORE, kept)
+        write_json(self.out / lerobot_kept.STORE, kept)
         return loss
 
     def _features(self) -> dict[str, dict[str, Any]]:
@@ -302,131 +307,3 @@ class _Writer:
         first = row[head + "from_timestamp"]
         times = [first + i / float(self.fps) for i in range(row["length"])]
         return frames_at(path, times, 0.5 / float(self.fps))
-
-
-class _Tables:
-    """Parquet files of frames, a row group per episode."""
-
-    def __init__(self, out: Path) -> None:
-        self.out, self.number, self.writer = out, 0, None
-        self.path = out
-
-    def append(
-        self, columns: Mapping[str, Any], features: Mapping[str, Mapping[str, Any]]
-    ) -> tuple[int, int]:
-        """Write the frames of one episode and return the chunk and file they are in."""
-        import pyarrow as pa
-        import pyarrow.parquet as parquet
-
-        if self.writer is not None and self.path.stat().st_size > DATA_MB << 20:
-            self.close()
-            self.number += 1
-        chunk, file = divmod(self.number, CHUNK)
-        arrays = {k: _arrow(v) for k, v in columns.items()}
-        table = pa.Table.from_pydict(arrays)
-        if self.writer is None:
-            self.path = self.out / DATA.format(chunk_index=chunk, file_index=file)
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.writer = parquet.ParquetWriter(self.path, table.schema)
-        self.writer.write_table(table)
-        return chunk, file
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
-
-class _Videos:
-    """Files of one feature's frames, several episodes in each."""
-
-    def __init__(self, out: Path, column: Column, fps: Fraction, codec: str) -> None:
-        self.out, self.column, self.fps, self.codec = out, column, fps, codec
-        self.number = 0
-        self.writer: VideoWriter | None = None
-        self.format = ""
-
-    def append(self, frames: Sequence[np.ndarray]) -> dict[str, Any]:
-        """Write an episode's frames and return where they are, as LeRobot's table says it."""
-        if self.writer is not None and self.writer.path.stat().st_size > VIDEO_MB << 20:
-            self.close()
-            self.number += 1
-        chunk, file = divmod(self.number, CHUNK)
-        name = self.column.feature
-        if self.writer is None:
-            path = self.out / VIDEO.format(video_key=name, chunk_index=chunk, file_index=file)
-            self.writer = VideoWriter(path, self.fps, self.codec, self.column.space.shape or ())
-            self.format = self.writer.format
-        first = self.writer.frames
-        for i, frame in enumerate(frames):
-            self.writer.append(frame, starts=i == 0)
-        return {
-            f"videos/{name}/chunk_index": chunk,
-            f"videos/{name}/file_index": file,
-            f"videos/{name}/from_timestamp": float(first / self.fps),
-            f"videos/{name}/to_timestamp": float(self.writer.frames / self.fps),
-        }
-
-    def about(self) -> dict[str, Any]:
-        height, width, channels = self.column.space.shape or (0, 0, 3)
-        return {
-            "video.height": height,
-            "video.width": width,
-            "video.codec": "h264",
-            "video.pix_fmt": "gbrp" if self.format == "rgb24" else self.format,
-            "video.is_depth_map": False,
-            "video.fps": float(self.fps),
-            "video.channels": channels,
-            "has_audio": False,
-        }
-
-    def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
-            self.writer = None
-
-
-def _arrow(values: Any) -> Any:
-    """Return a column of frames as Arrow has it: lists of one length as such."""
-    import pyarrow as pa
-
-    if isinstance(values, list):
-        picture = values and isinstance(values[0], dict)
-        kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if picture else pa.string()
-        return pa.array(values, kind)
-    array = pa.array(np.ascontiguousarray(values).reshape(-1))
-    shape = values.shape[1:]
-    if shape in ((), (1,)):  # LeRobot's one number is no list
-        return array
-    for size in reversed(shape[1:]):  # an array of two axes or more: nested lists
-        array = pa.ListArray.from_arrays(np.arange(0, len(array) + 1, size, np.int32), array)
-    if len(shape) == 1:
-        return pa.FixedSizeListArray.from_arrays(array, shape[0])
-    return pa.ListArray.from_arrays(np.arange(0, len(array) + 1, shape[0], np.int32), array)
-
-
-def _write_tasks(path: Path, tasks: Sequence[str]) -> None:
-    """Write task strings as pandas writes a table whose index they are: LeRobot reads it so."""
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    def column(name: str, kind: str, of: str) -> dict[str, Any]:
-        names = {"name": name, "field_name": name}
-        return {**names, "pandas_type": kind, "numpy_type": of, "metadata": None}
-
-    about = {
-        "index_columns": ["task"],
-        "column_indexes": [column("", "unicode", "object") | {"name": None, "field_name": None}],
-        "columns": [column("task_index", "int64", "int64"), column("task", "unicode", "object")],
-        "creator": {"library": "pyarrow", "version": pa.__version__},
-        "pandas_version": "2.0.0",
-    }
-    numbers = pa.array(range(len(tasks)), pa.int64())
-    table = pa.table({"task_index": numbers, "task": pa.array(tasks, pa.string())})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parquet.write_table(table.replace_schema_metadata({b"pandas": json.dumps(about)}), path)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(data, indent=1, allow_nan=False).encode())

@@ -18,7 +18,7 @@ from gymnasium import spaces
 
 from gato import cli
 from gato.envs.episode import ANY_TEXT, Episode, TaskSpec
-from gato.envs.readers import formats, lerobot_writer
+from gato.envs.readers import formats, lerobot_files, lerobot_writer
 from gato.envs.readers.importing import import_source
 from gato.envs.readers.lerobot_stats import Statistics
 from gato.envs.readers.reader import BadItem, ReadOptions
@@ -442,9 +442,9 @@ def test_what_lerobot_reads_of_ours_is_what_was_written(tmp_path):
 
 
 def test_several_files_and_the_command_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(lerobot_writer, "DATA_MB", 0)
-    monkeypatch.setattr(lerobot_writer, "VIDEO_MB", 0)
-    monkeypatch.setattr(lerobot_writer, "CHUNK", 2)
+    monkeypatch.setattr(lerobot_files, "DATA_MB", 0)
+    monkeypatch.setattr(lerobot_files, "VIDEO_MB", 0)
+    monkeypatch.setattr(lerobot_files, "CHUNK", 2)
     monkeypatch.setattr("gato.envs.readers.lerobot_kept.PER_FILE", 2)
     store = make_store(tmp_path / "store")
     out = tmp_path / "out"

@@ -24,8 +24,9 @@ import pytest
 from gato import cli
 from gato.data_commands import with_imports
 from gato.envs import cache as cache_module
-from gato.envs import remote
+from gato.envs import mirror, remote
 from gato.envs.cache import Cache
+from gato.envs.files import stores_below
 from gato.envs.readers import formats, importing
 from gato.envs.store import EpisodeStore, RecordStore, open_store
 from gato.train import train
@@ -44,7 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let files be evicted and looked at again without a moment's rest."""
     monkeypatch.setattr(cache_module, "GRACE", 0.0)
-    monkeypatch.setattr(remote, "_CHECKED", 0.0)
+    monkeypatch.setattr(mirror, "_CHECKED", 0.0)
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def sizes(folder: Path) -> dict[str, int]:
 
 def test_a_store_is_the_same_from_afar_and_comes_shard_by_shard(stores, memory):
     here, address = EpisodeStore(stores / "arm"), memory(stores / "arm", "far/arm")
-    folder = remote.local(address)
+    folder = mirror.local(address)
     there = open_store(folder)
     shards = [s["name"] for s in here.manifest["shards"]]
     assert len(shards) > 2
@@ -139,7 +140,7 @@ def test_a_store_is_the_same_from_afar_and_comes_shard_by_shard(stores, memory):
 
 def test_folders_of_stores_and_records(stores, memory):
     address = memory(stores, "far/all")
-    found = remote.stores_below(remote.local(address))
+    found = stores_below(mirror.local(address))
     assert [f.name for f in found] == ["arm", "grid", "pictures", "talks", "words"]
     for folder in found:
         there, here = open_store(folder), open_store(stores / folder.name)
@@ -151,7 +152,7 @@ def test_folders_of_stores_and_records(stores, memory):
                 assert mine.keys() == theirs.keys()
                 assert np.array_equal(mine.get("image", 0), theirs.get("image", 0))
     fsspec.filesystem("memory").rm("/far/all/grid", recursive=True)
-    again = remote.stores_below(remote.local(address))
+    again = stores_below(mirror.local(address))
     assert [f.name for f in again] == ["arm", "pictures", "talks", "words"]
 
 
@@ -185,7 +186,7 @@ def test_the_command_line_takes_addresses_of_stores(stores, memory, capsys):
 def test_the_cache_stays_within_its_bound(stores, memory, cache, at_once):
     address = memory(stores / "grid", "far/grid")
     here = EpisodeStore(stores / "grid")
-    folder = remote.local(address)
+    folder = mirror.local(address)
     index = cache.used()
     largest = max(
         sum((stores / "grid" / s["name"] / n).stat().st_size for n in s["sha256"])
@@ -206,7 +207,7 @@ def test_the_cache_stays_within_its_bound(stores, memory, cache, at_once):
 def test_a_damaged_shard_is_named_and_not_kept(stores, memory):
     address = memory(stores / "arm", "far/arm")
     fs = fsspec.filesystem("memory")
-    there = open_store(remote.local(address))
+    there = open_store(mirror.local(address))
     file = next(f for f in fs.find("/far/arm") if f.endswith("actions.action.npy"))
     fs.pipe_file(file, fs.cat_file(file)[:-1] + b"x")
     with pytest.raises(ValueError, match=r"memory://far/arm/shard.*actions.action.npy: .*sha256"):
@@ -224,7 +225,7 @@ def test_a_store_that_was_made_anew_is_read_anew(stores, memory):
     manifest = json.loads(fs.cat_file("/far/arm/manifest.json"))
     few = {**manifest, "shards": manifest["shards"][:1]}
     fs.pipe_file("/far/arm/manifest.json", json.dumps(few).encode())
-    first = open_store(remote.local(address))
+    first = open_store(mirror.local(address))
     assert len(first) == manifest["shards"][0]["episodes"]
     first.episode(0)
     # a shard of the same name with another content, as a store that was removed and made again
@@ -234,7 +235,7 @@ def test_a_store_that_was_made_anew_is_read_anew(stores, memory):
     fs.pipe_file(path, changed)
     shard["sha256"][name] = hashlib.sha256(changed).hexdigest()
     fs.pipe_file("/far/arm/manifest.json", json.dumps(manifest).encode())
-    then = open_store(remote.local(address))
+    then = open_store(mirror.local(address))
     assert len(then) == len(whole)
     last = shard["episodes"] - 1
     assert float(then.episode(last).rewards[-1]) == 7
@@ -314,7 +315,7 @@ def test_what_is_not_there_or_out_of_reach_is_told(web, memory, capsys):
     with pytest.raises(ValueError, match=f"expected a file at {web.address}/none.jsonl"):
         remote.fetch(f"{web.address}/none.jsonl")
     with pytest.raises(ValueError, match="a store or a folder of stores at memory://far/none"):
-        remote.local("memory://far/none")
+        mirror.local("memory://far/none")
     web.stop()
     assert cli.main(["data", "import", f"{web.address}/x.jsonl", "--out", "unused"]) == 1
     said = capsys.readouterr().err
@@ -326,13 +327,13 @@ def test_what_is_not_there_or_out_of_reach_is_told(web, memory, capsys):
 def test_without_a_network_what_was_fetched_is_used(stores, web):
     shutil.copytree(stores / "arm", web.folder / "arm")
     address = f"{web.address}/arm"
-    store = open_store(remote.local(address))
+    store = open_store(mirror.local(address))
     store.episode(0)
     (web.folder / "a.txt").write_text("words")
     remote.fetch(f"{web.address}/a.txt")
     web.stop()
     with pytest.warns(UserWarning, match=r"cannot reach .*Going on with what was fetched before"):
-        again = open_store(remote.local(address))
+        again = open_store(mirror.local(address))
     assert np.array_equal(again.episode(0).rewards, store.episode(0).rewards)
     with pytest.raises(ConnectionError, match="cannot reach"):
         again.episode(len(again) - 1)
@@ -439,12 +440,12 @@ def test_a_download_that_fails_leaves_nothing(tmp_path):
 SAMPLING = """
 import sys, time
 import numpy as np
-from gato.envs import cache, remote
+from gato.envs import cache, mirror
 from gato.envs.store import EpisodeStore, open_store
 
-cache.GRACE, remote._CHECKED = 0.4, 0.1
+cache.GRACE, mirror._CHECKED = 0.4, 0.1
 here = EpisodeStore(sys.argv[1])
-there = open_store(remote.local("file://" + sys.argv[1]))
+there = open_store(mirror.local("file://" + sys.argv[1]))
 rng, end = np.random.default_rng(int(sys.argv[2])), time.monotonic() + 2
 while time.monotonic() < end:
     i = int(rng.integers(len(here)))
