@@ -41,6 +41,7 @@ def evaluate(chosen: Arguments) -> int:
             workers=chosen.workers,
             expert=chosen.expert,
             temperature=chosen.temperature,
+            kappa=chosen.kappa,
             prompt_store=chosen.prompts,
             timeout=chosen.timeout,
             recorder=recorder,

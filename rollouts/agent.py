@@ -66,6 +66,7 @@ class Agent:
         temperature: float | None = None,
         seeds: Sequence[int] | None = None,
         prompts: Mapping[str, Episode] | None = None,
+        kappa: float | None = None,
     ) -> Policy:
         """Return a policy of one row per task; of one row for a single task.
 
@@ -74,6 +75,7 @@ class Agent:
             temperature: of the actions; by default what each task was trained for.
             seeds: of each row's random generator.
             prompts: per task, steps of an episode to be shown before the first step.
+            kappa: how far returns to come are tilted upwards; by default as trained.
         """
         return Policy(
             self.model,
@@ -82,6 +84,7 @@ class Agent:
             temperature=temperature,
             seeds=seeds,
             prompts=prompts,
+            kappa=kappa,
         )
 
     def chat(

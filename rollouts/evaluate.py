@@ -52,6 +52,7 @@ def evaluate(
     workers: int = 2,
     expert: str | None = None,
     temperature: float | None = None,
+    kappa: float | None = None,
     prompt_store: str | Path | None = None,
     prompt_steps: int = 1,
     max_batch: int = 20,
@@ -71,6 +72,8 @@ def evaluate(
         expert: which one ``"expert"`` is: ``auto`` (the default), ``scripted``, ``planner`` or
             the folder of a learned one.
         temperature: of the actions; by default what each task was trained for.
+        kappa: how far the returns to come of tasks conditioned on them are tilted upwards; by
+            default what each task was trained for.
         prompt_store: a store, or a folder of stores, of demonstrations to prompt with.
         prompt_steps: last steps of a demonstration that are shown.
         max_batch: most rows decoded at once.
@@ -89,6 +92,8 @@ def evaluate(
     specs = {task: registry.spec(task) for task in task_ids}
     settings = {"episodes": episodes, "seed": seed, "temperature": temperature}
     settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs)}
+    tilt = _tilt(player, task_ids, kappa)
+    settings |= tilt
     settings["first_seed"] = first = EVALUATION_SEED_START + seed * ATTEMPTS
     seeds = range(first, first + episodes)
     _refuse_training_seeds(player, seeds)
@@ -98,7 +103,7 @@ def evaluate(
     began = time.perf_counter()
     with _threads(threads, workers):
         played = run(
-            lambda tasks, draws: player.policy(tasks, temperature, draws, prompts),
+            lambda tasks, draws: player.policy(tasks, temperature, draws, prompts, **tilt),
             [Job(task, s, logged=s in logged) for task in task_ids for s in seeds],
             workers=workers,
             max_batch=max_batch,
@@ -136,6 +141,21 @@ def _player(
             f"{str(checkpoint)!r} is no model: it has no temperature and reads no prompts."
         )
     return HostPlayer(str(checkpoint), expert or "auto")
+
+
+def _tilt(
+    player: Agent | HostPlayer, task_ids: Sequence[str], kappa: float | None
+) -> dict[str, float]:
+    """Return kappa by its name where it is given; raise ValueError where it has no effect."""
+    if kappa is None:
+        return {}
+    known = {} if isinstance(player, HostPlayer) else player.serializer.tasks
+    if not any(t in known and known[t].history.returns is not None for t in task_ids):
+        raise ValueError(
+            f"kappa tilts returns to come, and none of the tasks is conditioned on them; got "
+            f"{kappa}. Train with returns = true in the mixture's file, or leave it out."
+        )
+    return {"kappa": kappa}
 
 
 def _refuse_training_seeds(player: Agent | HostPlayer, seeds: range) -> None:

@@ -19,6 +19,7 @@ from gato.fitting import make_serializer
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.rollouts.batching import choose_returns
+from gato.rollouts.evaluate import evaluate
 from gato.rollouts.policy import Policy
 from gato.show import show
 from gato.tokenizers.serializer import Serializer
@@ -242,3 +243,8 @@ def test_returns_and_pairs_are_shown(lamp, stores):
     assert [shown.count(v) for v in ("<bos>", "<sep>", "<eos>")] == [1, 3, 3]
     with pytest.raises(ValueError, match="expected returns or a checkpoint, which says so itself"):
         show(str(lamp), returns=True, checkpoint=lamp)
+
+
+def test_kappa_without_returns_is_refused():
+    with pytest.raises(ValueError, match=r"kappa tilts returns to come, and none of the tasks"):
+        evaluate("random", ["babyai/GoToObj-v0"], 1, workers=0, kappa=1.0)

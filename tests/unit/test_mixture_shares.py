@@ -83,6 +83,13 @@ def test_six_corpora_get_their_shares_within_a_hundredth(six, weigh):
     np.testing.assert_allclose(got, list(WEIGHTS.values()), atol=0.01)
 
 
+@pytest.mark.parametrize(("weigh", "row"), [("tokens", 0), ("samples", 1)])
+def test_random_drawing_holds_in_the_long_run(six, weigh, row):
+    corpora, serializer = six
+    made = Mixture(corpora, serializer, rows=16, row_length=LENGTH, weigh=weigh)
+    np.testing.assert_allclose(shares(made, 300_000, row), list(WEIGHTS.values()), atol=0.03)
+
+
 def test_rows_are_as_full_as_they_were(six):
     corpora, serializer = six
     made = Mixture(corpora, serializer, rows=16, row_length=LENGTH, draw="even")
