@@ -113,7 +113,7 @@ def info(chosen: Arguments) -> None:
         print_json(rows + foreign)
     else:
         if rows:
-            print_table(rows)
+            print_table([{k: v for k, v in row.items() if k != "tasks"} for row in rows])
         for described in foreign:
             _print_source(described)
     _raise(faults)
@@ -246,6 +246,8 @@ def _describe_store(folder: Path, estimate: Any) -> dict[str, Any]:
         if store.spec.measure == "success":
             row["success_rate"] = sum(bool(s) for s in store.successes) / len(store)
     row["tokens"] = estimate.store(store)
+    if isinstance(store, EpisodeStore):
+        row["tasks"] = {store.spec.id: _describe_task(store.spec)}
     return row
 
 

@@ -44,6 +44,8 @@ class Estimate:
 
         None where the source does not know how much it holds.
         """
+        if source.parts:
+            return self._parts(source)
         n = RECORDS if source.kind == "records" else EPISODES
         items = list(islice(source.read(), n))
         bad = [f"{i.where}: {i.reason}" for i in items if isinstance(i, BadItem)]
@@ -69,6 +71,16 @@ class Estimate:
             return _episodes(good, source.tasks, steps), faults
         except (TypeError, ValueError) as error:  # no codec: nothing of it can be trained on
             return None, [*faults, str(error)]
+
+    def _parts(self, source: Source) -> tuple[int | None, list[str]]:
+        told = [self.source(part) for part in source.parts]
+        faults = [fault for _, found in told for fault in found]
+        totals = [tokens for tokens, _ in told if tokens is not None]
+        if len(totals) < len(told):
+            return None, faults
+        limit, items = source.options.limit, source.items
+        share = min(1.0, limit / items) if limit and items else 1.0
+        return round(sum(totals) * share), faults
 
 
 def _records(records: Sequence[Any], count: int) -> int:

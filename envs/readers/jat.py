@@ -35,7 +35,7 @@ from gato.envs.episode import ANY_TEXT, Episode, TaskSpec
 from gato.envs.readers import arrow
 from gato.envs.readers.leaves import Leaf, acted, convert, in_words, observed
 from gato.envs.readers.minari import UNKNOWN_HZ, cast_rewards
-from gato.envs.readers.reader import MAX_PIXELS, BadItem, ReadOptions, Source
+from gato.envs.readers.reader import MAX_PIXELS, BadItem, ReadOptions, Source, joined
 from gato.envs.remote import fetch
 
 FORMAT = "jat"
@@ -86,20 +86,34 @@ def open_source(location: str, options: ReadOptions) -> Source:
             f"expected one task at {location} to call {options.task!r}; got "
             f"{', '.join(sorted(groups))}. Name the folder of one."
         )
+    if len(groups) == 1:
+        ((name, files),) = groups.items()
+        return _source(location, name, files, options)
+    sources, broken = [], []
+    for name, files in sorted(groups.items()):
+        try:
+            sources.append(_source(f"{location}/{name}", name, files, options))
+        except ValueError as error:
+            broken.append(BadItem(f"{location}/{name}", str(error)))
+    if not sources:
+        raise ValueError(f"{broken[0].where}: {broken[0].reason}")
+    return joined(location, sources, broken)
+
+
+def _source(location: str, name: str, files: list[Path], options: ReadOptions) -> Source:
     counts: Counter[str] = Counter()
-    tasks = [_open_task(name, files, options, counts) for name, files in sorted(groups.items())]
-    fields = {f"{t.spec.id}: {name}": about for t in tasks for name, about in t.fields.items()}
+    task = _open_task(name, files, options, counts)
     return Source(
         FORMAT,
         location,
         "episodes",
-        partial(_read, tasks),
-        tasks={task.spec.id: task.spec for task in tasks},
-        items=sum(len(task.lengths) for task in tasks),
-        steps=sum(sum(task.lengths) for task in tasks),
-        fields=fields,
+        partial(_read, task),
+        tasks={task.spec.id: task.spec},
+        items=len(task.lengths),
+        steps=sum(task.lengths),
+        fields=task.fields,
         notes=[
-            *(note for task in tasks for note in task.notes),
+            *task.notes,
             "how episodes end is not in the data: all are truncated, the last observation twice",
             f"the rate of control is not in the data; {UNKNOWN_HZ:g} a second is assumed",
         ],
@@ -300,11 +314,10 @@ def _values(name: str, looked: _Looked) -> int:
     return looked.most[name] + 1
 
 
-def _read(tasks: list[_Task]) -> Iterator[Episode | BadItem]:
-    for task in tasks:
-        yield from task.broken
-        for file in task.files:
-            yield from _read_file(task, file)
+def _read(task: _Task) -> Iterator[Episode | BadItem]:
+    yield from task.broken
+    for file in task.files:
+        yield from _read_file(task, file)
 
 
 def _read_file(task: _Task, file: Path) -> Iterator[Episode | BadItem]:

@@ -81,6 +81,8 @@ class Source:
     """What reading has changed so far, and how often: ``{"actions clipped": 17}``."""
     made: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By task, the settings and versions that its store is to name, where the data know them."""
+    parts: list[Source] = field(default_factory=list)
+    """The sources that this one joins, where it joins several."""
     options: ReadOptions = field(default_factory=ReadOptions)
     """What was asked for; `formats.open_source` fills it in."""
 
@@ -127,6 +129,7 @@ def joined(location: str, sources: Sequence[Source], broken: Sequence[BadItem]) 
         notes=list(dict.fromkeys(note for source in sources for note in source.notes)),
         counts=counts,
         made={task: made for source in sources for task, made in source.made.items()},
+        parts=list(sources),
     )
 
 

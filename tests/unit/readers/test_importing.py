@@ -339,6 +339,7 @@ def test_the_commands_tell_what_they_did(toy, tmp_path, capsys):
     assert [row["tokens"] for row in stores] == [3 * STEPS * 5, 2 * STEPS * 5]
     assert [row["hours"] for row in stores] == [3 * STEPS / 36000, 2 * STEPS / 36000]
     assert foreign["tokens"] == 6 * STEPS * 5
+    assert stores[0]["tasks"] == {"toy/one": foreign["tasks"]["toy/one"]}
     assert cli.main(["data", "info", str(data)]) == 0
     assert "toy/two: do toy/two" in capsys.readouterr().out
     assert cli.main(["data"]) == 0

@@ -321,8 +321,11 @@ def test_info_tells_of_it(published, capsys):
     assert cli.main(["data", "info", str(published), "--json"]) == 0
     (told,) = json.loads(capsys.readouterr().out)
     assert (told["format"], told["items"], told["steps"]) == ("jat", 18, 18 * STEPS)
-    assert told["tokens"] > 18 * STEPS
-    assert told["fields"]["jat/babyai-go-to: text_observations"] == "text"
+    # 6 numbers, or 36 patches, or a text and 12 integers, are seen; a separator; what is done
+    arm_and_game = 6 * STEPS * (6 + 1 + 4) + 6 * STEPS * (36 + 1 + 1)
+    words = told["tokens"] - arm_and_game - 6 * STEPS * (12 + 1 + 1)
+    assert 6 * STEPS <= words <= 6 * STEPS * len("go to the blue ball")
+    assert told["fields"][f"{published}/babyai-go-to: text_observations"] == "text"
     actions = told["tasks"]["jat/metaworld-assembly"]["actions"]
     assert actions == {"action": "float32 (4,) in [-1, 1]"}
     assert cli.main(["data", "info", str(published)]) == 0
