@@ -75,7 +75,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
         kind="episodes",
         read=lambda: dataset.read(source),
         tasks={dataset.spec.id: dataset.spec},
-        items=len(rows),
+        items=sum(1 if options.instruction else max(1, len(row["tasks"])) for row in rows),
         steps=steps,
         hours=steps / fps / 3600,
         fields=dataset.columns.fields,

@@ -141,12 +141,9 @@ def describe(folder: Path, **changes: object) -> None:
 
 def test_the_dataset_is_recognised_and_described():
     source = formats.open_source(THEIRS)
-    assert (source.format, source.kind, source.items, source.steps) == (
-        "lerobot",
-        "episodes",
-        MADE["episodes"],
-        MADE["frames"],
-    )
+    assert (source.format, source.kind) == ("lerobot", "episodes")
+    assert source.items == MADE["episodes"] + 1  # one changes its task on its way
+    assert source.steps == MADE["frames"]
     assert source.hours == pytest.approx(70 / 10 / 3600)
     task = source.tasks["lerobot/lerobot_v3"]
     assert (task.control_hz, task.max_steps, task.measure) == (10.0, 18, "success")
