@@ -72,7 +72,7 @@ class EpisodeCorpus:
         """Return which episodes are left out, and why."""
         return [
             f"corpus {self.config.name!r}: {np.count_nonzero(~kept)} of {len(store)} episodes of "
-            f"{store.spec.id!r} are left out, below {rule}"
+            f"{store.spec.id!r} are left out; asked for: {rule}"
             for store, (kept, rule) in zip(self._all, self._filtered, strict=True)
             if not kept.all()
         ]

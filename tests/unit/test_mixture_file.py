@@ -219,6 +219,7 @@ def test_what_the_filters_leave_out_is_told(capsys, tmp_path, stores):
     command = ["train", "quickstart", "--mixture", str(written(tmp_path, text))]
     assert main([*command, "--dry-run", "1000", "--text_pieces", "270", "--rows", "4"]) == 0
     said = capsys.readouterr().out
-    assert "15 of 20 episodes of 'toy/arm-v0' are left out, below a return of 0, the best 25%" in (
-        said
+    assert (
+        "15 of 20 episodes of 'toy/arm-v0' are left out; asked for: a return of 0, the best 25%"
+        in (said)
     )
