@@ -194,7 +194,8 @@ class RemoteFolder(Folder):
         with told(self.address):
             found = fs.find(path + "/" if web else path, detail=True)
         if not found:
-            raise ValueError(f"expected files at {shown(self.address)}; there are none.")
+            hint = ", or the server does not list them: `gato data import` may do" if web else ""
+            raise ValueError(f"expected files at {shown(self.address)}; there are none{hint}.")
         names = []
         for file, info in found.items():
             name = str(file)[len(path) :].strip("/")

@@ -64,6 +64,11 @@ def memory() -> Iterator[Callable[[Path, str], str]]:
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
     asked: list[str]
+    lists = True
+    """Whether folders are listed."""
+
+    def list_directory(self, path: Any) -> Any:
+        return super().list_directory(path) if self.lists else self.send_error(404)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -85,7 +90,11 @@ def web(tmp_path: Path) -> Iterator[Any]:
     thread.start()
 
     class Web:
-        address, asked, folder = f"http://127.0.0.1:{server.server_port}", handler.asked, root
+        address, folder = f"http://127.0.0.1:{server.server_port}", root
+        asked = handler.asked
+
+        def __init__(self) -> None:
+            self.handler = handler
 
         def stop(self) -> None:
             server.shutdown()
@@ -274,10 +283,17 @@ def test_lines_of_text_come_through_the_command_line(web, tmp_path, capsys):
     assert len(downloads) == 1
 
 
-def test_a_dataset_on_the_web(web):
+@pytest.mark.parametrize("lists", [True, False])
+def test_a_dataset_on_the_web(web, lists, capsys, tmp_path):
+    web.handler.lists = lists
     shutil.copytree(THEIRS, web.folder / "robot")
     source = formats.open_source(f"{web.address}/robot")
     assert [len(e) for e in source.read()] == [10, 12, 14, 16, 8, 10]
+    out = str(tmp_path / "out")
+    assert cli.main(["data", "import", f"{web.address}/robot", "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kept"] == 6
+    downloads = [path for path in web.asked if path.endswith(".mp4")]
+    assert len(downloads) == len(set(downloads)) == 2
 
 
 def test_what_changed_is_fetched_again_and_nothing_else(memory, tmp_path):
