@@ -323,3 +323,14 @@ def test_what_stands_before_broken_json_is_read(tmp_path):
     items = list(json_items(path))
     assert [v for _, v in items[:2]] == [{"text": "a"}, {"text": "b"}]
     assert items[2][0].endswith("item 2")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_byte_order_mark_is_no_part_of_json(name, tmp_path, read):
+    rows = '[{"text": "caf\u00e9"}]' if name == "a.json" else '{"text": "caf\u00e9"}\r\n'
+    (tmp_path / name).write_bytes(codecs.BOM_UTF8 + rows.encode())
+    assert read(tmp_path)[0] == [{"kind": "document", "text": "caf\u00e9"}]
+    (tmp_path / name).write_bytes(rows.encode("utf-16"))
+    good, bad = read(tmp_path)
+    assert not good
+    assert "expected UTF-8" in bad[0].reason
