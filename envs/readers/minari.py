@@ -86,8 +86,10 @@ def _open(location: str, folder: Path, options: ReadOptions) -> Source:
     try:
         data = minari.MinariDataset(folder)
         longest = _longest(data)
-    except (OSError, ValueError, KeyError, AssertionError, TypeError, AttributeError) as error:
-        raise ValueError(f"expected a Minari data set at {location}; {error}") from error
+    except ImportError:
+        raise
+    except Exception as error:  # damaged files end the libraries below in every way there is
+        raise ValueError(f"expected a Minari data set at {location}; {error!s:.300}") from error
     counts: Counter[str] = Counter()
     kept = metadata.get(KEPT)
     # what a store held comes back as it was: a picture (H, W) stays one
@@ -170,8 +172,18 @@ def _metadata(folder: Path) -> dict[str, Any]:
 def _longest(data: Any) -> int:
     """Return the time limit of the world, or the steps of the longest episode."""
     limit = getattr(data.env_spec, "max_episode_steps", None)
-    lengths = (m.get("total_steps", 1) for m in data.storage.get_episode_metadata(_all(data)))
-    return int(limit or max(map(int, lengths), default=1))
+    if limit:
+        return int(limit)
+    lengths, fault = [], None
+    for index in _all(data):
+        try:
+            (about,) = data.storage.get_episode_metadata([index])
+            lengths.append(int(about.get("total_steps", 1)))
+        except Exception as error:  # an episode that reading will tell of
+            fault = error
+    if not lengths and fault is not None:
+        raise fault
+    return max(lengths, default=1)
 
 
 def _spec(
@@ -201,6 +213,8 @@ def _spec(
 
 def _kept_spec(kept: Mapping[str, Any], seen: dict[str, Leaf], options: ReadOptions) -> TaskSpec:
     try:
+        if not all(isinstance(kept[name], dict) for name in ("spec", "settings", "versions")):
+            raise TypeError(f"got {kept!r:.200}")
         spec = TaskSpec.from_json(kept["spec"])
         return replace(
             spec,
@@ -209,7 +223,9 @@ def _kept_spec(kept: Mapping[str, Any], seen: dict[str, Leaf], options: ReadOpti
             observation_space=replaced(spec.observation_space, seen, "observation"),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"expected a task's spec as {KEPT!r} in metadata.json; {error}") from error
+        raise ValueError(
+            f"expected spec, settings and versions as {KEPT!r} in metadata.json; {error}"
+        ) from error
 
 
 def _notes(metadata: Mapping[str, Any], spec: TaskSpec) -> list[str]:

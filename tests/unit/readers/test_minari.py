@@ -435,6 +435,31 @@ def written_twice(tmp_path: Path) -> Path:
     return tmp_path / "exported"
 
 
+@pytest.mark.parametrize("kept", [{"spec": {}}, {"settings": 1}, [1], {"spec": 2, "versions": {}}])
+def test_what_was_kept_and_is_damaged_is_refused(tmp_path, kept):
+    folder = written_twice(tmp_path) / "toy" / "0"
+    file = folder / "data" / "metadata.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "gato": kept}))
+    with pytest.raises(ValueError, match="expected spec, settings and versions as 'gato'"):
+        formats.open_source(folder)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_damage_anywhere_ends_in_an_error_or_counted_items(written, tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    name = written([buffer(i) for i in range(3)])
+    file = folder_of(tmp_path, name) / "data" / "main_data.hdf5"
+    content = bytearray(file.read_bytes())
+    content[rng.integers(2000, len(content))] ^= 255
+    file.write_bytes(content if seed else content[: len(content) // 2])
+    try:
+        source = formats.open_source(name)
+    except ValueError:  # any other error is a fault of ours
+        return
+    summary = importing.check_source(source)
+    assert summary.kept + sum(summary.skipped.values()) == 3
+
+
 def test_minari_itself_loads_what_was_exported(tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "root"))
     spec = full_spec()
