@@ -35,7 +35,7 @@ from gato.envs.store_reader import FORMAT, TEXTS, columns, file_name, leaves_of
 from gato.envs.store_writer import default_shard_steps
 from gato.envs.workers import one_thread_each
 from gato.fitting import make_serializer
-from gato.kept import ROOM, Kept, Room
+from gato.kept import ROOM, Kept, Room, resident
 from gato.mixture import Mixture
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
@@ -206,14 +206,3 @@ def _memory(root: Path) -> Result:
         ROOM.limit = room
     case = "data: memory after 400 batches"
     return result(case, taken[1], "MB", taken[0], "after the first 100: 1 is flat")
-
-
-def resident() -> float:
-    """Return the MB of memory that this process holds, files apart; all of it where not told."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:  # no Linux
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024

@@ -28,6 +28,7 @@ from gato.config import TrainConfig, require_same
 from gato.corpora import Corpus, open_corpus
 from gato.distributed import World, joined, local_device
 from gato.fitting import shared_serializer
+from gato.kept import resident
 from gato.loader import Loader
 from gato.mixture import Mixture
 from gato.monitor import Watcher
@@ -316,6 +317,7 @@ class Trainer:
             "lr": self.config.optim.rate(self.step - 1, self.config.steps),
             "tokens_per_second": tokens / seconds,
             "data_wait": waited / seconds,
+            "memory_mb": resident(),
             "time": time.time(),
         }
 

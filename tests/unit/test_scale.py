@@ -16,14 +16,14 @@ import pytest
 from gymnasium import spaces
 
 from gato.bench import made_up
-from gato.bench_data import ARM, resident, sparse_store
+from gato.bench_data import ARM, sparse_store
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig, EpisodeCorpus, open_corpus
 from gato.envs import store_reader
 from gato.envs.episode import ANY_TEXT, Episode, TaskSpec
 from gato.envs.store import EpisodeStore, EpisodeWriter, RecordStore
 from gato.fitting import make_serializer
-from gato.kept import ROOM, Kept, Room
+from gato.kept import ROOM, Kept, Room, resident
 from gato.mixture import Mixture
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
