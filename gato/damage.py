@@ -18,7 +18,7 @@ from gato.corpora import skipped_of
 from gato.corpus_config import CorpusConfig
 from gato.distributed import World
 from gato.envs.files import stores_below
-from gato.envs.remote import local
+from gato.envs.mirror import local
 from gato.envs.store import damaged_shards
 from gato.monitor import Watcher
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gato import bench
+from gato import bench, bench_data
 from gato.model_config import ModelConfig
 
 TINY = ModelConfig(layers=1, width=32, heads=2, head_dim=16, ffn_width=64, context=256)
@@ -34,6 +34,21 @@ def test_the_serializer_is_above_its_floor():
     results = bench.run(["serializer"], repeats=3)["results"]
     assert [r["baseline"] for r in results] == [1e6, 4e5]
     assert all(r["ratio"] > 1 for r in results)
+
+
+def test_reading_is_measured_beside_its_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_data, "STEPS", 200_000)
+    monkeypatch.setattr(bench_data, "SECONDS", 0.05)
+    results = bench.run(["data"], repeats=1)["results"]
+    assert [r["unit"] for r in results] == [
+        *("GB/s", "tokens/s/core", "tokens/s/core", "s", "samples/s/core", "s", "samples/s/core"),
+        "MB",
+    ]
+    assert all(r["value"] > 0 for r in results)
+    tokens, memory = results[1:3], results[-1]
+    assert [r["baseline"] for r in tokens] == [1e6, 4e5]
+    assert all(r["ratio"] > 1 for r in tokens)
+    assert 0.95 < memory["ratio"] < 1.05
 
 
 @pytest.mark.sim
