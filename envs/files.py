@@ -126,22 +126,6 @@ def lock_folder(path: Path, *, wait: bool) -> int:
     return descriptor
 
 
-def load_array(path: Path, mmap: bool = False) -> np.ndarray:
-    """Return the array in a .npy file.
-
-    Raises:
-        ValueError: where the file is missing or damaged, naming it.
-    """
-    try:
-        array = np.load(path, mmap_mode="r" if mmap else None)
-    except (OSError, EOFError, ValueError) as error:
-        reason = "it is missing" if isinstance(error, FileNotFoundError) else str(error)
-        raise ValueError(
-            f"expected an array in {path}; {reason}. The store is damaged: make it again."
-        ) from error
-    return np.asarray(array)
-
-
 def stores_below(path: Path) -> list[Path]:
     """Return the store at `path`, or the stores in it, sorted; hidden folders hold unfinished ones.
 
