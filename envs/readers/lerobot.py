@@ -133,6 +133,10 @@ class Dataset:
                 f"expected {total} episodes in meta/episodes, as meta/info.json says; got "
                 f"{len(rows)}. The dataset is incomplete: fetch it again."
             )
+        for row in rows:
+            empty = [key for key, value in row.items() if value is None]
+            if empty:
+                raise ValueError(f"expected a value in every row of {empty[0]!r} in meta/episodes.")
         return sorted(rows, key=lambda row: int(row["episode_index"]))
 
     def _episode_files(self) -> Iterator[str]:

@@ -64,11 +64,13 @@ def _nearest(
     if not container.streams.video:
         raise ValueError(f"expected a video in {path}; it has no picture.")
     stream = container.streams.video[0]
+    if stream.codec_context is None or not stream.time_base:
+        raise ValueError(f"expected a video in {path}; how it is coded is not told.")
     if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
         raise ValueError(f"expected frames of at most {MAX_PIXELS:,} pixels in {path}.")
     first = max(0.0, times[0] - tolerance)
     container.seek(int(first / stream.time_base), stream=stream, backward=True)
-    frames = container.decode(stream)
+    frames = (frame for frame in container.decode(stream) if frame.time is not None)
     before, frame = None, next(frames, None)
     for time in times:
         while frame is not None and frame.time < time:

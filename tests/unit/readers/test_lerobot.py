@@ -299,6 +299,13 @@ def test_unknown_splits_and_missing_episodes_are_told(theirs):
     describe(theirs, total_episodes=9)
     with pytest.raises(ValueError, match="expected 9 episodes"):
         formats.open_source(theirs)
+    describe(theirs, total_episodes=5)
+    file = theirs / "meta/episodes/chunk-000/file-000.parquet"
+    table = parquet.read_table(file)
+    at = table.schema.get_field_index("length")
+    parquet.write_table(table.set_column(at, "length", [[None, 12, 14, 16, 18]]), file)
+    with pytest.raises(ValueError, match="every row of 'length'"):
+        formats.open_source(theirs)
 
 
 def test_damaged_episodes_are_bad_items_and_the_others_are_read(theirs, read):
@@ -347,6 +354,28 @@ def test_damaged_tables_are_bad_items(theirs, read):
     for wrong in ("{nothing}/{chunk_index}", "{chunk_index", "data/none.parquet"):
         describe(theirs, data_path=wrong)
         assert not read(theirs)[0]
+
+
+def test_whatever_is_damaged_ends_in_a_sentence(theirs):
+    """A byte here and there, or an end cut off: bad items or a ValueError, never another."""
+    rng = np.random.default_rng(0)
+    names = ["meta/info.json", "meta/stats.json", "meta/tasks.parquet"]
+    names += [p.relative_to(theirs).as_posix() for p in theirs.glob("[mdv]*/**/file-*")]
+    told = 0
+    for _ in range(60):
+        file = theirs / str(rng.choice(names))
+        whole = file.read_bytes()
+        damaged = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.3 else whole)
+        for at in rng.integers(len(damaged), size=3) if damaged else ():
+            damaged[at] = rng.integers(256)
+        file.write_bytes(damaged)
+        try:
+            items = list(formats.open_source(theirs, "lerobot").read())
+            told += any(isinstance(item, BadItem) for item in items)
+        except ValueError:
+            told += 1
+        file.write_bytes(whole)
+    assert told > 30
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("inf"), "10"])
