@@ -30,7 +30,7 @@ def ours() -> set[str]:
             for p in paths
             if p.is_file() and p.suffix != ".pyc" and RESULTS not in p.parents
         }
-    return names
+    return names | {f"gato/mixtures/{p.name}" for p in (ROOT / "gato" / "mixtures").iterdir()}
 
 
 @pytest.fixture(scope="module")
