@@ -165,7 +165,7 @@ class EpisodeStore:
 
     def _column(self, i: int, kind: str, path: str, start: int, stop: int) -> Any:
         rows = self._rows_of(i, kind, start, stop, path)
-        if kind == "observations" and is_text(self._leaves[kind][path]):
+        if kind in self._leaves and is_text(self._leaves[kind][path]):
             return self._texts(self._place(i)[0], rows)
         return rows
 

@@ -224,8 +224,8 @@ def _column(
         return texts.setdefault(text, len(texts))
 
     if kind:
-        if kind == "observations" and is_text(leaves[kind][path]):
-            return np.array([index(text) for e in episodes for text in e.observations[path]])
+        if is_text(leaves[kind][path]):
+            return np.array([index(text) for e in episodes for text in getattr(e, kind)[path]])
         return np.concatenate([getattr(e, kind)[path] for e in episodes])
     match path:
         case "lengths":

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from gato.corpora import Corpus, EpisodeCorpus, RecordCorpus
+from gato.envs.episode import flatten_space
 from gato.envs.store import EpisodeStore
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import MODEL_FILE, Text, train_text_model
@@ -186,7 +188,10 @@ def _of_episodes(store: EpisodeStore, items: np.ndarray, number: int) -> list[st
     chosen = number - 1
     if len(items) > _EPISODES:
         chosen = chosen * (len(items) - 1) // (_EPISODES - 1)
-    episode = store.episode(int(items[chosen]))
+    leaves, index = flatten_space(store.spec.action_space, "action"), int(items[chosen])
+    words = any(isinstance(leaf, spaces.Text) for leaf in leaves.values())
+    # of frames one is enough, and all would be many
+    episode = store.episode(index) if words else store.window(index, 0, 1)
     found = [c[0] for c in episode.observations.values() if not isinstance(c, np.ndarray)]
     for column in episode.actions.values():
         if not isinstance(column, np.ndarray):

@@ -316,6 +316,25 @@ def test_many_texts_are_read_singly_and_old_stores_as_before(tmp_path, monkeypat
     new.window(0, 3, 4)
 
 
+def test_actions_may_be_words(tmp_path):
+    answers = TaskSpec(
+        id="toy/answers-v0",
+        observation_space=TALK.observation_space,
+        action_space=spaces.Dict({"answer": ANY_TEXT()}),
+        max_steps=60,
+        control_hz=1.0,
+    )
+    with EpisodeWriter(tmp_path, answers) as writer:
+        for seed in range(2):
+            words = {"answer": [f"yes {k % 3}" for k in range(40)]}
+            episode = replace(talk_episode(seed), task=answers.id, actions=words, targets=words)
+            writer.append(episode)
+    store = EpisodeStore(tmp_path)
+    store.validate()
+    assert store.episode(1).actions == {"answer": [f"yes {k % 3}" for k in range(40)]}
+    assert store.window(0, 4, 6).targets == {"answer": ["yes 1", "yes 2"]}
+
+
 def test_records_without_their_lines_ends_are_read(stores, tmp_path):
     new = RecordStore(stores / "words")
     for file in (stores / "words").iterdir():
