@@ -59,9 +59,9 @@ def train_text_model(texts: Iterable[str], size: int, *, seed: int = 0) -> bytes
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:
-    """Yield lines; long ones in parts, for SentencePiece leaves out what has more than 4192 bytes.
+    r"""Yield lines; long ones in parts, for SentencePiece leaves out what has more than 4192 bytes.
 
-    >>> list(_sentences(["one\\ntwo"]))
+    >>> list(_sentences(["one\ntwo"]))
     ['one', 'two']
     """
     for text in texts:

@@ -1,0 +1,277 @@
+"""The commands by name, and what each takes."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from gato.options import (
+    Parser,
+    add_cache,
+    add_checkpoint,
+    add_import,
+    add_json,
+    add_reading,
+    add_sampling,
+    add_seed,
+    add_workers,
+    share,
+    whole,
+)
+
+
+def _quickstart(p: Parser) -> None:
+    p.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of it all")
+    p.add_argument("--minutes", type=float, default=20.0, help="for everything together")
+    add_seed(p)
+    p.add_argument("--json", action="store_true", help="print results.json at the end")
+
+
+def _tasks(p: Parser) -> None:
+    p.add_argument("patterns", nargs="*", metavar="PATTERN", help="an id or a pattern: babyai/*")
+    p.add_argument("--suite", help="only this suite's")
+    p.add_argument("--check", action="store_true", help="play each a little: does it keep its word")
+    cores = os.cpu_count() or 1
+    p.add_argument("--workers", type=whole(0), default=cores, help="processes of --check")
+    add_import(p)
+    add_json(p)
+
+
+def _collect(p: Parser) -> None:
+    p.add_argument("tasks", nargs="+", metavar="TASK", help="an id, or a pattern such as babyai/*")
+    p.add_argument("--episodes", type=whole(1), required=True, help="kept episodes per task")
+    p.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the stores")
+    p.add_argument(
+        "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"
+    )
+    p.add_argument("--noise", type=float, default=0.0, help="of the actions; targets stay clean")
+    add_workers(p)
+    p.add_argument("--min-fraction", type=float, default=0.8, help="of the expert's score, to keep")
+    add_import(p)
+    add_seed(p)
+    add_json(p)
+
+
+def _show(p: Parser) -> None:
+    p.add_argument("what", metavar="TASK|STORE", help="a task id or a folder")
+    p.add_argument("--steps", type=whole(1), default=2, help="of an episode")
+    p.add_argument("--index", type=int, default=0, help="of the episode or record in a store")
+    p.add_argument("--codec", help="scalar (Gato's, the default) or vector observations")
+    p.add_argument("--checkpoint", type=Path, help="show what this model reads")
+    p.add_argument("--returns", action="store_true", help="with the return to come in every step")
+    p.add_argument("--pairs", type=whole(1), default=1, help="captions in one sequence")
+    add_import(p)
+    add_seed(p)
+    add_json(p)
+
+
+def _train(p: Parser) -> None:
+    p.epilog = "Any field of the run may follow: --optim.lr 3e-4 --model.layers 6 --rows 32"
+    p.add_argument("preset", metavar="PRESET", help="quickstart, gato_79m, gato_364m or gato_1b")
+    p.add_argument(
+        "--data", nargs="+", default=[], metavar="NAME=PATH[:WEIGHT]", help="corpora to train on"
+    )
+    about = "a mixture's file, or a named one (gato_paper); --data adds to it and overrides it"
+    p.add_argument("--mixture", metavar="FILE|NAME", help=about)
+    about = "list the corpora and what is missing; draw batches of so many tokens, tell the shares"
+    p.add_argument(
+        "--dry-run", type=whole(0), nargs="?", const=0, default=None, metavar="TOKENS", help=about
+    )
+    p.add_argument("--out", type=Path, help="the run's folder (runs/PRESET)")
+    p.add_argument("--steps", type=int, help="optimizer steps")
+    p.add_argument("--seed", type=whole(0), help="of weights, batches and noise")
+    p.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
+    )
+    about = "processes that make batches ahead (2 on a GPU, 0 on a CPU)"
+    p.add_argument("--workers", type=whole(0), metavar="N", help=about)
+    about = "leave out items of other formats that cannot be read, and count them"
+    p.add_argument("--skip-bad", action="store_true", help=about)
+    about = "leave damaged shards out, tell which, and go on without them"
+    p.add_argument("--skip-bad-shards", action="store_true", help=about)
+    about = "compare the data with their checksums first; otherwise only sizes and headers"
+    p.add_argument("--verify", action="store_true", help=about)
+    about = "that each corpus holds out, where it sets no share of its own (0.02)"
+    p.add_argument("--validation", type=share, metavar="FRACTION", help=about)
+    about = "a SentencePiece model to use; by default one is trained on the corpora's text"
+    p.add_argument("--text-model", type=Path, metavar="FILE", help=about)
+    p.add_argument("--wandb", metavar="PROJECT", help="report to Weights & Biases too")
+    p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
+    add_cache(p)
+    add_import(p)
+    add_json(p)
+
+
+def _runs(p: Parser) -> None:
+    about = "a run, or a folder that is searched for runs (runs)"
+    p.add_argument("folder", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help=about)
+    add_json(p)
+
+
+def _eval(p: Parser) -> None:
+    about = "folder of a checkpoint or of a run; or expert, or random"
+    p.add_argument("checkpoint", type=Path, help=about)
+    p.add_argument("--tasks", nargs="+", metavar="PATTERN", help="all that the model knows, else")
+    p.add_argument("--episodes", type=whole(1), default=20, help="per task")
+    about = "of eval expert: auto, scripted, planner, or a learned one's DIR"
+    p.add_argument("--expert", metavar="KIND", help=about)
+    p.add_argument("--temperature", type=float, help="of actions; by default as trained")
+    about = "how far returns to come are tilted upwards; by default as trained"
+    p.add_argument("--kappa", type=float, help=about)
+    p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
+    add_workers(p)
+    add_seed(p)
+    add_import(p)
+    p.add_argument("--json", nargs="?", const="-", metavar="FILE", help="write JSON, or print it")
+    p.add_argument("--report", type=Path, metavar="FILE.html", help="write a page, with videos")
+    p.add_argument("--video", type=Path, metavar="DIR", help="write a video of each task")
+    about = "filmed per task"
+    p.add_argument("--video-episodes", type=whole(1), default=1, metavar="N", help=about)
+
+
+def _compare(p: Parser) -> None:
+    about = "what gato eval --json wrote; the first is what the others are compared with"
+    p.add_argument("results", nargs="+", type=Path, metavar="FILE.json", help=about)
+    p.add_argument("--report", type=Path, metavar="FILE.html", help="write a page")
+    add_seed(p)
+    add_json(p)
+
+
+def _chat(p: Parser) -> None:
+    add_checkpoint(p)
+    p.add_argument("--prompt", help="one message; without it, a conversation")
+    p.add_argument("--image", type=Path, metavar="FILE", help="shown before the first message")
+    add_sampling(p)
+    add_json(p)
+
+
+def _caption(p: Parser) -> None:
+    add_checkpoint(p)
+    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    add_json(p)
+
+
+def _classify(p: Parser) -> None:
+    add_checkpoint(p)
+    p.add_argument("image", type=Path, metavar="IMAGE")
+    p.add_argument("--labels", required=True, help="separated by commas")
+    add_json(p)
+
+
+def _bench(p: Parser) -> None:
+    p.add_argument(
+        "names", nargs="*", metavar="NAME", help="serializer, train, rollout, data, collect"
+    )
+    add_json(p)
+
+
+def _data(p: Parser) -> None:
+    p.set_defaults(help=p.print_help, action=None)
+    actions = p.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+    for action, about in (
+        ("info", "describe stores, or data of other formats"),
+        ("validate", "read everything once, and name what is damaged"),
+    ):
+        a = actions.add_parser(action, help=about, description=about)
+        about = "a store, a folder of stores, or data of another format"
+        a.add_argument("locations", nargs="+", metavar="PATH", help=about)
+        add_reading(a)
+        add_json(a)
+    about = "take data of another format into stores"
+    a = actions.add_parser("import", help=about, description=about)
+    a.add_argument("source", metavar="SOURCE", help="a path, a name on a hub, or an address")
+    a.add_argument("--out", type=Path, required=True, metavar="STORE", help="folder of the stores")
+    a.add_argument("--skip-bad", action="store_true", help="count what cannot be read; go on")
+    add_reading(a)
+    add_json(a)
+    about = "write stores as data sets of another format"
+    a = actions.add_parser("export", help=about, description=about)
+    a.add_argument("store", metavar="STORE", help="a store or a folder of them")
+    a.add_argument("--format", required=True, help="minari or lerobot")
+    a.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    about = "of lerobot, how pictures are kept: video (small loss), lossless or png (video)"
+    a.add_argument("--images", metavar="HOW", help=about)
+    add_json(a)
+    about = "train a text model on the text of a mixture, for gato train --text-model"
+    _text_model(actions.add_parser("text-model", help=about, description=about))
+
+
+def _text_model(p: Parser) -> None:
+    about = "corpora to take text from"
+    p.add_argument("--data", nargs="+", default=[], metavar="NAME=PATH[:WEIGHT]", help=about)
+    p.add_argument("--mixture", metavar="FILE", help="take text from this mixture, by its weights")
+    p.add_argument("--pieces", type=whole(1), required=True, metavar="N", help="256 bytes included")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE", help="for --text-model")
+    about = "to train on, of all corpora together (20000000)"
+    p.add_argument("--characters", type=whole(1), default=20_000_000, metavar="N", help=about)
+    about = "that gato train will hold out of each corpus, and this leaves out (0.02)"
+    p.add_argument("--validation", type=share, metavar="FRACTION", help=about)
+    add_seed(p)
+    add_json(p)
+
+
+def _replay(p: Parser) -> None:
+    p.add_argument("store", type=Path, metavar="STORE", help="a store or a folder of them")
+    which = p.add_mutually_exclusive_group()
+    which.add_argument("--episode", type=int, default=0, metavar="I", help="of each store (0)")
+    which.add_argument("--all", action="store_true", help="every episode")
+    add_import(p)
+    add_json(p)
+
+
+def _experts(p: Parser) -> None:
+    p.set_defaults(help=p.print_help)
+    actions = p.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
+    about = "list experts and how well they do"
+    a = actions.add_parser("list", help=about, description=about)
+    a.add_argument("--suite", help="only this suite's")
+    add_json(a)
+    about = "measure how well experts and random policies do, at evaluation seeds"
+    a = actions.add_parser("score", help=about, description=about)
+    a.add_argument("tasks", nargs="+", metavar="TASK", help="an id, or a pattern such as babyai/*")
+    a.add_argument("--episodes", type=whole(1), default=20, help="per task and policy")
+    a.add_argument("--policy", choices=("expert", "random", "both"), default="expert", help="who")
+    a.add_argument(
+        "--expert", default="auto", help="auto, scripted, planner, or a learned one's DIR"
+    )
+    add_workers(a)
+    a.add_argument("--write", action="store_true", help="replace these rows of envs/scores.csv")
+    add_import(a)
+    add_seed(a)
+    add_json(a)
+    about = "train a specialist of one task with Stable-Baselines3; goes on where it was stopped"
+    a = actions.add_parser("train", help=about, description=about)
+    a.add_argument("task", metavar="TASK", help="with numbers to observe")
+    a.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the expert")
+    a.add_argument("--algorithm", choices=("auto", "ppo", "sac"), default="auto", help="of SB3")
+    a.add_argument("--minutes", type=float, help="in all (10 where no limit is given)")
+    a.add_argument("--steps", type=int, help="of the environment, in all")
+    a.add_argument("--until", type=float, metavar="SCORE", help="stop where this is reached")
+    a.add_argument("--envs", type=int, default=8, help="copies of the world that PPO plays")
+    a.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
+    )
+    add_import(a)
+    add_seed(a)
+    add_json(a)
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
+    "quickstart": ("make data, train, evaluate, caption and chat on two cores", _quickstart),
+    "tasks": ("list the tasks", _tasks),
+    "collect": ("let experts play and store their episodes", _collect),
+    "data": ("describe and check data; take them in from other formats, and give them out", _data),
+    "replay": ("do what a store logged again: does the same come of it?", _replay),
+    "show": ("print a task's or a store's stream, one token a line", _show),
+    "train": ("train a preset on stores", _train),
+    "runs": ("list training runs: state, progress, last figures", _runs),
+    "eval": ("play tasks with a checkpoint, its scores beside the expert's", _eval),
+    "compare": ("compare results of evaluations", _compare),
+    "chat": ("talk with a checkpoint", _chat),
+    "caption": ("describe images", _caption),
+    "classify": ("choose among labels for an image", _classify),
+    "experts": ("list, score or train experts", _experts),
+    "bench": ("measure speed", _bench),
+}
