@@ -19,7 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from typing import Any, Protocol, Self
@@ -213,7 +213,7 @@ class _Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, plan, at), name=f"data worker {number}", daemon=True
         )
-        with one_thread_each():
+        with one_thread_each(), _deaf_to_sigterm():
             self.process.start()
         theirs.close()
         self.restarts, self.answered = restarts, False
@@ -238,10 +238,23 @@ class _Worker:
         return self.process.exitcode
 
 
+@contextlib.contextmanager
+def _deaf_to_sigterm() -> Iterator[None]:
+    """Let a process started inside not be ended by SIGTERM; this one hears of it afterwards.
+
+    A SIGTERM to all processes of a run ends the trainer in its own time, and the workers with it.
+    """
+    resource_tracker.ensure_running()  # which otherwise starts inside, and unblocks it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(pipe: Connection, plan: _Plan, at: int) -> None:
     """Send every part that is this worker's, until there are no more or nobody reads."""
     die_with_parent()
-    # a SIGTERM to all processes of a run ends the trainer in its own time, and the workers with it
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.dup2(2, 1)  # stdout is for results
     ROOM.limit //= plan.workers
