@@ -12,9 +12,9 @@ import numpy as np
 from gato.envs.columns import check_array, read_rows
 from gato.envs.episode import TaskSpec
 from gato.envs.files import read_manifest, store_format
+from gato.envs.mirror import remote_store
 from gato.envs.records import FORMAT as RECORDS
 from gato.envs.records import RecordStore
-from gato.envs.mirror import remote_store
 from gato.envs.store_reader import (
     FORMAT,
     INFO,

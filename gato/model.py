@@ -22,7 +22,11 @@ from gato.attention import PackedMeta
 from gato.cache import KVCache
 from gato.layers import Block, RMSNorm, rotation_at
 from gato.model_config import ModelConfig
+from gato.tokenizers.shapes import in_blocks
 from gato.tokenizers.stream import TokenBatch
+
+TARGETS = 128
+"""Targets are predicted in multiples of so many while training; see `tokenizers/shapes.py`."""
 
 Payload = dict[str, dict[str, Tensor]]
 
@@ -148,6 +152,9 @@ class GatoModel(nn.Module):
                 return soft_cross_entropy(logits, ids, ordinal, soft_bins)
             return F.cross_entropy(logits, ids, reduction="none")
 
+        if self.training and not self.config.loss_chunk:
+            padded = F.pad(target_ids, (0, -len(target_ids) % TARGETS))
+            return in_blocks(lambda h: block(h, padded), hidden, TARGETS)
         size = self.config.loss_chunk
         if not size or hidden.shape[0] <= size:
             return block(hidden, target_ids)

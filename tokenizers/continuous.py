@@ -23,6 +23,7 @@ from gato.tokenizers.scalars import (
     quantile_scales,
     to_bin,
 )
+from gato.tokenizers.shapes import ROWS, in_blocks
 
 MAX_DIMENSIONS = 512
 
@@ -109,5 +110,10 @@ class ScalarNet(nn.Module):
 
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
         """Return embeddings (r, D) of ``value`` (r,) and ``dimension`` (r,)."""
-        out: Tensor = self.value(self.features(payload["value"]))
+
+        def embed(value: Tensor) -> Tensor:
+            embedded: Tensor = self.value(self.features(value))
+            return embedded
+
+        out = in_blocks(embed, payload["value"], ROWS if self.training else 1)
         return out + self.dimension(payload["dimension"].long())

@@ -9,6 +9,7 @@ same 16 x 16 cells.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gato.tokenizers.modality import Modality, Segment, Spec, register
+from gato.tokenizers.shapes import ROWS, in_blocks
 
 PATCH = 16
+IMAGES = 8
+"""Images of one size are embedded in multiples of so many while training; see `shapes.py`."""
 POSITIONS = 128  # Gato appendix C: patch intervals are quantised to 128
 
 
@@ -125,11 +129,15 @@ class PatchNet(nn.Module):
 
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
         """Return embeddings (r, D) of ``patch`` (r, 16, 16, 3) and ``grid`` (r, 4)."""
-        x = self.enter(scaled(payload["patch"]).permute(0, 3, 1, 2))  # (r, C, 8, 8)
+        embedded = in_blocks(self._embed, payload["patch"], ROWS if self.training else 1)
+        return embedded + self.position(payload["grid"])
+
+    def _embed(self, patch: Tensor) -> Tensor:
+        x = self.enter(scaled(patch).permute(0, 3, 1, 2))  # (r, C, 8, 8)
         y = self.conv1(F.gelu(self.norm1(x)))  # (r, C, 4, 4)
         y = self.conv2(F.gelu(self.norm2(y)))
         embedded: Tensor = self.out(torch.flatten(self.shortcut(x) + y, 1))
-        return embedded + self.position(payload["grid"])
+        return embedded
 
 
 class ConvNet(nn.Module):
@@ -174,13 +182,19 @@ class ConvNet(nn.Module):
         out = None
         for key in torch.unique(shape_key).tolist():
             at = (shape_key == key).nonzero().squeeze(1)
-            cells = self._cells(patch[at], key // 1024, key % 1024)
+            rows, columns = key // 1024, key % 1024
+            block = IMAGES * rows * columns if self.training else 1
+            cells = in_blocks(partial(self._cells, rows=rows, columns=columns), patch[at], block)
             if out is None:
                 out = cells.new_empty(len(patch), cells.shape[1])
             out = out.index_copy(0, at, cells)
         assert out is not None
-        alone = self.patch(torch.flatten(scaled(patch), 1) * 4.0)
+        alone = in_blocks(self._alone, patch, ROWS if self.training else 1)
         return out + alone + self.position(grid)
+
+    def _alone(self, patch: Tensor) -> Tensor:
+        embedded: Tensor = self.patch(torch.flatten(scaled(patch), 1) * 4.0)
+        return embedded
 
     def _cells(self, patches: Tensor, rows: int, columns: int) -> Tensor:
         images = patches.view(-1, rows, columns, PATCH, PATCH, 3).permute(0, 5, 1, 3, 2, 4)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gato.tokenizers.modality import Modality, Segment, Spec, register, require_finite
 from gato.tokenizers.scalars import ValueFeatures, normalise, quantile_scales
+from gato.tokenizers.shapes import ROWS, in_blocks
 
 MAX_GROUPS = 64
 
@@ -70,6 +71,10 @@ class VectorNet(nn.Module):
 
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
         """Return embeddings (r, D) of ``values`` (r, G) and ``group`` (r,)."""
-        features = torch.flatten(self.features(payload["values"]), 1)  # (r, G * F)
-        out: Tensor = self.values(features)
+
+        def embed(values: Tensor) -> Tensor:
+            embedded: Tensor = self.values(torch.flatten(self.features(values), 1))  # (r, G * F)
+            return embedded
+
+        out = in_blocks(embed, payload["values"], ROWS if self.training else 1)
         return out + self.group(payload["group"].long())
