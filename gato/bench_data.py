@@ -35,7 +35,8 @@ from gato.envs.store_reader import FORMAT, TEXTS, columns, file_name, leaves_of
 from gato.envs.store_writer import default_shard_steps
 from gato.envs.workers import one_thread_each
 from gato.fitting import make_serializer
-from gato.kept import ROOM, Kept, Room, resident
+from gato.kept import ROOM, Kept, Room
+from gato.memory import resident
 from gato.mixture import Mixture
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions

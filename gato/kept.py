@@ -6,7 +6,6 @@ stay, and when the room is used up nothing is added. Memory then no longer chang
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,14 +64,3 @@ def bytes_of(sequence: TokenSequence) -> int:
     columns += [column for rows in sequence.payload.values() for column in rows.values()]
     arrays = [column for column in columns if isinstance(column, np.ndarray)]
     return sum(128 + array.nbytes for array in arrays) + 512
-
-
-def resident() -> float:
-    """Return the MB of memory that this process holds; on other systems than Linux, has held."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024

@@ -271,6 +271,8 @@ def _serve(pipe: Connection, plan: _Plan, at: int) -> None:
         if isinstance(found, Raised):
             return
         at += plan.workers
+        if at // plan.workers % _GIVE_BACK_EVERY == 0:
+            give_back()
 
 
 def _send(pipe: Connection, found: Any) -> None:

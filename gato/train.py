@@ -28,8 +28,8 @@ from gato.config import TrainConfig, require_same
 from gato.corpora import Corpus, open_corpus
 from gato.distributed import World, joined, local_device
 from gato.fitting import shared_serializer
-from gato.kept import resident
 from gato.loader import Loader
+from gato.memory import give_back, resident
 from gato.mixture import Mixture
 from gato.monitor import Watcher
 from gato.optim import Average, Optimizers
@@ -290,6 +290,7 @@ class Trainer:
         config, improved = self.config, False
         if self._due(config.log_every):
             line = self._metrics(clock)
+            give_back()
             self.record.write(line)
             if on_progress is not None and self.world.rank == 0:
                 rate = line["tokens_per_second"]

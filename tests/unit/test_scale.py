@@ -23,7 +23,8 @@ from gato.envs import store_reader
 from gato.envs.episode import ANY_TEXT, Episode, TaskSpec
 from gato.envs.store import EpisodeStore, EpisodeWriter, RecordStore
 from gato.fitting import make_serializer
-from gato.kept import ROOM, Kept, Room, resident
+from gato.kept import ROOM, Kept, Room
+from gato.memory import resident
 from gato.mixture import Mixture
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
