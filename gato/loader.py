@@ -26,7 +26,11 @@ from typing import Any, Protocol, Self
 
 from gato.envs.workers import Raised, die_with_parent, one_thread_each
 from gato.kept import ROOM
+from gato.memory import give_back
 from gato.tokenizers.stream import TokenBatch
+
+GIVE_BACK_EVERY = 32
+"""Parts that a worker computes before it gives freed memory back."""
 
 _AHEAD = 2  # parts that lie ready here; each worker holds one more
 _RESTARTS = 1  # of each worker
@@ -271,7 +275,7 @@ def _serve(pipe: Connection, plan: _Plan, at: int) -> None:
         if isinstance(found, Raised):
             return
         at += plan.workers
-        if at // plan.workers % _GIVE_BACK_EVERY == 0:
+        if at // plan.workers % GIVE_BACK_EVERY == 0:
             give_back()
 
 
