@@ -58,7 +58,7 @@ def open_source(location: str, options: ReadOptions) -> Source:
     table = _load(location, options.split)
     root = None if _hub_name(location) else Path(location)
     folder = root.parent if root is not None and root.is_file() else root
-    used, make = plan(table.features, options, folder, location)
+    used, make = plan(table.features, options, folder, location, _repository(location))
     notes = [table.note]
     if {"image", "images"} & set(used.values()):
         notes.append(note(options))
@@ -78,6 +78,11 @@ def _hub_name(location: str) -> str:
     """Return ``owner/name`` of ``hf:owner/name``; ``hf://`` is an address of single files."""
     name = location.removeprefix("hf:")
     return name if name != location and not name.startswith("//") else ""
+
+
+def _repository(location: str) -> str:
+    """Return ``owner/name``, or the name alone where there is no owner, without configuration."""
+    return "/".join(_hub_name(location).split("/")[:2])
 
 
 def _saved(path: Path) -> bool:
@@ -102,7 +107,7 @@ def _load(location: str, split: str) -> Table:
     path, name = Path(location), _hub_name(location)
     try:
         if name:
-            return _streamed(name, split)
+            return _streamed(location, split)
         if _saved(path):
             return _tables(_saved_files(path, split), f"split {split}")
         found = files(path, (".parquet",)) or files(path, (".arrow",))
@@ -115,12 +120,11 @@ def _load(location: str, split: str) -> Table:
         raise ValueError(f"expected {what}; {_said(error)}.") from error
 
 
-def _streamed(name: str, split: str) -> Table:
+def _streamed(location: str, split: str) -> Table:
     import datasets
 
-    owner, _, rest = name.partition("/")
-    repository, _, configuration = rest.partition("/")
-    called = f"{owner}/{repository}" if repository else owner
+    name, called = _hub_name(location), _repository(location)
+    configuration = name.removeprefix(called).removeprefix("/")
     data = datasets.load_dataset(called, configuration or None, split=split, streaming=True)
     known = (data.info.splits or {}).get(split)
     rows = getattr(known, "num_examples", None)

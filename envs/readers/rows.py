@@ -10,13 +10,14 @@ Columns are described as the features of Hugging Face's `datasets`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gato.envs.readers import chat, vqa
-from gato.envs.readers.pictures import read_picture
+from gato.envs.readers.pictures import MAX_BYTES, read_picture
 from gato.envs.readers.reader import ReadOptions
 from gato.envs.readers.text import documents
 from gato.envs.readers.untrusted import below, checked_text
@@ -28,7 +29,11 @@ Make = Callable[[Mapping[str, Any]], Iterable[Mapping[str, Any]]]
 
 
 def plan(
-    features: Mapping[str, Any], options: ReadOptions, folder: Path | None, location: str
+    features: Mapping[str, Any],
+    options: ReadOptions,
+    folder: Path | None,
+    location: str,
+    hub: str = "",
 ) -> tuple[dict[str, str], Make]:
     """Return which columns become what, and the function from a row to its records.
 
@@ -37,6 +42,7 @@ def plan(
         options: how columns are called, and how large pictures are to be.
         folder: of the data, where pictures that are files must lie below it; None on a hub.
         location: for messages.
+        hub: ``owner/name`` of the data set on a hub; pictures that are files must be its own.
 
     Raises:
         ValueError: where no rule fits the columns, naming them.
@@ -51,7 +57,7 @@ def plan(
             return options.columns[ours]
         return next((n for n in (ours, *names) if n in features and fits(features[n])), "")
 
-    picture = partial(_picture, folder=folder, options=options)
+    picture = partial(_picture, folder=folder, hub=hub, options=options)
     messages = find("messages", is_list)
     shown = find("image", _is_picture) or _only(features, _is_picture)
     if messages:
@@ -129,7 +135,7 @@ def _words(name: str, feature: Any, row: Mapping[str, Any]) -> list[str]:
     return [checked_text(text, name) for text in texts]
 
 
-def _picture(cell: Any, *, folder: Path | None, options: ReadOptions) -> Any:
+def _picture(cell: Any, *, folder: Path | None, hub: str, options: ReadOptions) -> Any:
     """Return the picture of a cell: bytes, or a file of the data set."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     path = cell.get("path") if isinstance(cell, dict) else None
@@ -137,12 +143,35 @@ def _picture(cell: Any, *, folder: Path | None, options: ReadOptions) -> Any:
         return read_picture(content, options)
     if isinstance(path, str) and folder is not None:
         return read_picture(below(folder, path), options)
-    if isinstance(path, str) and "hf://" in path:
-        import fsspec
-
-        with fsspec.open(path, "rb") as file:
-            return read_picture(file.read(), options)
+    if isinstance(path, str) and hub:
+        return read_picture(_fetched(path, hub), options)
     raise ValueError("no picture")
+
+
+def _fetched(path: str, hub: str) -> bytes:
+    """Return a file of a data set on the hub, or a member of an archive there.
+
+    A data set says itself which files it names, and what opens them knows chains of addresses that
+    lead to any host and to the files of this machine: only the data set's own are asked for.
+
+    Raises:
+        ValueError: for any other address, and for what cannot be fetched.
+    """
+    *archive, file = path.split("::")
+    named = re.fullmatch(r"hf://datasets/([\w.-]+(?:/[\w.-]+)?)(?:@[\w.~%-]+)?/(.+)", file)
+    own = re.fullmatch(rf"hf://datasets/{re.escape(hub)}(?:@[\w.~%-]+)?/([^?#\\]+)", file, re.I)
+    inside = archive == [] or (len(archive) == 1 and archive[0].startswith("zip://"))
+    if not own or not inside or {"..", ".", ""} & set(own[1].split("/")):
+        hint = f"; if that is its name, open hf:{named[1]}" if named and "/" not in hub else ""
+        raise ValueError(f"expected a picture of {hub} itself as a file; got {path!r:.200}{hint}")
+    import fsspec
+
+    try:
+        with fsspec.open(path, "rb") as opened:
+            return bytes(opened.read(MAX_BYTES + 1))
+    except Exception as error:  # the network and damaged archives end it in every way there is
+        told = str(error) or type(error).__name__
+        raise ValueError(f"a picture that cannot be fetched: {told:.200}") from error
 
 
 def _only(features: Mapping[str, Any], fits: Callable[[Any], bool]) -> str:

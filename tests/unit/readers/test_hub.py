@@ -382,7 +382,82 @@ def test_pictures_of_a_streamed_data_set_that_are_files(tmp_path, shown, read, m
     assert len(good) == 1
     np.testing.assert_array_equal(good[0]["image"], shown[0].pixels)
     assert asked == [("hf://datasets/owner/name/a.png", "rb")]
-    assert [b.reason for b in bad] == ["no picture", "no picture"]
+    assert all(b.reason.startswith("expected a picture of owner/name itself") for b in bad)
+    assert len(bad) == 2
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "{picture}::hf://",
+        "file://{picture}::hf://datasets/owner/name/a.png",
+        "http://127.0.0.1:1/a.png?hf://datasets/owner/name/a.png",
+        "reference://a.png::http://127.0.0.1:1/hf://datasets/owner/name/a.json",
+        "zip://a.png::http://127.0.0.1:1/a.zip?hf://",
+        "zip://a.png::zip://b.zip::hf://datasets/owner/name/a.zip",
+        "hf://datasets/owner/name2/a.png",
+        "hf://datasets/owner/name/../../else/where/a.png",
+        "hf://datasets/owner/name@main",
+        "hf://owner/name/a.png",
+        "simplecache::hf://datasets/owner/name/a.png",
+    ],
+)
+def test_a_streamed_data_set_names_no_file_but_its_own(
+    path, tmp_path, shown, read, monkeypatch, refuses_to_open
+):
+    picture = tmp_path / "mine.png"
+    picture.write_bytes(shown[0].encoded())
+    path = path.format(picture=picture)
+    rows = [{"image": {"bytes": None, "path": path}, "text": "a box"}]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    data = datasets.IterableDataset.from_generator(lambda: iter(rows), features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: data)
+    refuses_to_open.append(str(picture))
+    good, bad = read("hf:owner/name")
+    assert not good
+    assert bad[0].reason.startswith("expected a picture of owner/name itself as a file; got")
+    assert path[:40] in bad[0].reason
+
+
+@pytest.fixture
+def refuses_to_open(monkeypatch) -> list[str]:
+    """Return a list of files; whoever opens one, or asks for an address, fails."""
+    import socket
+
+    import fsspec
+
+    never: list[str] = []
+    real = io.open
+
+    def refuse(*told: Any, **more: Any) -> Any:
+        pytest.fail(f"opened {told}")
+
+    def opened(file: Any, *rest: Any, **more: Any) -> Any:
+        return refuse(file) if str(file) in never else real(file, *rest, **more)
+
+    monkeypatch.setattr(fsspec, "open", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr("builtins.open", opened)
+    return never
+
+
+@pytest.mark.parametrize("path", ["a.png", "zip://in/a.png::a.zip"])
+def test_what_cannot_be_fetched_is_told(path, read, monkeypatch):
+    import fsspec
+
+    head, _, name = path.rpartition("::")
+    path = f"{head}::" * bool(head) + f"hf://datasets/Owner/name@abc123/{name}"
+    rows = [{"image": {"bytes": None, "path": path}, "text": "a box"}]
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    data = datasets.IterableDataset.from_generator(lambda: iter(rows), features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *names, **options: data)
+
+    def gone(path: str, mode: str) -> Any:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(fsspec, "open", gone)
+    _, bad = read("hf:owner/name")
+    assert [b.reason for b in bad] == [f"a picture that cannot be fetched: {path}"]
 
 
 def test_a_missing_library_is_named(tmp_path, shown, monkeypatch):
