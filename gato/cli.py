@@ -18,6 +18,7 @@ from typing import Any
 
 from gato.arguments import COMMANDS
 from gato.options import Parser, UsageError
+from gato.telling import reader_gone, tell, to_nowhere
 
 # Before torch starts its threads: those that wait for work sleep, they do not take a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -34,9 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in given
     try:
         return _run(given)
-    except BrokenPipeError:  # the reader of our output has seen enough: `gato show ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+    except BrokenPipeError as error:
+        seen_enough = reader_gone(sys.stdout) and _command(given) != "train"  # gato show ... | head
+        if seen_enough:
+            to_nowhere(sys.stdout)
+        return DONE if seen_enough else _report(_of_system(error), FAILURE, debug)
     except KeyboardInterrupt as error:
         return _report(str(error) or "interrupted", FAILURE, debug)
     except (
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(line: list[str]) -> int:
     commands = _parser()
     given = [a for a in line if a != "--debug"]
-    named = next((a for a in given if not a.startswith("-")), None)
+    named = _command(given)
     if named is not None and named not in COMMANDS:
         close = difflib.get_close_matches(named, COMMANDS, n=2, cutoff=0.5) or COMMANDS
         raise UsageError(f"expected a command; got {named!r} (closest: {', '.join(close)}).")
@@ -77,6 +80,10 @@ def _run(line: list[str]) -> int:
     return DONE if code is None else int(code)
 
 
+def _command(line: Sequence[str]) -> str | None:
+    return next((word for word in line if not word.startswith("-")), None)
+
+
 def _of_system(error: OSError) -> str:
     """Return the error without its number: what went wrong, and with which file."""
     if error.strerror is None:
@@ -86,8 +93,8 @@ def _of_system(error: OSError) -> str:
 
 def _report(message: str, code: int, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    print(f"gato: {' '.join(message.split())}", file=sys.stderr)
+        tell(traceback.format_exc().rstrip())
+    tell(f"gato: {' '.join(message.split())}")
     return code
 
 

@@ -7,7 +7,6 @@ run that goes on leaves out the same shards, whatever has become of them meanwhi
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from gato.envs.files import stores_below
 from gato.envs.mirror import local
 from gato.envs.store import damaged_shards
 from gato.monitor import Watcher
+from gato.telling import tell
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def agreed(
         for watcher in watchers:
             watcher.event("note", text=told)
         if not watchers:
-            print(told, file=sys.stderr)
+            tell(told)
 
     def work() -> str:
         whole = without_damage(config, run, skip=skip, verify=verify, say=say)

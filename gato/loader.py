@@ -15,7 +15,6 @@ import os
 import pickle
 import queue
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from typing import Any, Protocol, Self
 from gato.envs.workers import Raised, die_with_parent, one_thread_each
 from gato.kept import ROOM
 from gato.memory import give_back
+from gato.telling import tell
 from gato.tokenizers.stream import TokenBatch
 
 GIVE_BACK_EVERY = 32
@@ -300,4 +300,4 @@ def _reason(code: int | None) -> str:
 
 
 def _to_stderr(told: str) -> None:
-    print(f"gato: {told}", file=sys.stderr, flush=True)
+    tell(f"gato: {told}")

@@ -18,13 +18,13 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from gato.envs.files import write_atomically
+from gato.telling import tell
 
 Say = Callable[[str], None]
 
@@ -42,15 +42,10 @@ class Watcher(Protocol):
         """Write what is pending; nothing follows."""
 
 
-def say(message: str) -> None:
-    """Print a message to stderr."""
-    print(message, file=sys.stderr)
-
-
 class Watchers:
     """Many watchers as one; those that fail are left out."""
 
-    def __init__(self, watchers: Sequence[Watcher], say: Say = say) -> None:
+    def __init__(self, watchers: Sequence[Watcher], say: Say = tell) -> None:
         self._watchers, self._say = list(watchers), say
 
     def metrics(self, line: dict[str, Any]) -> None:
@@ -198,7 +193,7 @@ def open_watchers(
     run: Path,
     config: Mapping[str, Any],
     wandb: str | None = None,
-    say: Say = say,
+    say: Say = tell,
     anew: bool = False,
 ) -> list[Watcher]:
     """Return the watchers of a run: TensorBoard where it is installed, W&B where asked for.

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gato.telling import tell
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -120,7 +122,7 @@ class Shown:
         about = f"{losses}  {p.tokens_per_second:,.0f} tokens/s"
         self._bar.update(self._line, completed=p.step, description=about)
         if not sys.stderr.isatty():
-            print(f"step {p.step}/{p.steps}  {about}", file=sys.stderr)
+            tell(f"step {p.step}/{p.steps}  {about}")
 
     def metrics(self, line: dict[str, Any]) -> None:
         """Print what was measured."""

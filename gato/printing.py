@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from gato.telling import Unfailing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,4 +74,5 @@ def progress_bar() -> Progress:
     )
     # under torchrun, process 0 shows what all of them do
     silent = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
-    return Progress(*columns, console=Console(stderr=True), disable=silent)
+    stderr = cast(TextIO, Unfailing(sys.stderr))
+    return Progress(*columns, console=Console(file=stderr, stderr=True), disable=silent)

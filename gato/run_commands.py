@@ -10,12 +10,12 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gato.data_commands import set_cache, with_imports
 from gato.printing import print_json, print_table, progress_bar
+from gato.telling import perhaps_unread, tell
 
 if TYPE_CHECKING:
     from gato.config import TrainConfig
@@ -132,7 +132,6 @@ def imported(config: TrainConfig, skip_bad: bool = False) -> TrainConfig:
 
 
 def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
-
     from gato.attention import describe_backend
     from gato.config import to_json
     from gato.damage import without_damage
@@ -150,7 +149,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
         out if chosen.resume else None,
         skip=chosen.skip_bad_shards,
         verify=chosen.verify,
-        say=partial(print, file=sys.stderr),
+        say=tell,
     )
     corpora = opened(config)
     config, notes = validated(config, chosen.validation, out if chosen.resume else None)
@@ -162,10 +161,10 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     watchers: list[Watcher] = []
     if is_first():
         for note in [*(note for corpus in corpora for note in corpus.notes()), *notes]:
-            print(note, file=sys.stderr)
+            tell(note)
         watchers = open_watchers(out, to_json(config), chosen.wandb, anew=not chosen.resume)
-        print(json.dumps(to_json(config), indent=1), file=sys.stderr)
-        print(describe_backend(device, compute_dtype(config.precision, device)), file=sys.stderr)
+        tell(json.dumps(to_json(config), indent=1))
+        tell(describe_backend(device, compute_dtype(config.precision, device)))
     with progress_bar() as bar:
         shown = Shown(bar, config.steps)
         try:
@@ -188,13 +187,14 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
         return
     step = int(saved.name.removeprefix("step-"))
     if step < config.steps:
-        print(f"stopped at step {step}, saved in {saved}. Go on with:\n{again}", file=sys.stderr)
+        tell(f"stopped at step {step}, saved in {saved}. Go on with:\n{again}")
     elif config.ema:
-        print("saved with averaged weights, which are those that are loaded", file=sys.stderr)
-    if chosen.json:
-        print_json({"checkpoint": str(saved), "step": step})
-    else:
-        print(saved)
+        tell("saved with averaged weights, which are those that are loaded")
+    with perhaps_unread():
+        if chosen.json:
+            print_json({"checkpoint": str(saved), "step": step})
+        else:
+            print(saved)
 
 
 def _again(given: Sequence[str]) -> str:

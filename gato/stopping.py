@@ -49,7 +49,9 @@ def stop_on_signals() -> Iterator[Stop]:
         if stop.reason is None:
             stop.reason, asked = name, time.monotonic()
             if is_first():  # not through Python's buffers, which the signal may have interrupted
-                os.write(2, f"\n{name}: saving and stopping; Ctrl-C stops at once\n".encode())
+                with contextlib.suppress(OSError):  # its reader may have been asked to end too
+                    told = f"\n{name}: saving and stopping; Ctrl-C stops at once\n"
+                    os.write(2, told.encode())
             if stop.at_once:
                 raise KeyboardInterrupt
         elif number == signal.SIGINT and time.monotonic() - asked > _ECHO:

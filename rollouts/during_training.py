@@ -9,7 +9,6 @@ is no longer a fair one.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from gato.envs.workers import last_words
 from gato.rollouts.agent import Agent
 from gato.rollouts.evaluate import summarise
 from gato.rollouts.runner import Job, Played, run
+from gato.telling import tell
 
 FIRST_SEED = EVALUATION_SEED_START - ATTEMPTS
 """The last block of seeds that `gato collect` may draw from, that of ``--seed 1023``."""
@@ -37,7 +37,7 @@ def evaluation(
     *,
     workers: int | None = None,
     timeout: float | None = 600.0,
-    say: Callable[[str], None] = lambda message: print(message, file=sys.stderr),
+    say: Callable[[str], None] = tell,
 ) -> Evaluate:
     """Return what plays tasks with a checkpoint and returns a score per task.
 

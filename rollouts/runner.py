@@ -14,7 +14,6 @@ jobs and `max_batch`, never by timing.
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gato.rollouts.hosts import Command, Death, Hosts, Reply
+from gato.telling import tell
 
 
 class RowPolicy(Protocol):
@@ -260,7 +260,7 @@ def run(
             ready: list[_Group] = []
             for told in hosts.receive():
                 if isinstance(told, Death):
-                    print(f"{told.reason}; playing its episodes again", file=sys.stderr)
+                    tell(f"{told.reason}; playing its episodes again")
                     ready += [g for g in groups.values() if g.lose(hosts, told)]
                 elif groups[told[0]].take(told[1]):
                     ready.append(groups[told[0]])

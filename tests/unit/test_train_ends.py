@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import pty
 import resource
 import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -24,6 +28,7 @@ from gato import cli
 from gato.checkpoint import load_checkpoint, resolve
 from gato.fitting import make_serializer
 from gato.stopping import stop_on_signals
+from gato.telling import to_nowhere
 from gato.train import NonFiniteLossError, Trainer, train
 
 CPU = torch.device("cpu")
@@ -321,3 +326,63 @@ def test_a_full_disk_is_a_failure_in_one_sentence(command, tmp_path, monkeypatch
     told = "gato: File too large while saving step 4; the one before it is whole: "
     assert last == told + str(tmp_path / "my run")
     assert resolve(tmp_path / "my run").name == "step-00000002"
+
+
+# ---- nobody reads any more ---------------------------------------------------------------------
+
+
+def started(words: list[str], **pipes: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "gato.cli", *words], **pipes)
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    log, until = run / "metrics.jsonl", time.monotonic() + 60
+    while not (log.exists() and f'"step": {step},' in log.read_text()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_ctrl_c_that_ends_tee_too_saves(command, tmp_path, terminal):
+    words = [word if word != "6" else "100000" for word in command]
+    words[words.index("--save-every") + 1] = "100000"
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    child = started(words, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    wait_for_step(tmp_path / "my run", 3)
+    os.close(ours)  # tee is gone
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == cli.DONE
+    assert state(tmp_path / "my run")["state"] == "stopped"
+    assert load_checkpoint(tmp_path / "my run").step >= 3
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[Any]:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as stream:
+        yield stream
+        to_nowhere(stream)  # closing it writes what is pending
+
+
+def test_training_goes_on_when_nobody_reads(command, tmp_path, monkeypatch):
+    with unread() as out, unread() as err:
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", err)
+        assert cli.main(command) == cli.DONE
+    assert state(tmp_path / "my run")["state"] == "finished"
+    assert resolve(tmp_path / "my run").name == "step-00000006"
+
+
+def test_a_broken_pipe_is_a_good_end_only_where_the_output_s_reader_is_gone(monkeypatch, capfd):
+    def broken(chosen: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("gato.cli._late", lambda name: broken)
+    assert cli.main(["tasks"]) == cli.FAILURE
+    assert "gato: Broken pipe" in capfd.readouterr().err
+    with unread() as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main(["train", "quickstart"]) == cli.FAILURE
+        assert cli.main(["tasks"]) == cli.DONE
