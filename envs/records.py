@@ -6,6 +6,7 @@ A store is a folder with
 manifest.json                name, number of records, checksums
 records.jsonl                one record per line; an image is {"shape": [H, W, C], "row": k}
 records.ends.npy             where each line ends, so that one is read without the others
+records.groups.npy           which records belong together, by number; missing where none do
 images-<H>x<W>x<C>.npy       the distinct images of one size, uint8
 ```
 
@@ -18,7 +19,9 @@ A record is one of
     [{"type": "image", "image": uint8 (H, W, 3)} | {"type": "text", "text": str}, ...]}, ...]}
 ```
 
-and may carry a JSON-able "meta" dict. H and W are multiples of 16. The store appears under its
+and may carry a JSON-able "meta" dict. H and W are multiples of 16. Records whose first image is the
+same belong together, and so do those of one ``meta["group"]``: what is held out for validation is
+held out whole. The store appears under its
 name only when it is complete.
 """
 
@@ -34,7 +37,7 @@ from typing import Any, BinaryIO, Self
 
 import numpy as np
 
-from gato.envs.columns import array_in, check_array, read_bytes, read_rows
+from gato.envs.columns import array_in, check_array, damaged, read_bytes, read_rows
 from gato.envs.files import (
     array_bytes,
     atomic_file,
@@ -46,7 +49,7 @@ from gato.envs.files import (
 FORMAT = "gato-records-1"
 ROLES = ("system", "user", "assistant")
 PATCH = 16
-LINES, ENDS = "records.jsonl", "records.ends.npy"
+LINES, ENDS, GROUPS = "records.jsonl", "records.ends.npy", "records.groups.npy"
 
 
 class RecordWriter:
@@ -64,6 +67,8 @@ class RecordWriter:
         self._ends = array("q")  # of lines
         self._images: dict[tuple[int, ...], BinaryIO] = {}
         self._rows: dict[tuple[int, ...], dict[bytes, int]] = {}
+        self._groups, self._numbers = array("q"), dict[bytes, int]()  # of records, by what is one
+        self._next, self._first = 0, b""  # number of a group; digest of the record's first image
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -84,9 +89,16 @@ class RecordWriter:
             ValueError: for a record of another form; nothing is added then.
         """
         check_record(record)
+        told = (record.get("meta") or {}).get("group")
+        self._first = b""
         line = json.dumps(_map_images(record, self._enter), ensure_ascii=False)
         self._records.write(line.encode() + b"\n")
         self._ends.append(self._records.tell() - 1)
+        same = self._first if told is None else json.dumps(told, sort_keys=True).encode()
+        # in order of appearance, so that groups keep their numbers where more records follow
+        number = self._numbers.setdefault(same, self._next) if same else self._next
+        self._groups.append(number)
+        self._next += number == self._next
 
     def close(self) -> None:
         """Complete the store; without this it does not exist."""
@@ -96,6 +108,10 @@ class RecordWriter:
         self._stack.close()
         write_atomically(self.path / ENDS, array_bytes(np.array(self._ends, np.int64)))
         names = [LINES, ENDS, *(_image_file(shape) for shape in self._images)]
+        (self.path / GROUPS).unlink(missing_ok=True)
+        if self._next < len(self):
+            write_atomically(self.path / GROUPS, array_bytes(np.array(self._groups, np.int64)))
+            names.append(GROUPS)
         manifest = {
             "format": FORMAT,
             "name": self.name,
@@ -113,6 +129,7 @@ class RecordWriter:
             self._images[shape], self._rows[shape] = file, {}
         rows, content = self._rows[shape], np.ascontiguousarray(image).tobytes()
         digest = hashlib.sha256(content).digest()
+        self._first = self._first or digest
         if digest not in rows:
             self._images[shape].write(content)
             rows[digest] = len(rows)
@@ -142,6 +159,8 @@ class RecordStore:
                 f"expected {len(self)} records in {file} (sha256 {self._sum(LINES)}); "
                 f"got {len(_line_ends(file))}. The store is damaged: make it again."
             )
+        if GROUPS in self.manifest["sha256"]:
+            check_array(self.path / GROUPS, np.int64, (len(self),))
         self._images: dict[str, tuple[int, ...]] = {}
 
     def __len__(self) -> int:
@@ -166,9 +185,22 @@ class RecordStore:
             ) from error
         return _map_images(record, self._image)
 
+    def groups(self) -> np.ndarray:
+        """Return int64 (records,): equal where records belong together, numbered as they appear.
+
+        In stores of before these were written every record is on its own.
+        """
+        if GROUPS not in self.manifest["sha256"]:
+            return np.arange(len(self))
+        found = read_rows(self.path / GROUPS, np.int64, (len(self),))
+        if len(found) and (found.min() < 0 or (found > np.arange(len(found))).any()):
+            damaged(self.path / GROUPS, "its numbers are not those of groups")
+        return found
+
     def validate(self) -> None:
         """Read everything once; raise ValueError at what is not as it was written."""
         self.check(checksums=True)
+        self.groups()
         for record in self:
             check_record(record)
 

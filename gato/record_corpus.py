@@ -34,7 +34,10 @@ class RecordCorpus:
         """
         check_records(config, stores)
         everything = [np.ones(len(s), bool) for s in stores]
-        chosen = divide(config, everything, [s.name for s in stores], held=held)
+        names = [s.name for s in stores]
+        # captions of one picture stay together, or validation would show what was trained on
+        groups = [s.groups() for s in stores] if config.validation else None
+        chosen = divide(config, everything, names, numbers=groups, held=held)
         self.config, self.serializer, self._all = config, serializer, stores
         self.stores = [s for s, items in zip(stores, chosen, strict=True) if len(items)]
         self.items = [items for items in chosen if len(items)]

@@ -56,7 +56,8 @@ def divide(
         config: of the corpus.
         good: per store, bool (items,): what the filters let pass.
         names: what the stores are called.
-        numbers: per store, the number of each item in the whole store, where parts are left out.
+        numbers: per store, the number of each item in the whole store, where parts are left out;
+            or of the group that it belongs to: what has one number is held out together.
         held: which of the two.
 
     Raises:

@@ -32,7 +32,7 @@ from gato.envs.store import EpisodeWriter
 ORIGIN = "import.json"
 OPEN_WRITERS = 8
 """Stores that are written at once; each holds what is pending of a shard in memory."""
-CACHE_FORM = 1
+CACHE_FORM = 2
 """Raised where the same data become other stores than before, so that caches are made anew."""
 
 

@@ -2,12 +2,14 @@
 
 A plain file is one document, or several between the lines ``<|endoftext|>``. A text of more than
 65,536 characters becomes several documents, cut behind a blank line, else a line, else a word:
-a run draws a window of a document, and long ones would be cut into tokens whole each time.
+a run draws a window of a document, and long ones would be cut into tokens whole each time. What was
+one text has one ``meta["group"]``, so that it is held out for validation together.
 """
 
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -108,37 +110,57 @@ def _read(location: Path, paths: list[Path], field: str, counts: Counter[str]) -
         elif plain_suffix(path) in json_stream.SUFFIXES:
             yield from each(json_items(path), rows)
         else:
-            texts = _plain_texts(path, counts)
-            yield from each(texts, lambda text: documents(checked_text(text, "(file)"), counts))
+            called = path.relative_to(location).as_posix() if path != location else path.name
+            yield from each(_plain_texts(path, called, counts), partial(_plain, counts))
 
 
-def documents(text: str, counts: Counter[str] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield a text as one document, or as several where it is long; the cuts are counted."""
+def _plain(counts: Counter[str], told: tuple[str, str]) -> Iterator[dict[str, Any]]:
+    text, group = told
+    yield from documents(checked_text(text, "(file)"), counts, group)
+
+
+def documents(
+    text: str, counts: Counter[str] | None = None, group: str = ""
+) -> Iterator[dict[str, Any]]:
+    """Yield a text as one document, or as several where it is long.
+
+    Args:
+        text: the whole text, or what is at hand of it.
+        counts: where the cuts are counted.
+        group: of the whole text, where this is a piece of it.
+    """
+    if len(text) > LONGEST and not group:
+        group = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:16]
+    meta = {"meta": {"group": group}} if group else {}
     for number, piece in enumerate(_pieces(text)):
         if number and counts is not None:
             counts["cuts of long texts"] += 1
-        yield {"kind": "document", "text": piece}
+        yield {"kind": "document", "text": piece, **meta}
 
 
-def _plain_texts(path: Path, counts: Counter[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the texts of a plain file; of a long one, what is at hand of it."""
+def _plain_texts(path: Path, called: str, counts: Counter[str]) -> Iterator[tuple[str, Any]]:
+    """Yield the texts of a plain file and their groups; of a long text, what is at hand of it."""
     codec, buffer, found = codecs.getincrementaldecoder("utf-8-sig")(), "", 0
-    where = str(path)
+    where, number, group = str(path), 0, ""  # of the text that the buffer begins with
     try:
         with open_bytes(path) as file:
             raw = file.read(LONGEST)
             refuse_utf_16(raw)
             while raw:
-                *whole, buffer = (buffer + codec.decode(raw)).split(SEPARATOR)
+                *texts, buffer = (buffer + codec.decode(raw)).split(SEPARATOR)
+                whole = [(text, "" if i else group) for i, text in enumerate(texts)]
+                number, group = number + len(texts), "" if texts else group
                 # a separator that the chunk cuts in two lies behind what is taken here
                 while len(buffer) > 2 * LONGEST:
                     stop = _cut(buffer)
-                    whole.append(buffer[:stop])
+                    group = f"{called}, text {number}"
+                    whole.append((buffer[:stop], group))
                     buffer = buffer[stop:]
                     counts["cuts of long texts"] += 1
-                for text in filter(str.strip, whole):
-                    found += 1
-                    yield where, text.strip()
+                for text, of in whole:
+                    if text.strip():
+                        found += 1
+                        yield where, (text.strip(), of)
                 raw = file.read(LONGEST)
             buffer += codec.decode(b"", final=True)
     except UnicodeDecodeError as error:
@@ -147,7 +169,7 @@ def _plain_texts(path: Path, counts: Counter[str]) -> Iterator[tuple[str, Any]]:
         yield where, BadItem(where, str(error))
     else:
         if buffer.strip():
-            yield where, buffer.strip()
+            yield where, (buffer.strip(), group)
         elif not found:
             yield where, BadItem(where, "an empty file")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +171,40 @@ def test_what_is_held_out_stays_so_where_a_shard_is_left_out(tmp_path, text_mode
     gone = set(range(10, 20))
     assert set(seeds(part)) == set(seeds(whole)) - gone
     assert set(seeds(part.held_out())) == set(seeds(whole.held_out())) - gone
+
+
+@pytest.mark.parametrize("kind", ["caption", "conversation", "document"])
+def test_what_shows_one_picture_is_held_out_together(tmp_path, text_model, kind):
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (400, 16, 16, 3), np.uint8)
+
+    def record(which: int, number: int) -> dict[str, Any]:
+        text = f"words {number} of {which}"
+        if kind == "document":
+            return {"kind": kind, "text": text, "meta": {"group": f"text {which}"}}
+        if kind == "caption":
+            return {"kind": kind, "image": pictures[which], "text": text}
+        asked = [{"type": "image", "image": pictures[which]}, {"type": "text", "text": "what?"}]
+        told = [{"type": "text", "text": text}]
+        said = [("user", asked), ("assistant", told)]
+        return {"kind": kind, "messages": [{"role": r, "content": c} for r, c in said]}
+
+    # most of them one after another, some far apart
+    order = [(w, n) for w in range(400) for n in range(4)] + [(w, 4) for w in range(400)]
+    with RecordWriter(tmp_path / "coco", "coco") as writer:
+        for which, number in order:
+            writer.append(record(which, number))
+    corpus = opened(tmp_path / "coco", text_model, validation=0.02)
+    corpus.stores[0].validate()
+    sides = [{order[i][0] for i in side.items[0]} for side in (corpus, corpus.held_out())]
+    assert not sides[0] & sides[1]
+    assert [len(side) for side in sides] == [392, 8]
+    assert corpus.contents()["held_out"] == 40
+    with RecordWriter(tmp_path / "more", "coco") as writer:  # a store that grows
+        for which, number in [*order[:800], *order[:50]]:
+            writer.append(record(which, number))
+    held = opened(tmp_path / "more", text_model, validation=0.02).held_out()
+    assert {order[i % 800][0] for i in held.items[0]} == {w for w in sides[1] if w < 200}
 
 
 def test_a_filter_comes_before_what_is_held_out(tmp_path, text_model):

@@ -102,6 +102,34 @@ def test_bad_records_are_refused(tmp_path: Path, record: dict, match: str) -> No
         assert len(writer) == 0
 
 
+def test_records_of_one_picture_or_text_are_a_group(tmp_path: Path) -> None:
+    store = write(tmp_path)
+    assert store.groups().tolist() == [0, 1, 2, 1]
+    assert "records.groups.npy" in store.manifest["sha256"]
+    plain = [{**RECORDS[0], "meta": {"group": g}} for g in ("a", "b", 1, "a", None, None)]
+    with RecordWriter(tmp_path, "sample") as writer:
+        for record in plain:
+            writer.append(record)
+    assert RecordStore(tmp_path).groups().tolist() == [0, 1, 2, 0, 3, 4]
+    with RecordWriter(tmp_path, "sample") as writer:  # where none belong together, none is kept
+        for record in RECORDS[:3]:
+            writer.append(record)
+    store = RecordStore(tmp_path)
+    assert store.groups().tolist() == [0, 1, 2]
+    assert not (tmp_path / "records.groups.npy").exists()
+    store.validate()
+
+
+@pytest.mark.parametrize("numbers", [[0, 1, 2, 9], [0, -1, 2, 1], [0, 1, 2]])
+def test_damaged_groups_are_named(tmp_path: Path, numbers: list[int]) -> None:
+    write(tmp_path)
+    np.save(tmp_path / "records.groups.npy", np.array(numbers))
+    with pytest.raises(ValueError, match=r"expected an array in .*records.groups.npy"):
+        RecordStore(tmp_path).groups()
+    with pytest.raises(ValueError, match=r"records.groups.npy"):
+        RecordStore(tmp_path).validate()
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     store = write(tmp_path)
     file = tmp_path / "images-16x32x3.npy"

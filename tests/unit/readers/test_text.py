@@ -334,3 +334,23 @@ def test_a_byte_order_mark_is_no_part_of_json(name, tmp_path, read):
     good, bad = read(tmp_path)
     assert not good
     assert "expected UTF-8" in bad[0].reason
+
+
+@pytest.mark.parametrize("form", ["txt", "jsonl"])
+def test_the_pieces_of_a_long_text_belong_together(tmp_path, stored, form):
+    long = ["a word " * (LONGEST * n // 7) for n in (5, 3)]
+    texts = ["first", long[0], "second", long[1], "third"]
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    for name in ("a", "deep/a"):
+        file = tmp_path / "data" / f"{name}.{form}"
+        if form == "txt":
+            file.write_text(SEPARATOR.join(f"{t} of {name}" for t in texts))
+        else:
+            file.write_text("".join(json.dumps({"text": f"{t} of {name}"}) + "\n" for t in texts))
+    store = stored(tmp_path / "data")
+    groups: dict[int, str] = {}
+    for number, record in zip(store.groups().tolist(), store, strict=True):
+        groups[number] = groups.get(number, "") + record["text"]
+    wanted = [f"{t} of {name}" for name in ("a", "deep/a") for t in texts]
+    assert [g.replace(" ", "") for g in groups.values()] == [w.replace(" ", "") for w in wanted]
+    assert len(store) > 20
