@@ -1,9 +1,11 @@
 """A folder of files that can be fetched again, at most so many bytes of them.
 
-A file appears whole or not at all. Where room is needed, the files that were not used for longest
-go; what was used in the last seconds stays, and so does what a living process has asked to keep
-whole. Any number of processes and threads may share the folder: locks are the system's, and end
-with the process that holds them.
+A file appears whole or not at all. Room is made before anything is written, also for a content
+whose size nobody tells. Where room is needed, the files that were not used for longest go; what was
+used in the last seconds stays, and so does what a living process has asked to keep whole. A tenth
+of the cache goes at once where it may, so that its files are not walked for every one that comes.
+Any number of processes and threads may share the folder: locks are the system's, and end with the
+process that holds them.
 
 ```
 <root>/settings.json            how large it may be
@@ -18,13 +20,14 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
+import io
 import json
 import os
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gato.envs.files import sync_folder, write_atomically
 
@@ -32,6 +35,10 @@ GIGABYTES = 20.0
 """Size of a cache for which nobody has said another."""
 GRACE = 10.0
 """Seconds after its last use in which a file stays, so that who has asked for it can open it."""
+SPARE = 0.1
+"""Share of the cache that is made free where room is needed: so it is not needed soon again."""
+SETTLED = 6.0
+"""How many times GRACE a file must not have been used to go for the sake of spare room alone."""
 KEPT = ("manifest.json",)
 """Files that stay: small, and without them the others are of no use."""
 _STRIPES = 64
@@ -139,21 +146,20 @@ class Cache:
 
         def reserve(size: int) -> None:
             nonlocal reserved
-            self._make_room(size, temporary)
-            reserved = size
+            if size > reserved:
+                if size > self.limit:  # before others go for nothing
+                    raise self._too_small(size)
+                self._make_room(size - reserved, temporary, size)
+                reserved = size
 
         try:
-            temporary.touch()
-            with temporary.open("r+b") as file:
+            with _Growing(temporary, reserve) as file:
                 download(file, reserve)
                 file.truncate()
-                got = file.tell()
-                if got > reserved:  # more than the other side has told
-                    self._make_room(got - reserved, here=True)
                 file.flush()
                 os.fsync(file.fileno())
-            with temporary.open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            with temporary.open("rb") as written:
+                checksum = hashlib.file_digest(written, "sha256").hexdigest()
             temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -161,27 +167,27 @@ class Cache:
         sync_folder(path.parent)
         return checksum
 
-    def _make_room(self, size: int, reserve: Path | None = None, *, here: bool = False) -> None:
-        """Remove files until the cache is within its bound.
+    def _make_room(self, size: int, file: Path | None = None, length: int = 0) -> None:
+        """Remove files until so many bytes more are within the bound.
 
         Args:
-            size: bytes that come now.
-            reserve: a file that becomes as large, and counts, though nothing is written yet.
-            here: whether they have come already.
+            size: bytes that come.
+            file: where they come, made as long as it will be: it counts before it is written.
+            length: of that file then.
         """
         while True:
             with self._lock("room"):
                 wait = None
                 total = self._total()
                 if total is None or total + size > self.limit:
-                    total, wait = self._remove(0 if here else size)
+                    total, wait = self._remove(size)
                 else:
                     total += size
                 # a count that a kill leaves behind is too high, which the next one corrects
                 self._count_file.write_text(str(total))
                 if wait is None:
-                    if reserve is not None:
-                        os.truncate(reserve, size)
+                    if file is not None:
+                        os.truncate(file, length)
                     return
             time.sleep(wait)
 
@@ -206,45 +212,64 @@ class Cache:
         total = size + sum(f[1] for f in files)
         now, kept, soonest = time.time_ns(), set[str](), None
         for used, bytes_, place, path in files:
-            if total <= limit:
-                return total, None
-            if path.name.startswith(".") or path.name in KEPT:
+            rest = GRACE - (now - used) / 1e9
+            spare = total <= limit
+            if total <= limit * (1 - SPARE) or (spare and rest > GRACE * (1 - SETTLED)):
+                break
+            name = os.path.basename(path)
+            if name.startswith(".") or name in KEPT:
                 continue
             if place in kept or self._is_held(place):
                 kept.add(place)
                 continue
-            rest = GRACE - (now - used) / 1e9
             if rest > 0:
                 soonest = rest if soonest is None else min(soonest, rest)
                 continue
-            path.unlink(missing_ok=True)
-            total -= bytes_
+            if self._remove_unused(path, used):
+                total -= bytes_
         if total <= limit:
             return total, None
         if soonest is not None:
             return total - size, min(soonest, 0.2) + 0.01
-        raise ValueError(
-            f"the cache at {self.root} may hold {limit / 1e9:g} GB, and {total / 1e9:.3g} GB are "
-            f"needed at once. Allow it more: --cache-gb {total / 1e9 * 1.1:.2g}"
+        raise self._too_small(total)
+
+    def _remove_unused(self, path: str, used: int) -> bool:
+        """Remove a file unless it was used meanwhile; return whether it is gone."""
+        try:
+            if os.stat(path).st_atime_ns != used:
+                return False
+            os.unlink(path)
+        except FileNotFoundError:
+            return True
+        place, name = os.path.relpath(path, self.root).split(os.sep, 1)
+        self._stamp(place, name).unlink(missing_ok=True)
+        return True
+
+    def _too_small(self, needed: int) -> ValueError:
+        return ValueError(
+            f"the cache at {self.root} may hold {self.limit / 1e9:g} GB, and at least "
+            f"{needed / 1e9:.3g} GB are needed at once. Allow it more: "
+            f"--cache-gb {needed / 1e9 * 1.1:.2g}"
         )
 
-    def _files(self) -> list[tuple[int, int, str, Path]]:
-        """Return when each file was last used, its size, place and path; unfinished ones too."""
-        found = []
-        for place in self.root.iterdir() if self.root.exists() else ():
+    def _files(self) -> Iterator[tuple[int, int, str, str]]:
+        """Yield when each file was last used, its size, place and path; unfinished ones too."""
+        for place in _entries(self.root):
             if place.name == "locks" or not place.is_dir():
                 continue
-            for folder, folders, names in os.walk(place):
-                folders[:] = [f for f in folders if f != ".stamps"]
-                for name in names:
-                    path = Path(folder, name)
+            folders = [place.path]
+            while folders:
+                for entry in _entries(folders.pop()):
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name != ".stamps":
+                            folders.append(entry.path)
+                        continue
                     with contextlib.suppress(FileNotFoundError):
-                        stat = path.stat()
-                        if self._abandoned(path):
-                            path.unlink()
+                        stat = entry.stat()
+                        if entry.name.startswith(".") and self._abandoned(Path(entry.path)):
+                            os.unlink(entry.path)
                         else:
-                            found.append((stat.st_atime_ns, stat.st_size, place.name, path))
-        return found
+                            yield stat.st_atime_ns, stat.st_size, place.name, entry.path
 
     def _abandoned(self, path: Path) -> bool:
         """Return whether a file is one that a process was fetching when it was killed."""
@@ -285,6 +310,27 @@ class Cache:
             yield
         finally:
             os.close(descriptor)
+
+
+class _Growing(io.BufferedWriter):
+    """A new file for which room is made before each block; a content is written from its start."""
+
+    def __init__(self, path: Path, reserve: Callable[[int], None]) -> None:
+        super().__init__(io.FileIO(path, "w"))
+        self._reserve = reserve
+
+    def write(self, content: Any, /) -> int:
+        self._reserve(self.tell() + memoryview(content).nbytes)
+        return super().write(content)
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Return what is in a folder; nothing of one that is gone."""
+    try:
+        with os.scandir(folder) as found:
+            return list(found)
+    except FileNotFoundError:
+        return []
 
 
 def _flock(descriptor: int, *, shared: bool = False, wait: bool = True) -> bool:

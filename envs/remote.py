@@ -239,9 +239,12 @@ class RemoteFolder(Folder):
             size = getattr(source, "size", None)
             if size:
                 reserve(size)
-            with told(self.at(name)):
-                while block := source.read(_BLOCK):
-                    file.write(block)
+            while True:
+                with told(self.at(name)):
+                    block = source.read(_BLOCK)
+                if not block:
+                    break
+                file.write(block)  # what is wrong here is wrong with the cache, not the address
 
 
 @cache

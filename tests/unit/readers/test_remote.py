@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
@@ -380,7 +381,8 @@ def test_names_that_lead_out_of_the_folder_and_passwords_in_addresses():
 # the cache
 
 
-def test_the_least_recently_used_goes_first(tmp_path, at_once):
+def test_the_least_recently_used_goes_first(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(cache_module, "SPARE", 0.0)
     cache = Cache(tmp_path / "c")
     cache.set_limit(30e-9)
     for name in ("a", "b", "c"):
@@ -402,6 +404,87 @@ def test_a_size_that_nobody_told_counts_too(tmp_path, at_once):
     with pytest.raises(ValueError, match=r"may hold 2.5e-08 GB.*--cache-gb"):
         cache.get("p", "c", "1", write(b"c" * 30, told=False))
     assert not list((tmp_path / "c/p").glob("*c*"))
+
+
+def test_a_content_of_unknown_size_never_takes_more_than_the_bound(tmp_path, at_once):
+    cache, most = Cache(tmp_path / "c"), 0
+    cache.set_limit(1e-3)
+    cache.get("p", "old", "1", write(b"o" * 500_000))
+    cache.get("p", "small", "1", write(b"s" * 300_000))
+
+    def download(file: BinaryIO, reserve: Callable[[int], None]) -> None:
+        nonlocal most
+        for _ in range(200):
+            file.write(b"x" * 50_000)
+            file.flush()
+            found = (f.stat().st_size for f in (tmp_path / "c/p").iterdir() if f.is_file())
+            most = max(most, sum(found))
+
+    with pytest.raises(ValueError, match=r"may hold 0.001 GB, and at least 0.001.* --cache-gb"):
+        cache.get("p", "endless", "1", download)
+    assert 900_000 < most <= 1_000_000
+    assert not list((tmp_path / "c/p").glob("*endless*"))
+
+
+def test_what_is_told_to_be_too_large_removes_nothing(tmp_path, at_once):
+    cache = Cache(tmp_path / "c")
+    cache.set_limit(30e-9)
+    cache.get("p", "a", "1", write(b"a" * 20))
+    with pytest.raises(ValueError, match="--cache-gb"):
+        cache.get("p", "b", "1", write(b"b" * 31))
+    assert sizes(tmp_path / "c/p") == {"a": 20}
+
+
+def test_a_web_server_that_tells_no_size(web, cache, at_once):
+    held: list[int] = []
+
+    def chunked(self: Quiet) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        with contextlib.suppress(OSError):  # the other end has heard enough
+            for _ in range(40 if self.path == "/long.bin" else 1):
+                self.wfile.write(b"80000\r\n" + b"x" * 0x80000 + b"\r\n")
+                held.append(cache.used())
+            self.wfile.write(b"0\r\n\r\n")
+
+    web.handler.protocol_version, web.handler.do_GET = "HTTP/1.1", chunked
+    web.handler.do_HEAD = lambda self: self.send_error(405)
+    cache.set_limit(0.01)
+    fitting = remote.RemoteFolder(f"{web.address}/short.bin").file("")
+    assert fitting.stat().st_size == 0x80000
+    with pytest.raises(ValueError, match=r"long.bin: the cache at .* may hold 0.01 GB.*--cache-gb"):
+        remote.RemoteFolder(f"{web.address}/long.bin").file("")
+    assert 0 < max(held) <= 10_000_000
+    assert not list(cache.root.rglob("*long.bin*"))
+
+
+def test_a_full_cache_is_walked_once_for_many_files(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    cache, walks = Cache(tmp_path / "c"), []
+    files = Cache._files
+    monkeypatch.setattr(Cache, "_files", lambda self: walks.append(1) or files(self))
+    cache.set_limit(1e-6)
+    for i in range(300):
+        cache.get("p", f"{i}", "1", write(b"x" * 10))
+    assert len(walks) <= 2 + 200 / 10  # a tenth of the 100 files that it holds goes at once
+    left = [f"{i}" for i in range(300) if (tmp_path / "c/p" / f"{i}").exists()]
+    assert 90 <= len(left) <= 100
+    assert left[-1] == "299"
+    stamps = {f.name for f in (tmp_path / "c/p/.stamps").iterdir()}
+    assert stamps == set(left)
+
+
+def test_what_was_used_lately_does_not_go_for_spare_room(tmp_path, monkeypatch):
+    cache = Cache(tmp_path / "c")
+    cache.set_limit(100e-9)
+    monkeypatch.setattr(cache_module, "GRACE", 0.05)
+    monkeypatch.setattr(cache_module, "SETTLED", 1000.0)
+    for i in range(10):
+        cache.get("p", f"{i}", "1", write(b"x" * 10))
+    time.sleep(0.1)
+    cache.get("p", "more", "1", write(b"x" * 10))
+    assert cache.used() == 100  # one went, and not two
 
 
 def test_what_is_held_or_just_used_stays(tmp_path, monkeypatch, at_once):
