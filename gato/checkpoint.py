@@ -262,10 +262,17 @@ def load_checkpoint(
 def _data(found: Any) -> dict[str, dict[str, Any]]:
     """Return what a checkpoint says it was trained on, checked as far as it is used."""
     for name, corpus in dict(found).items():
-        low, high = corpus.get("seeds", (0, 0)) if isinstance(corpus, dict) else (None, None)
-        if not isinstance(low, int) or not isinstance(high, int):
+        if not isinstance(corpus, dict) or not _said_well(corpus):
             raise ValueError(f"what it says of corpus {name!r} is damaged: {corpus!r:.100}")
     return dict(found)
+
+
+def _said_well(corpus: dict[str, Any]) -> bool:
+    low_high = [corpus.get("seeds", (0, 0)), corpus.get("evaluation_seeds") or (0, 0)]
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in low_high):
+        return False
+    stores = corpus.get("stores", {})
+    return all(isinstance(n, int) for p in low_high for n in p) and isinstance(stores, dict)
 
 
 def _state(folder: Path) -> dict[str, dict[str, bytes]]:

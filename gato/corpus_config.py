@@ -18,7 +18,7 @@ class CorpusConfig:
     name: str
     """What it is called in logs."""
     path: str
-    """A store, or a folder of stores (one per task), sampled equally."""
+    """A store, or a folder of stores (one per task); how often each is drawn, `balance` says."""
     weight: float = 1.0
     """Its share of the tokens of a batch, relative to the other corpora."""
     window: int = 0
@@ -113,7 +113,10 @@ class Corpus(Protocol):
         """Return one sequence; a pure function of the generator's state."""
 
     def contents(self) -> dict[str, Any]:
-        """Return how much it holds and, of episodes, the range of seeds: kept in checkpoints."""
+        """Return how much it holds, a digest of each store and, of episodes, the range of seeds.
+
+        Checkpoints keep it.
+        """
 
     def held_out(self) -> Corpus | None:
         """Return the corpus of what is never trained on; None where nothing is held out."""

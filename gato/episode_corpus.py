@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gato.contents import digests, evaluation_seeds
 from gato.corpus_config import CorpusConfig
 from gato.envs.store import EpisodeStore
 from gato.kept import Kept, bytes_of
@@ -54,7 +55,11 @@ class EpisodeCorpus:
 
     def contents(self) -> dict[str, Any]:
         seeds = np.concatenate([s.seeds[i] for s, i in zip(self.stores, self.items, strict=True)])
-        found = {"episodes": len(seeds), "seeds": [int(seeds.min()), int(seeds.max())]}
+        found: dict[str, Any] = {
+            "episodes": len(seeds),
+            "seeds": [int(seeds.min()), int(seeds.max())],
+        }
+        found |= {"evaluation_seeds": evaluation_seeds(seeds), "stores": digests(self._all)}
         good = sum(int(kept.sum()) for kept, _ in self._filtered)
         left_out = sum(map(len, self._all)) - good
         counts = {"left_out": left_out, "held_out": good - len(seeds)}

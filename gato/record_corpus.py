@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gato.contents import digests
 from gato.corpus_config import CorpusConfig
 from gato.envs.records import RecordStore
 from gato.kept import Kept, bytes_of
@@ -48,7 +49,7 @@ class RecordCorpus:
     def contents(self) -> dict[str, Any]:
         records = sum(map(len, self.items))
         left = sum(map(len, self._all)) - records
-        found: dict[str, Any] = {"records": records}
+        found: dict[str, Any] = {"records": records, "stores": digests(self._all)}
         found |= {"held_out": left} if left else {}
         return found | ({"skipped": list(self.config.skip)} if self.config.skip else {})
 

@@ -25,6 +25,7 @@ from gato import damage
 from gato.bad_batch import NonFiniteLossError, Part, refuse
 from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_checkpoint, set_aside
 from gato.config import TrainConfig, require_same
+from gato.contents import require_same_data
 from gato.corpora import Corpus, open_corpus
 from gato.distributed import World, joined, local_device
 from gato.fitting import shared_serializer
@@ -173,6 +174,7 @@ class Trainer:
             config = replace(config, parts=saved.config.parts)
         require_same(saved.config, config, run)
         trainer = cls(config, run, device, saved.serializer, world, stop)
+        require_same_data(saved.data, trainer.contents(), run)
         trainer.model.load_state_dict(saved.model.state_dict())
         if trainer.average is not None:
             trainer.average.load(load_tensors(saved.path / "ema.safetensors"))
@@ -182,6 +184,10 @@ class Trainer:
         trainer.step, trainer.saved = saved.step, saved.path
         trainer.sums = torch.tensor(counters["sums"], dtype=torch.float64, device=device)
         return trainer
+
+    def contents(self) -> dict[str, dict[str, Any]]:
+        """Return of each corpus what it holds."""
+        return {c.config.name: c.contents() for c in self.mixture.corpora}
 
     def _validator(self, corpora: Sequence[Corpus]) -> Validator:
         config = self.config
@@ -374,7 +380,7 @@ class Trainer:
                 self.optimizers.tensors(self.names),
                 {"sums": self.sums.tolist()},
                 keep=self.config.keep_last,
-                data={c.config.name: c.contents() for c in self.mixture.corpora},
+                data=self.contents(),
                 average=None if self.average is None else self.average.values,
                 best=best,
             )

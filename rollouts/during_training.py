@@ -121,7 +121,8 @@ def _check(task_ids: Sequence[str], seeds: range, stores: list[EpisodeStore]) ->
             raise ValueError(
                 f"expected stores without the seeds {seeds.start} to {seeds.stop - 1}, which are "
                 f"played while training goes on; {store.path} holds some. Collect with another "
-                f"--seed than {FIRST_SEED // ATTEMPTS}."
+                f"--seed than {FIRST_SEED // ATTEMPTS}; where they were imported, leave "
+                f"eval_tasks out and play with `gato eval` afterwards."
             )
     for task in {task.split("/")[0]: task for task in task_ids}.values():
         registry.make(task).close()  # a missing simulator is told now, not after the first hour

@@ -162,7 +162,8 @@ def _refuse_training_seeds(player: Agent | HostPlayer, seeds: range) -> None:
     """Raise ValueError where the checkpoint has seen these episodes in training."""
     known = {} if isinstance(player, HostPlayer) else player.checkpoint.data
     for name, corpus in known.items():
-        low, high = corpus.get("seeds", (0, -1))
+        # older checkpoints know the range of all seeds only
+        low, high = corpus.get("evaluation_seeds", corpus.get("seeds")) or (0, -1)
         if low < seeds.stop and high >= seeds.start:
             raise ValueError(
                 f"expected evaluation seeds that were not trained on; the corpus {name!r} of "

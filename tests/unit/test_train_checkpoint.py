@@ -50,11 +50,18 @@ def test_a_checkpoint_is_self_sufficient(run, tiny, tmp_path):
 
 def test_a_checkpoint_remembers_which_seeds_it_was_trained_on(run, newest):
     data = load_checkpoint(run).data
-    assert all({"episodes", "seeds"} == c.keys() or {"records"} == c.keys() for c in data.values())
+    episodes = {"episodes", "seeds", "evaluation_seeds", "stores"}
+    assert all(c.keys() in (episodes, {"records", "stores"}) for c in data.values())
     (toy, *_) = (corpus for corpus in data.values() if "seeds" in corpus)
     assert toy["seeds"][0] <= toy["seeds"][1]
     described = json.loads((newest / "config.json").read_text())
-    for damaged in ({"toy": {"seeds": [1]}}, {"toy": {"seeds": ["1", "2"]}}, {"toy": 3}, [3]):
+    for damaged in (
+        {"toy": {"seeds": [1]}},
+        {"toy": {"seeds": ["1", "2"]}},
+        {"toy": 3},
+        [3],
+        {"toy": {"evaluation_seeds": [1]}},
+    ):
         (newest / "config.json").write_text(json.dumps({**described, "data": damaged}))
         with pytest.raises(ValueError, match="cannot be read"):
             load_checkpoint(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -15,7 +16,9 @@ import torch
 from run_files import checkpoints, lines, same, state, weights
 
 from gato.checkpoint import load_checkpoint, load_tensors, pointed_at, resolve
+from gato.contents import digests, require_same_data
 from gato.envs.files import lock_folder
+from gato.envs.store import EpisodeStore, EpisodeWriter, RecordWriter
 from gato.fitting import make_serializer
 from gato.optim import Average
 from gato.train import Trainer, train
@@ -162,7 +165,7 @@ def test_the_newest_are_kept(tiny, tmp_path, text_model, keep_last):
 
 
 def test_the_best_by_validation_is_saved_when_it_is_found(tiny, tmp_path, text_model):
-    corpora = tuple(replace(c, validation=0.2) for c in tiny.corpora)
+    corpora = tuple(replace(c, validation=0.4) for c in tiny.corpora)
     config = replace(
         tiny, corpora=corpora, steps=12, save_every=100, validate_every=3, keep_best=True
     )
@@ -239,6 +242,61 @@ def test_another_configuration_is_named(tiny, tmp_path, text_model):
     with pytest.raises(ValueError, match="another configuration: steps was 1, is 2; seed was 3"):
         train(replace(tiny, steps=2, seed=4), tmp_path, device="cpu", text_model=text_model)
     assert state(tmp_path)["state"] == "finished"  # as it was
+
+
+def grown(config: Any, tmp_path: Path) -> Any:
+    """Return the configuration on copies of its stores, which may be changed."""
+    for c in config.corpora:
+        shutil.copytree(c.path, tmp_path / "data" / c.name)
+    corpora = tuple(replace(c, path=str(tmp_path / "data" / c.name)) for c in config.corpora)
+    return replace(config, corpora=corpora)
+
+
+def append_episode(path: Path) -> None:
+    store = EpisodeStore(path)
+    with EpisodeWriter(path, store.spec) as writer:
+        writer.append(replace(store.episode(0), seed=99))
+
+
+def test_a_run_does_not_go_on_with_other_data(tiny, tmp_path, text_model):
+    config, run = grown(tiny, tmp_path), tmp_path / "run"
+    options = {"device": "cpu", "text_model": text_model}
+    half = Trainer(config, run, CPU, make_serializer(config, text_model))
+    half.train_step(half.mixture.batch(0))
+    half.save()
+    shutil.move(tmp_path / "data" / "words", tmp_path / "words")
+    with RecordWriter(tmp_path / "data" / "words", "words") as writer:
+        writer.append({"kind": "document", "text": "another text"})
+    told = "corpus 'words': expected the data .*'words' has changed .*40 records then, 1 now"
+    with pytest.raises(ValueError, match=told):
+        train(config, run, **options)
+    shutil.rmtree(tmp_path / "data" / "words")
+    shutil.move(tmp_path / "words", tmp_path / "data" / "words")
+    append_episode(tmp_path / "data" / "arm")
+    with pytest.raises(ValueError, match=r"'toy/arm-v0' has changed .*20 episodes then, 21 now"):
+        train(config, run, **options)
+    assert load_checkpoint(run).step == 1
+    saved = resolve(run) / "config.json"
+    described = json.loads(saved.read_text())
+    for corpus in described["data"].values():
+        del corpus["stores"]  # as older ones were written
+    saved.write_text(json.dumps(described))
+    train(replace(config, save_every=3), run, **options)
+    assert load_checkpoint(run).step == 20
+
+
+def test_digests_know_no_place_and_tell_stores_of_one_name_apart(stores, tmp_path):
+    one, other = (EpisodeStore(stores / name) for name in ("arm", "grid"))
+    shutil.copytree(stores / "arm", tmp_path / "moved")
+    twice = digests([one, EpisodeStore(tmp_path / "moved"), other])
+    assert list(twice) == ["toy/arm-v0", "toy/arm-v0 (2)", "toy/grid-v0"]
+    assert twice["toy/arm-v0"] == twice["toy/arm-v0 (2)"] != twice["toy/grid-v0"]
+    began, now = ({"arm": {"episodes": 1, "stores": digests(s)}} for s in ([one], [one, other]))
+    require_same_data(began, began, "run")
+    with pytest.raises(ValueError, match="the store of 'toy/grid-v0' is new"):
+        require_same_data(began, now, "run")
+    with pytest.raises(ValueError, match="the store of 'toy/grid-v0' is gone"):
+        require_same_data(now, began, "run")
 
 
 def test_how_a_run_is_watched_may_change(tiny, tmp_path, text_model):

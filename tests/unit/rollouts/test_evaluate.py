@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from gato import cli
+from gato.contents import evaluation_seeds
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.rollouts.agent import Agent
 from gato.rollouts.evaluate import evaluate
@@ -269,6 +270,21 @@ def test_seeds_that_were_trained_on_are_refused(suite, agent: Agent) -> None:
     with pytest.raises(ValueError, match=r"corpus 'made' .* seeds 1073741827 to 1073741832"):
         evaluate(agent, TASKS[:1], 4, workers=0)
     evaluate(agent, TASKS[:1], 4, workers=0, seed=1)
+
+
+def test_seeds_of_imported_data_that_lie_about_those_are_none_of_them(suite, agent: Agent) -> None:
+    seeds = np.array([5, EVALUATION_SEED_START + (900 << 20)])
+    about = {
+        "episodes": 2,
+        "seeds": [5, int(seeds[1])],
+        "evaluation_seeds": evaluation_seeds(seeds),
+    }
+    agent.checkpoint.data = {"made": about}
+    evaluate(agent, TASKS[:1], 1, workers=0)
+    with pytest.raises(ValueError, match=r"corpus 'made' .* Choose another --seed"):
+        evaluate(agent, TASKS[:1], 1, workers=0, seed=900)
+    agent.checkpoint.data = {"made": about | {"evaluation_seeds": evaluation_seeds(seeds[:1])}}
+    evaluate(agent, TASKS[:1], 1, workers=0, seed=900)
 
 
 def test_what_is_no_model_has_no_temperature(suite) -> None:

@@ -1,0 +1,76 @@
+"""Which data a run is trained on, as its checkpoints say it, and that it goes on with the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gato.envs.episode import EVALUATION_SEED_START
+from gato.envs.records import RecordStore
+from gato.envs.store import EpisodeStore
+
+
+def digests(stores: Iterable[EpisodeStore | RecordStore]) -> dict[str, str]:
+    """Return per store, by the name of its task or data, a digest of what lies in it.
+
+    It is that of the names and checksums in its manifest, without shards that are left out. Where
+    the store lies has no part in it.
+    """
+    found: dict[str, str] = {}
+    for store in stores:
+        name = store.spec.id if isinstance(store, EpisodeStore) else store.name
+        same = sum(other.partition(" (")[0] == name for other in found)
+        found[f"{name} ({same + 1})" if same else name] = _digest(store)
+    return found
+
+
+def _digest(store: EpisodeStore | RecordStore) -> str:
+    if isinstance(store, EpisodeStore):
+        shards = [s for s in store.manifest["shards"] if s["name"] not in store.skipped]
+        held: Any = [[s["name"], s["sha256"]] for s in shards]
+    else:
+        held = store.manifest["sha256"]
+    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def evaluation_seeds(seeds: np.ndarray) -> list[int]:
+    """Return [lowest, highest] of the seeds that `gato eval` may use; [] where there are none."""
+    found = seeds[seeds >= EVALUATION_SEED_START]
+    return [int(found.min()), int(found.max())] if len(found) else []
+
+
+def require_same_data(
+    began: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]], run: Any
+) -> None:
+    """Raise ValueError where a run would go on with other data than it began with.
+
+    Args:
+        began: what its checkpoint says of each corpus; older ones know of no digests.
+        now: `Corpus.contents` of each corpus that is drawn from.
+        run: the run's folder.
+    """
+    for name, contents in now.items():
+        before, after = began.get(name, {}).get("stores"), contents["stores"]
+        if before is None or before == after:
+            continue
+        told = _differences(before, after)
+        more = f", and {len(told) - 1} more stores differ" if len(told) > 1 else ""
+        count = next(k for k in ("episodes", "records") if k in contents)
+        raise ValueError(
+            f"corpus {name!r}: expected the data that the run in {run} was begun with; got others: "
+            f"{told[0]}{more} ({began[name].get(count)} {count} then, {contents[count]} now). "
+            f"Train into another folder, or restore the data as they were."
+        )
+
+
+def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> Sequence[str]:
+    told = [f"the store of {k!r} is gone" for k in before if k not in after]
+    told += [f"the store of {k!r} is new" for k in after if k not in before]
+    changed = [k for k in before if k in after and before[k] != after[k]]
+    return told + [
+        f"the store of {k!r} has changed (was {before[k]}, is {after[k]})" for k in changed
+    ]
