@@ -7,6 +7,7 @@ LeRobot names columns by what they are: `observation.images.top` is read as the 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from gato.envs.episode import ANY_TEXT, TaskSpec, flatten_space
-from gato.envs.readers.reader import MAX_PIXELS, ReadOptions, fit_image
+from gato.envs.readers.reader import MAX_NUMBERS, MAX_PIXELS, ReadOptions, fit_image
 
 Role = Literal["observations", "actions", "targets"]
 Kind = Literal["array", "text", "image", "video"]
@@ -70,7 +71,7 @@ def foreign_columns(
     Raises:
         ValueError: naming the feature that cannot be mapped.
     """
-    columns = Columns()
+    columns, numbers = Columns(), 0
     renamed = _renamed(features, options.columns)
     for name, feature in features.items():
         if not isinstance(feature, dict):
@@ -88,6 +89,12 @@ def foreign_columns(
             columns.flags[ours.removeprefix("next.")] = name
             columns.fields[name] = ours.removeprefix("next.")
         else:
+            numbers += _numbers(name, feature)
+            if numbers > MAX_NUMBERS:
+                raise ValueError(
+                    f"expected at most {MAX_NUMBERS:,} numbers in a frame; feature {name!r} is of "
+                    f"shape {feature['shape']!r:.200}. Leave it out: --columns {name}="
+                )
             column = _column(name, feature, ours, options, bounds)
             columns.leaves.append(column)
             columns.fields[name] = f"{column.role[:-1]} {column.path!r}: {_brief(column.space)}"
@@ -205,6 +212,12 @@ def _shape(name: str, feature: Mapping[str, Any]) -> tuple[int, ...]:
     if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise _unmappable(name, feature)
     return tuple(shape)
+
+
+def _numbers(name: str, feature: Mapping[str, Any]) -> int:
+    """Return how many numbers a feature has in a frame; of pictures none, as they are resized."""
+    pictures = feature.get("dtype") in ("image", "video")
+    return 0 if pictures else math.prod(_shape(name, feature))
 
 
 def _unmappable(name: str, feature: Mapping[str, Any]) -> ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -40,11 +41,21 @@ def read_table(path: Path, columns: list[str] | None, name: str) -> Any:
 
 
 def file_name(template: str, **values: Any) -> str:
-    """Return the name of a file that ``meta/info.json`` describes."""
+    """Return the name of a file that ``meta/info.json`` describes.
+
+    Raises:
+        ValueError: for more than names in braces, perhaps with a number of digits: a format may
+            ask for gigabytes of blanks, or for what lies behind a value.
+    """
+    plain = re.sub(r"\{[a-z_]+(:0[1-9]d)?\}", "", template)
     try:
+        if "{" in plain or "}" in plain:
+            raise ValueError(plain)
         return template.format(**values)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"expected names of files in meta/info.json; got {template!r}.") from error
+        raise ValueError(
+            f"expected names of files in meta/info.json; got {template!r:.200}."
+        ) from error
 
 
 def as_array(column: Any, feature: str) -> np.ndarray:

@@ -27,6 +27,7 @@ from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.envs.readers.lerobot_columns import Column
 from gato.envs.readers.pictures import open_image
 from gato.envs.readers.reader import fit_image
+from gato.envs.readers.untrusted import check_spaces
 from gato.envs.remote import Folder
 
 FORMAT = "gato-lerobot-1"
@@ -117,6 +118,7 @@ def open_kept(folder: Folder, rows: list[dict[str, Any]]) -> Kept | None:
         data = json.loads(folder.file(STORE).read_bytes())
         if data["format"] != FORMAT:
             raise ValueError(f"got format {data['format']!r}, and expected {FORMAT!r}")
+        check_spaces(data["spec"], STORE)
         spec = TaskSpec.from_json(data["spec"])
         leaves = {
             "observations": flatten_space(spec.observation_space, "observation"),

@@ -23,6 +23,7 @@ import gymnasium as gym
 import numpy as np
 
 from gato.envs.episode import Episode, TaskSpec, flatten_value
+from gato.envs.readers.json_stream import parse_json
 from gato.envs.readers.leaves import (
     Leaf,
     acted,
@@ -34,6 +35,7 @@ from gato.envs.readers.leaves import (
     replaced,
 )
 from gato.envs.readers.reader import BadItem, ReadOptions, Source, joined
+from gato.envs.readers.untrusted import check_spaces
 
 FORMAT = "minari"
 EXTRA = "readers"
@@ -83,6 +85,7 @@ def _open(location: str, folder: Path, options: ReadOptions) -> Source:
         if not isinstance(metadata.get(name), str):
             # Minari would start the environment, and with it whatever code the file names
             raise ValueError(f"expected {name!r} in {folder}/metadata.json; it names none.")
+        check_spaces(parse_json(metadata[name].encode()), f"{folder}/metadata.json")
     try:
         data = minari.MinariDataset(folder)
         longest = _longest(data)
@@ -215,6 +218,7 @@ def _kept_spec(kept: Mapping[str, Any], seen: dict[str, Leaf], options: ReadOpti
     try:
         if not all(isinstance(kept[name], dict) for name in ("spec", "settings", "versions")):
             raise TypeError(f"got {kept!r:.200}")
+        check_spaces(kept["spec"], "metadata.json")
         spec = TaskSpec.from_json(kept["spec"])
         return replace(
             spec,

@@ -26,6 +26,8 @@ from gato.envs.episode import Episode, TaskSpec
 PATCH = 16
 MAX_PIXELS = 178_956_970 // 2
 """Pictures of more pixels are refused before they are decoded; Pillow warns from there on."""
+MAX_NUMBERS = 1 << 24
+"""Of one step, as spaces describe it: a space of more would itself take gigabytes."""
 
 
 @dataclass(frozen=True)

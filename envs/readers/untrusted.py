@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import codecs
 import gzip
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gato.envs.readers.reader import BadItem, ReadOptions
+from gato.envs.readers.reader import MAX_NUMBERS, BadItem, ReadOptions
 
 READ_ERRORS = (OSError, EOFError, zlib.error)
 """What reading a file, compressed or not, may raise."""
@@ -134,6 +135,29 @@ def checked_fields(value: Any, *names: str) -> Mapping[str, Any]:
         if name not in value:
             raise ValueError(f"expected a field {name!r}; got {', '.join(map(str, value))[:200]}")
     return value
+
+
+def check_spaces(told: Any, where: str) -> None:
+    """Check spaces as JSON tells of them, before they are made: a few bytes may ask for gigabytes.
+
+    Raises:
+        ValueError: for spaces of more than `MAX_NUMBERS` numbers together.
+    """
+    numbers, waiting = 0, [told]
+    while waiting:
+        inside = waiting.pop()
+        if isinstance(inside, dict):
+            sizes = inside.get("shape", inside.get("n"))
+            sizes = sizes if isinstance(sizes, list) else [sizes]
+            if inside.get("type") != "Discrete" and all(isinstance(n, int) for n in sizes):
+                numbers += abs(math.prod(sizes))
+            waiting += inside.values()
+        elif isinstance(inside, list) and inside and not isinstance(inside[0], int | float):
+            waiting += inside
+    if numbers > MAX_NUMBERS:
+        raise ValueError(
+            f"expected spaces of at most {MAX_NUMBERS:,} numbers in {where}; got {numbers:,}."
+        )
 
 
 def check_options(options: ReadOptions, format: str, columns: Iterable[str], splits: bool) -> None:

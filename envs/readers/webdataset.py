@@ -4,7 +4,7 @@ The files of one example follow each other and share a name up to its first dot:
 with ``0017.txt`` or ``0017.json``. A location is an archive, a folder of them, or a pattern with
 braces, here or elsewhere: ``s3://bucket/train-{000..127}.tar``. Archives are
 read from their beginning to their end and nothing of them is unpacked to disk; of links and devices
-in them nothing is read.
+in them nothing is read. What is packed small may be large: names, members and examples are bounded.
 
 An example with a picture and words is a caption, one with words alone a document.
 """
@@ -40,10 +40,21 @@ ADDRESSES = True  # shards elsewhere are fetched one by one, and need not all fi
 SHARDS = (".tar", ".tgz")  # and .tar.gz
 WORDS = ("txt", "text", "caption")
 IN_JSON = ("caption", "text")
-MAX_MEMBER = pictures.MAX_BYTES
+MAX_MEMBER = MAX_EXAMPLE = pictures.MAX_BYTES
+MAX_HEADER = 1 << 20
+"""Bytes of long names and other attributes, of one member or of all of an archive."""
+MAX_FILES = 1000
+"""Of one example."""
 _MOST = 100_000  # shards that a pattern may stand for
 _PICTURES = tuple(s[1:] for s in pictures.SUFFIXES)
 _SURVEYED = 20  # examples that are looked at before reading
+_ABOUT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
 
 Example = dict[str, bytes | BadItem]
 
@@ -140,15 +151,23 @@ def _is_shard(name: str) -> bool:
 def _examples(paths: list[str], wanted: set[str]) -> Iterator[tuple[str, Example | BadItem]]:
     """Yield the files of every example by ending, or what is wrong with an archive."""
     for path in paths:
-        key, example = None, Example()
+        key, example, size = None, Example(), 0
         try:
             for name, content in _members(path, wanted):
                 base, ending = _split(name)
-                if base != key and example:
-                    yield f"{path}: {key}", example
-                    example = {}
-                key = base
-                if ending in example:
+                if base != key:
+                    if example:
+                        yield f"{path}: {key}", example
+                    key, example, size = base, {}, 0
+                size += len(content) if isinstance(content, bytes) else 0
+                if size > MAX_EXAMPLE or len(example) >= MAX_FILES:
+                    most = f"{MAX_EXAMPLE >> 20} MiB or {MAX_FILES} files"
+                    content, ending, example = (
+                        BadItem("", f"an example of more than {most}"),
+                        "",
+                        {},
+                    )
+                elif ending in example:
                     content = BadItem("", f"two files of ending {ending!r} in one example")
                 example[ending] = content
         except (tarfile.TarError, ValueError, *READ_ERRORS) as error:
@@ -171,13 +190,40 @@ class _Header(tarfile.TarInfo):
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} where a file or the archive's end is due") from error
 
+    def _proc_member(self, archive: _Archive) -> tarfile.TarInfo:
+        """Read what follows a header, of which `tarfile` holds everything in memory."""
+        if self.type in _ABOUT:
+            archive.told += max(self.size, MAX_HEADER >> 6)  # each is read inside the one before
+            if self.type == tarfile.XGLTYPE:
+                archive.kept += max(self.size, 0)
+            if max(archive.told, archive.kept) > MAX_HEADER:
+                raise tarfile.ReadError(f"a header of more than {MAX_HEADER >> 20} MiB")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError("a file with holes, as GNU tar makes them with --sparse")
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+    def _proc_gnusparse_10(self, *told: Any) -> None:
+        raise tarfile.ReadError("a file with holes, as GNU tar makes them with --sparse")
+
+
+class _Archive(tarfile.TarFile):
+    """An archive that counts the bytes of headers."""
+
+    tarinfo = _Header
+    told = 0
+    """About the member that is due."""
+    kept = 0
+    """About all members."""
+
 
 def _members(path: str, wanted: set[str]) -> Iterator[tuple[str, bytes | BadItem]]:
     """Yield the names of an archive's files with what is in them, of unwanted endings nothing."""
     file = open_folder(path).file("") if is_remote(path) else Path(path)
-    with tarfile.open(file, "r|*", tarinfo=_Header) as archive:
+    with _Archive.open(file, "r|*") as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # or it would remember every one
+            archive.told = 0
             hidden = member.name.rsplit("/", 1)[-1].startswith((".", "__"))
             if member.isdir() or hidden:
                 continue

@@ -281,6 +281,38 @@ def test_a_feature_that_cannot_be_mapped_is_named(theirs, feature, said):
     assert "observation.odd" in str(formats.open_source(theirs, options=options).notes)
 
 
+@pytest.mark.parametrize("role", ["observation.odd", "action"])
+@pytest.mark.parametrize("shape", [[60_000, 60_000], [1 << 62, 4], [2**24 + 1]])
+def test_a_feature_of_too_many_numbers_is_refused(theirs, shape, role):
+    features = json.loads((theirs / "meta/info.json").read_text())["features"]
+    describe(theirs, features={**features, role: {"dtype": "float64", "shape": shape}})
+    with pytest.raises(ValueError, match=rf"at most 16,777,216 numbers .* '{role}' is of shape"):
+        formats.open_source(theirs)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "{chunk_index:>200000000}",
+        "{chunk_index:0999999999d}",
+        "{chunk_index[0]}",
+        "{chunk_index.real}",
+        "{chunk_index!r}",
+        "{chunk_index:{file_index}}",
+        "{}",
+        "{other}",
+        "{{chunk_index}}",
+        "{chunk_index",
+    ],
+)
+def test_names_of_files_are_no_formats(theirs, read, name):
+    describe(theirs, data_path=name)
+    good, bad = read(theirs)
+    assert not good
+    assert all("expected names of files in meta/info.json" in item.reason for item in bad)
+    assert lerobot_files.file_name("a-{file_index:03d}/{key}", file_index=7, key="b") == "a-007/b"
+
+
 def test_data_without_actions_or_observations_are_refused(theirs):
     features = json.loads((theirs / "meta/info.json").read_text())["features"]
     describe(theirs, features={k: v for k, v in features.items() if k != "action"})

@@ -222,6 +222,25 @@ def test_a_data_set_without_spaces_starts_no_environment(written, tmp_path):
         formats.open_source(name)
 
 
+@pytest.mark.parametrize("kind", ["Box", "MultiBinary"])
+def test_a_space_of_too_many_numbers_is_not_made(written, tmp_path, kind):
+    name = written([buffer(0)])
+    file = folder_of(tmp_path, name) / "data" / "metadata.json"
+    metadata = json.loads(file.read_text())
+    shape = [60_000, 60_000]
+    box = {"type": "Box", "dtype": "float32", "shape": shape, "low": -1.0, "high": 1.0}
+    large = box if kind == "Box" else {"type": kind, "n": shape}
+    space = {"type": "Dict", "subspaces": {"a": {"type": "Tuple", "subspaces": [large]}}}
+    file.write_text(json.dumps({**metadata, "observation_space": json.dumps(space)}))
+    with pytest.raises(ValueError, match=r"at most 16,777,216 numbers .*; got 3,600,000,000"):
+        formats.open_source(name)
+    spec = {"observation_space": {**large, "shape": shape}}
+    kept = {"spec": spec, "settings": {}, "versions": {}}
+    file.write_text(json.dumps({**metadata, "gato": kept}))
+    with pytest.raises(ValueError, match="at most 16,777,216 numbers"):
+        formats.open_source(name)
+
+
 def test_what_is_not_on_this_machine_is_named_with_what_fetches_it(written):
     written([buffer(0)])
     with pytest.raises(ValueError, match="fetch it first: minari download D4RL/door/human-v2"):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import http.server
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -356,6 +357,49 @@ def test_without_a_network_what_was_fetched_is_used(stores, web):
         again.episode(len(again) - 1)
     with pytest.warns(UserWarning, match="fetched before"):
         assert remote.fetch(f"{web.address}/a.txt").read_text() == "words"
+
+
+class Refusing(fsspec.AbstractFileSystem):
+    """A file system that answers everything with one error."""
+
+    protocol = "refusing"
+    cachable = False
+    error: Exception = PermissionError("403, sign in")
+
+    def info(self, path: str, **_: Any) -> Any:
+        raise self.error
+
+    ls = cat_file = _open = info
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PermissionError("403, sign in"), "no access to refusing://far.*Sign in as"),
+        (ImportError("no module named that"), "refusing:// needs a package of its own"),
+    ],
+)
+def test_what_we_may_not_see_is_not_called_missing(error, told, monkeypatch, capsys):
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    monkeypatch.setattr(Refusing, "error", error)
+    folder = remote.RemoteFolder("refusing://far/data")
+    for ask in (
+        lambda: folder.read("manifest.json"),
+        lambda: folder.exists("a"),
+        lambda: mirror.local("refusing://far/data"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            ask()
+    for command in ("info", "validate"):
+        assert cli.main(["data", command, "refusing://far/data"]) == 2
+        assert re.search(told, capsys.readouterr().err)
+    monkeypatch.setattr(Refusing, "error", PermissionError("may not list"))
+    with pytest.raises(ValueError, match="no access to refusing://far/data: may not list"):
+        folder.glob("*.tar")
+    monkeypatch.setattr(Refusing, "error", FileNotFoundError("nothing"))
+    assert folder.read("manifest.json") is None
+    assert not folder.exists("a")
+    assert folder.glob("*.tar") == []
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import gc
+import gzip
 import io
 import json
 import subprocess
 import sys
 import tarfile
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -262,6 +264,76 @@ def test_compressed_archives_are_read(tmp_path, read):
         archive.addfile(info, io.BytesIO(b"words"))
     assert recognise(str(path)) == recognise(str(tmp_path)) == "webdataset"
     assert read(path)[0] == [{"kind": "document", "text": "words"}]
+
+
+def attribute(kind: bytes, size: int) -> bytes:
+    """Return a header of that many bytes about the member that follows."""
+    info = tarfile.TarInfo("about")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT) + bytes(size + -size % 512)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(tarfile.GNUTYPE_LONGNAME, 64 << 20)],
+        [(tarfile.XHDTYPE, 64 << 20)],
+        [(tarfile.XGLTYPE, 64 << 20)],
+        [(tarfile.GNUTYPE_LONGLINK, 1 << 19)] * 64,
+        [(tarfile.GNUTYPE_LONGNAME, 0)] * 3000,
+    ],
+)
+def test_headers_that_are_packed_small_take_no_memory(tmp_path, read, headers):
+    path = tmp_path / "a.tar.gz"
+    write(tmp_path / "good.tar", [{"txt": f"words {i}"} for i in range(25)])
+    good = (tmp_path / "good.tar").read_bytes()
+    with tarfile.open(tmp_path / "good.tar") as archive:
+        end = max(m.offset_data + 512 for m in archive.getmembers())
+    with gzip.open(path, "wb", 1) as file:
+        file.write(good[:end])
+        for kind, size in headers:
+            file.write(attribute(kind, size))
+        file.write(good)
+    tracemalloc.start()
+    found, bad = read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 24
+    assert [b.reason for b in bad] == [
+        "nothing from here on can be read: a header of more than 1 MiB"
+    ]
+    assert peak < 16 << 20
+
+
+def test_a_large_example_is_told(tmp_path, read, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_EXAMPLE", 100_000)
+    rows = [
+        {"txt": "good", "json": {"a": "b" * 40_000}},
+        {"txt": "large", "json": {"a": "b" * 40_000}, "caption": "c" * 70_000, "text": "d"},
+        {"txt": "many", **{f"{i}.bin": b"" for i in range(2500)}},
+        {"txt": "last"},
+    ]
+    good, bad = read(write(tmp_path / "a.tar", rows))
+    assert [r["text"] for r in good] == ["good", "last"]
+    assert [b.reason for b in bad] == ["an example of more than 0 MiB or 1000 files"] * 2
+
+
+@pytest.mark.parametrize("form", ["old", "new"])
+def test_files_with_holes_are_refused(tmp_path, read, form):
+    info = tarfile.TarInfo("a.txt")
+    info.size = 512
+    if form == "old":
+        info.type = tarfile.GNUTYPE_SPARSE
+        head = info.tobuf(tarfile.GNU_FORMAT)
+    else:
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        head = info.tobuf(tarfile.PAX_FORMAT)
+    write(tmp_path / "a.tar", [{"txt": f"words {i}"} for i in range(25)])
+    good = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "b.tar").write_bytes(head + bytes(512) + good)
+    found, bad = read(tmp_path)
+    assert len(found) == 25
+    assert [b.reason[:50] for b in bad] == ["nothing from here on can be read: a file with hole"]
 
 
 def test_a_long_archive_is_not_held_in_memory(tmp_path):
