@@ -31,6 +31,10 @@ _PACKAGES |= dict.fromkeys(("http", "https"), "gato[remote]")
 _BLOCK = 8 << 20
 
 
+class NotThereError(ValueError):
+    """Nothing lies at an address: it was reached, and said so."""
+
+
 def is_remote(location: str | Path) -> bool:
     """Return whether a location is an address rather than a path."""
     return "://" in str(location)
@@ -164,7 +168,7 @@ class RemoteFolder(Folder):
             return True
         try:
             self._info_of(name)
-        except ValueError:
+        except NotThereError:
             return False
         except ConnectionError:
             if not self.cache.has(self.place, f"{self.base}/{name}"):
@@ -172,10 +176,19 @@ class RemoteFolder(Folder):
         return True
 
     def glob(self, pattern: str) -> list[str]:
-        """Return the names of files that fit a pattern; none where the other side lists nothing."""
+        """Return the names of files that fit a pattern; none where the other side lists nothing.
+
+        Raises:
+            ValueError: where we may not look.
+        """
         fs, path = filesystem(self.address)
         try:
             found = fs.glob(f"{path}/{pattern}")
+            if not found and not _is_web(fs):
+                fs.ls(path)  # which says what we may not see; the other passes over it
+        except PermissionError as error:
+            with told(self.address):
+                raise error
         except Exception:  # a server that does not list its folders says so in every way there is
             return []
         return sorted(str(f)[len(path) :].strip("/") for f in found if str(f).startswith(path))
@@ -185,8 +198,7 @@ class RemoteFolder(Folder):
         fs, path = filesystem(self.address)
         with told(self.address):
             fs.invalidate_cache()
-            # a web server calls everything a file, and to look inside one is to fetch it
-            web = "http" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+            web = _is_web(fs)
             one = bool(PurePosixPath(self.base).suffix) if web else fs.isfile(path)
         if one:
             self._info_of("")
@@ -209,12 +221,17 @@ class RemoteFolder(Folder):
         return json.dumps({k: str(info[k]) for k in _VERSION if info.get(k) is not None})
 
     def read(self, name: str) -> bytes | None:
-        """Return what a small file holds now; None where there is none."""
+        """Return what a small file holds now; None where there is none.
+
+        Raises:
+            ValueError: where we may not look, or a package is missing.
+            ConnectionError: where it cannot be reached.
+        """
         fs, _ = filesystem(self.address)
         try:
             with told(self.at(name)):
                 return bytes(fs.cat_file(self.at(name)))
-        except ValueError:
+        except NotThereError:
             return None
 
     def _info_of(self, name: str) -> Mapping[str, Any]:
@@ -266,6 +283,11 @@ def filesystem(address: str) -> tuple[Any, str]:
         return fs, str(path).rstrip("/")
 
 
+def _is_web(fs: Any) -> bool:
+    """Return whether it calls everything a file; and to look inside one is to fetch it."""
+    return "http" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,))
+
+
 @contextlib.contextmanager
 def told(address: str) -> Iterator[None]:
     """Turn what fsspec and its back ends raise into sentences that name the address."""
@@ -276,7 +298,7 @@ def told(address: str) -> Iterator[None]:
         reason = _unreached(error)
         if reason is not None:
             raise _unreachable(where, reason) from error
-        raise ValueError(f"expected a file at {where}; there is none.") from error
+        raise NotThereError(f"expected a file at {where}; there is none.") from error
     except ImportError as error:
         scheme = where.split("://")[0]
         package = _PACKAGES.get(scheme)
