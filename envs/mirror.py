@@ -135,6 +135,21 @@ class RemoteStore:
         self.files({f"{shard['name']}/{n}": shard["sha256"][n] for n in names})
         self._seen[key] = now
 
+    def renew(self, shard: Mapping[str, Any], name: str = "") -> bool:
+        """Fetch what another process has removed of a shard, or of one file of it.
+
+        Returns whether anything was gone.
+
+        For whoever found a file missing that was here: between `need` and the reading of a file
+        may lie any time, as where a process is stopped for a while.
+        """
+        names = [name] if name else list(shard["sha256"])
+        checksums = {f"{shard['name']}/{n}": shard["sha256"][n] for n in names}
+        if all([self.folder.has(name, checksum) for name, checksum in checksums.items()]):
+            return False
+        self.files(checksums)
+        return True
+
     def index(self, shards: Iterable[Mapping[str, Any]], names: Iterable[str]) -> None:
         """Have some small files of every shard here."""
         wanted = itertools.product(shards, names)

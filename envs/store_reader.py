@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import gymnasium as gym
@@ -20,6 +20,7 @@ from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.envs.files import check_sha256, read_manifest
 from gato.envs.mirror import remote_store
 
+T = TypeVar("T")
 FORMAT = "gato-episodes-1"
 EPISODE_COLUMNS = {
     "lengths": np.int64,
@@ -126,7 +127,7 @@ class EpisodeStore:
             ValueError: naming the first file or episode that is not as it was written.
         """
         for shard in self._shards:
-            check_sums(self._folder(shard), shard["sha256"])
+            self._reading(shard, lambda s=shard: check_sums(self._folder(s), s["sha256"]))
         for i in range(len(self)):
             check_episode(self.episode(i), self.spec)
 
@@ -181,10 +182,21 @@ class EpisodeStore:
         entry = self._shards[shard]
         dtype, shape = layout(self._leaves, entry, kind, path)
         name = file_name(kind, path)
+        alone = name if kind in EPISODE_COLUMNS else ""
         if self._remote is not None:
-            self._remote.need(entry, name if kind in EPISODE_COLUMNS else "")
+            self._remote.need(entry, alone)
+        file = f"{self.path}/{entry['name']}/{name}"
         with checksum_told(entry, name):
-            return read_rows(f"{self.path}/{entry['name']}/{name}", dtype, shape, start, stop)
+            return self._reading(entry, lambda: read_rows(file, dtype, shape, start, stop), alone)
+
+    def _reading(self, shard: Mapping[str, Any], read: Callable[[], T], name: str = "") -> T:
+        """Return what `read` does; once more where the cache has let go of the files meanwhile."""
+        try:
+            return read()
+        except ValueError:
+            if self._remote is None or not self._remote.renew(shard, name):
+                raise
+        return read()
 
     def _folder(self, shard: Mapping[str, Any]) -> Path:
         """Return the folder of a shard, fetched where the store lies elsewhere."""
@@ -200,6 +212,9 @@ class EpisodeStore:
     def _texts(self, shard: int, rows: np.ndarray) -> list[str]:
         """Return the strings that a column's indices stand for."""
         entry = self._shards[shard]
+        return self._reading(entry, lambda: self._texts_of(entry, rows))
+
+    def _texts_of(self, entry: Mapping[str, Any], rows: np.ndarray) -> list[str]:
         file = Path(f"{self.path}/{entry['name']}/{TEXTS}")
         distinct = set(rows.tolist())
         if STARTS not in entry["sha256"]:
@@ -220,8 +235,9 @@ class EpisodeStore:
         entry = self._shards[shard]
         if INFO not in entry["sha256"]:
             return {}
-        found: dict[str, Any] = _json(self._folder(entry) / INFO, entry["sha256"][INFO])[row]
-        return dict(found)
+        sha256 = entry["sha256"][INFO]
+        infos = self._reading(entry, lambda: _json(self._folder(entry) / INFO, sha256))
+        return dict(infos[row])
 
     def _per_episode(self, name: str) -> np.ndarray:
         dtype = EPISODE_COLUMNS[name]

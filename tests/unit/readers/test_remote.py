@@ -26,7 +26,7 @@ import pytest
 from gato import cli
 from gato.data_commands import with_imports
 from gato.envs import cache as cache_module
-from gato.envs import mirror, remote
+from gato.envs import mirror, remote, store_reader
 from gato.envs.cache import Cache
 from gato.envs.files import stores_below
 from gato.envs.readers import formats, importing
@@ -213,6 +213,37 @@ def test_the_cache_stays_within_its_bound(stores, memory, cache, at_once):
         assert np.array_equal(got.observations["camera"], wanted.observations["camera"])
         assert got.observations["note"] == wanted.observations["note"]
         assert cache.used() <= bound
+
+
+def test_what_another_process_removes_before_it_is_read_is_fetched_again(
+    stores, memory, monkeypatch
+):
+    monkeypatch.setattr(mirror, "_CHECKED", 1e9)  # as where a process is stopped after `need`
+    address, here = memory(stores / "grid", "far/grid"), EpisodeStore(stores / "grid")
+    there = open_store(mirror.local(address))
+    there.episode(0)
+
+    def remove() -> None:
+        for path in (there.path / there.manifest["shards"][0]["name"]).iterdir():
+            path.unlink()
+        store_reader._json.cache_clear()
+
+    for read in (
+        lambda store: repr(store.episode(0)),
+        lambda store: store.column(0, "observations", "note"),
+        lambda store: store.window(0, 0, 1).instruction,
+        lambda store: store._texts(0, np.zeros(1, np.int32)),
+        lambda store: store._info(0, 0),
+        lambda store: store._per_episode("returns").tolist(),
+    ):
+        remove()
+        assert read(there) == read(here)
+    remove()
+    there.validate()
+    remove()
+    fsspec.filesystem("memory").rm("/far/grid", recursive=True)
+    with pytest.raises(ValueError, match="there is none"):
+        there.episode(0)
 
 
 def test_a_damaged_shard_is_named_and_not_kept(stores, memory):
