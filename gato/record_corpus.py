@@ -1,9 +1,15 @@
-"""Documents, captions and conversations as token sequences."""
+"""Documents, captions and conversations as token sequences.
+
+A long text gives windows of itself. What has pictures and is longer than a row gives its beginning;
+where that predicts nothing, as a large picture before its caption, another record is drawn in its
+place. How often either happens is counted, and the first time told.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,8 +19,11 @@ from gato.corpus_config import CorpusConfig
 from gato.envs.records import RecordStore
 from gato.kept import Kept, bytes_of
 from gato.selection import check_records, cumulative_shares, divide, pick
+from gato.telling import tell
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
+
+_DRAWS = 64  # of records that predict nothing in a row, until one that does is looked for
 
 
 class RecordCorpus:
@@ -45,6 +54,8 @@ class RecordCorpus:
         """Per store, the records that are drawn."""
         self._shares = cumulative_shares(config, [len(items) for items in self.items])
         self.kept = Kept()
+        self.met: Counter[str] = Counter()
+        """How many records were drawn in this process, how many of them ``cut`` or ``left out``."""
 
     def contents(self) -> dict[str, Any]:
         records = sum(map(len, self.items))
@@ -60,20 +71,52 @@ class RecordCorpus:
         return RecordCorpus(self.config, self._all, self.serializer, held=True)
 
     def notes(self) -> list[str]:
-        """Return nothing: no record is left out."""
-        return []
+        """Return how many of the records drawn so far were longer than a row."""
+        return [
+            f"corpus {self.config.name!r}: {self.met[what]} of {self.met['drawn']} records drawn "
+            f"are longer than a row and {what}"
+            for what in ("cut", "left out")
+            if self.met[what]
+        ]
 
     def sample(self, rng: np.random.Generator, limit: int) -> TokenSequence:
-        which = pick(rng, len(self.stores), self._shares)
-        items = self.items[which]
-        index = int(items[rng.integers(len(items))])
+        for which, place in self._candidates(rng):
+            sequence = self._sample(which, place, rng, limit)
+            if sequence is not None:
+                return sequence
+        raise ValueError(
+            f"corpus {self.config.name!r}: each of its {sum(map(len, self.items))} records takes "
+            f"more tokens than a row and predicts nothing in its first {limit}; they lie in "
+            f"{self.stores[0].path}. Train with a longer row."
+        )
+
+    def _candidates(self, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """Yield (store, place) of records that are drawn; in the end all, in a circle."""
+        for _ in range(_DRAWS):
+            which = pick(rng, len(self.stores), self._shares)
+            place = int(rng.integers(len(self.items[which])))
+            yield which, place
+        stores = len(self.stores)
+        for store in [*range(which, stores), *range(which)]:
+            first = place if store == which else 0
+            yield from ((store, p) for p in range(first, len(self.items[store])))
+        yield from ((which, p) for p in range(place))
+
+    def _sample(
+        self, which: int, place: int, rng: np.random.Generator, limit: int
+    ) -> TokenSequence | None:
+        """Return a sequence that begins with one record; None where it would predict nothing."""
+        index = int(self.items[which][place])
         sequence = self._written(which, index)
+        self.met["drawn"] += 1
         if self.config.pairs > 1:
             sequence = self._pairs(which, sequence, rng, limit)
         if len(sequence) <= limit:
             return sequence
         if sequence.payload:
-            return self._beginning(sequence, limit, self.stores[which].path)
+            beginning = self._beginning(sequence, limit)
+            self._count("left out" if beginning is None else "cut", which, index, sequence, limit)
+            return beginning
         # A long text gives a window of itself; <bos> stands before it as before every example.
         start = int(rng.integers(1, len(sequence) - limit + 2))
         return concatenate([sequence.slice(0, 1), sequence.slice(start, start + limit - 1)])
@@ -101,8 +144,29 @@ class RecordCorpus:
             examples.append(example)
         return self.serializer.pairs(examples)
 
-    def _beginning(self, sequence: TokenSequence, limit: int, path: Path) -> TokenSequence:
-        """Return as much of a sequence as fits without cutting an image in two."""
+    def _count(
+        self, what: str, which: int, index: int, sequence: TokenSequence, limit: int
+    ) -> None:
+        """Count a record that is longer than a row; tell of the first."""
+        self.met[what] += 1
+        if self.met[what] > 1 or os.environ.get("RANK", "0") != "0":
+            return
+        why = (
+            "its end is cut off"
+            if what == "cut"
+            else "it is left out: its first row predicts nothing"
+        )
+        tell(
+            f"corpus {self.config.name!r}: record {index} of {self.stores[which].path} takes "
+            f"{len(sequence)} tokens, a row {limit}; {why}, and so with others like it. A longer "
+            f"row would show them whole."
+        )
+
+    def _beginning(self, sequence: TokenSequence, limit: int) -> TokenSequence | None:
+        """Return as much of a sequence as fits without cutting an image in two.
+
+        None where that predicts nothing.
+        """
         held = np.zeros(len(sequence) + 1, bool)
         for rows in sequence.payload.values():
             held[rows["at"]] = True
@@ -110,12 +174,7 @@ class RecordCorpus:
         while stop > 0 and held[stop - 1] and held[stop]:
             stop -= 1
         beginning = sequence.slice(0, stop)
-        if not beginning.target.any():
-            raise ValueError(
-                f"corpus {self.config.name!r}: a record takes {len(sequence)} tokens and predicts "
-                f"nothing in its first {limit}, a row; it lies in {path}. Train with a longer row."
-            )
-        return beginning
+        return beginning if beginning.target.any() else None
 
     def _written(self, which: int, index: int) -> TokenSequence:
         kept: TokenSequence | None = self.kept.get((which, index))

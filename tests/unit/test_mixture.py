@@ -234,7 +234,9 @@ def test_long_conversations_are_cut_but_not_in_an_image(written, tmp_path):
         assert limit - 6 < len(cut) <= limit
         assert len(cut.payload["image"]["at"]) % 6 == 0
         np.testing.assert_array_equal(cut.ids, whole.ids[: len(cut)])
-    with pytest.raises(ValueError, match=r"corpus 'long': a record takes .* a longer row"):
+    with pytest.raises(
+        ValueError, match=r"corpus 'long': each of its 1 records takes .* a longer row"
+    ):
         long.sample(rng, 8)
 
 

@@ -315,8 +315,58 @@ def test_items_that_never_fit_are_named_with_their_store(tmp_path, text_model):
     image = np.zeros((64, 64, 3), np.uint8)
     with RecordWriter(tmp_path / "large", "large") as writer:
         writer.append({"kind": "caption", "image": image, "text": "black"})
-    with pytest.raises(ValueError, match=r"takes \d+ tokens and predicts nothing .*large\. Train"):
+    with pytest.raises(ValueError, match=r"each of its 1 records takes .*large\. Train"):
         opened(tmp_path / "large", text_model).sample(np.random.default_rng(0), 12)
+
+
+def captions(path: Path, sizes: list[int]) -> Path:
+    """Write captions of pictures of so many patches; which it is stands in the first pixel."""
+    with RecordWriter(path, path.name) as writer:
+        for number, size in enumerate(sizes):
+            image = np.full((16, 16 * size, 3), number, np.uint8)
+            writer.append({"kind": "caption", "image": image, "text": "a red ball and a blue door"})
+    return path
+
+
+def shown(corpus: Corpus, seed: int, draws: int, limit: int) -> list[int]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        sequence = corpus.sample(rng, limit)
+        assert len(sequence) <= limit
+        assert sequence.target.any()
+        found.append(int(sequence.payload["image"]["patch"][0].ravel()[0]))
+    return found
+
+
+def test_records_without_a_target_in_a_row_are_left_out_and_told_once(tmp_path, text_model, capsys):
+    corpus = opened(captions(tmp_path / "few", [2, 60, 60, 3, 60]), text_model)
+    drawn = shown(corpus, 0, 50, 40)
+    assert set(drawn) == {0, 3}
+    again = opened(tmp_path / "few", text_model)
+    assert shown(again, 0, 50, 40) == drawn
+    said = capsys.readouterr().err
+    assert said.count("it is left out: its first row predicts nothing") == 2  # once for each
+    (note,) = corpus.notes()
+    assert f"{corpus.met['drawn'] - 50} of {corpus.met['drawn']} records drawn" in note
+    assert note.endswith("are longer than a row and left out")
+
+
+def test_one_record_among_many_that_are_left_out_is_found(tmp_path, text_model):
+    captions(tmp_path / "all" / "a", [60] * 150)
+    captions(tmp_path / "all" / "b", [60] * 149 + [2])
+    corpus = opened(tmp_path / "all", text_model)
+    assert shown(corpus, 0, 5, 40) == shown(corpus, 0, 5, 40) == [149] * 5
+
+
+def test_records_that_are_cut_are_told(tmp_path, text_model, capsys):
+    corpus = opened(captions(tmp_path / "long", [9]), text_model)
+    length = len(corpus.sample(np.random.default_rng(0), 100))
+    assert not corpus.notes()
+    for _ in range(3):
+        corpus.sample(np.random.default_rng(0), length - 2)
+    assert capsys.readouterr().err.count("its end is cut off") == 1
+    assert "3 of 4 records drawn are longer than a row and cut" in corpus.notes()[0]
 
 
 @pytest.mark.parametrize(
