@@ -119,6 +119,11 @@ def place(location: str, format: str) -> str:
     return str((find and find(location)) or location)
 
 
+def has_files_beside(format: str) -> bool:
+    """Return whether a single file of this format may name others, that lie beside it."""
+    return format != "auto" and bool(getattr(_module(READERS, format), "BESIDE", False))
+
+
 def export(
     stores: Sequence[EpisodeStore],
     format: str,

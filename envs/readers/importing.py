@@ -23,7 +23,9 @@ from gato.envs.episode import Episode, TaskSpec
 from gato.envs.files import lock_folder, store_format, stores_below, write_atomically
 from gato.envs.readers import formats
 from gato.envs.readers.formats import Progress
+from gato.envs.readers.pictures import SUFFIXES
 from gato.envs.readers.reader import BadItem, ReadOptions, Source
+from gato.envs.readers.untrusted import plain_suffix
 from gato.envs.records import RecordWriter, check_record
 from gato.envs.registry import folder_of
 from gato.envs.remote import cache_folder, fingerprint, is_remote
@@ -32,6 +34,7 @@ from gato.envs.store import EpisodeWriter
 ORIGIN = "import.json"
 OPEN_WRITERS = 8
 """Stores that are written at once; each holds what is pending of a shard in memory."""
+_LOOKED_AT = 200_000  # entries of folders beside a file
 CACHE_FORM = 2
 """Raised where the same data become other stores than before, so that caches are made anew."""
 
@@ -124,7 +127,9 @@ def cached(
     """Return a folder of stores with what lies at a location, imported where it is not yet.
 
     It lies in ``$GATO_CACHE``, or ``~/.cache/gato``, under a name that follows from the location,
-    the sizes and times of its files, and the options; it may be deleted at any time.
+    the sizes and times of its files, and the options; it may be deleted at any time. Whether data
+    on a hub (``hf:owner/name``) have changed is not asked: they are imported once, and again where
+    the folder that this returns is deleted.
 
     Raises:
         ValueError: see `formats.open_source` and `import_source`.
@@ -134,7 +139,10 @@ def cached(
         format = formats.recognise(location)
     asked = {"format": format, "options": asdict(options), "skip_bad": skip_bad}
     found: dict[str, Any] = {"form": CACHE_FORM, "location": _whole(location)}
-    found["files"] = _fingerprint(formats.place(location, format))
+    place = formats.place(location, format)
+    found["files"] = _fingerprint(place)
+    if formats.has_files_beside(format) and Path(place).is_file():
+        found["beside"] = _beside(Path(place))
     key = hashlib.sha256(json.dumps({**asked, **found}, sort_keys=True).encode()).hexdigest()
     name = Path(location.rstrip("/")).name or "data"
     folder = cache_folder() / "imports" / f"{name}-{key[:16]}"
@@ -367,3 +375,24 @@ def _fingerprint(location: str) -> list[list[Any]]:
     files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
     stats = [(file.relative_to(root).as_posix(), file.stat()) for file in files]
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def _beside(file: Path) -> list[list[Any]]:
+    """Return name, size and time of the JSON beside a file, and of the pictures near it.
+
+    These are looked for as the readers do: in its folder, and in the one that this lies in. Of
+    folders with more than `_LOOKED_AT` entries the others are not watched.
+    """
+    folder, seen = file.absolute().parent, 0
+    found = [p for p in folder.iterdir() if plain_suffix(p) == ".json"]
+    for root in (folder, folder.parent):
+        for inside, folders, names in os.walk(root):
+            folders[:] = sorted(n for n in folders if not n.startswith("."))
+            found += [Path(inside, n) for n in names if n.lower().endswith(SUFFIXES)]
+            if root != folder and folder.name in folders and Path(inside) == root:
+                folders.remove(folder.name)
+            seen += len(folders) + len(names)
+            if seen > _LOOKED_AT:
+                break
+    told = sorted((os.path.relpath(p, folder), p.stat()) for p in found[:_LOOKED_AT] if p.is_file())
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in told]

@@ -39,6 +39,7 @@ from gato.envs.readers.untrusted import (
 
 FORMAT = "vqa"
 EXTRA = ""
+BESIDE = True
 OURS = ("image", "question", "answer")
 _SMALL = 16 << 20
 

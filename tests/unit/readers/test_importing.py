@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gymnasium import spaces
+from PIL import Image
 
 from gato import cli
 from gato.envs.episode import Episode, TaskSpec
@@ -254,6 +255,37 @@ def test_the_cache_is_filled_once_and_anew_when_the_data_change(toy, cache, tmp_
     assert importing.cached(data) != found[0]
     assert toy["opened"] == 3
     assert [p.name[0] for p in (cache / "imports").iterdir()] == ["d"] * 3  # nothing unfinished
+
+
+@pytest.mark.parametrize("form", ["chat", "coco", "vqa"])
+def test_pictures_beside_a_file_are_watched(form, cache, tmp_path):
+    root = tmp_path / "deep" / "data"
+    text = root / "annotations" / ("captions_a.json" if form == "coco" else "a.json")
+    picture = root / ("annotations/a.png" if form == "chat" else "pictures/train/a.png")
+    for file in (text, picture, root / "other" / "notes.txt"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (16, 16), "red").save(picture)
+    if form == "chat":
+        said = [{"type": "image_url", "image_url": {"url": "a.png"}}]
+        talk = [{"role": "user", "content": said}, {"role": "assistant", "content": "red"}]
+        text.write_text(json.dumps([{"messages": talk}]))
+    elif form == "coco":
+        picture = picture.rename(root / "a.png")
+        told = {"images": [{"id": 1, "file_name": "a.png"}]}
+        text.write_text(json.dumps({**told, "annotations": [{"image_id": 1, "caption": "red"}]}))
+    else:
+        picture = picture.rename(root / "annotations" / "a.png")
+        text.write_text(json.dumps([{"image": "a.png", "question": "what?", "answer": "red"}]))
+    first = importing.cached(text)
+    assert importing.cached(text) == first
+    (root / "other" / "notes.txt").write_text("no picture")
+    assert importing.cached(text) == first
+    Image.new("RGB", (16, 16), "blue").save(picture)
+    os.utime(picture, ns=(5, 5))
+    second = importing.cached(text)
+    assert second != first
+    (text.parent / "answers.json").write_text("{}")
+    assert importing.cached(text) != second
 
 
 def test_training_takes_data_of_another_format(toy, cache, tmp_path, capsys):
