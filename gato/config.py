@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,9 @@ from gato.corpus_config import CorpusConfig
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.tokenizers.spaces import CodecOptions
+
+_LARGEST_SEED = 1 << 43
+"""A step's random numbers begin at about a million times as much, which must be below 2^64."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class TrainConfig:
     steps: int = 1000
     """Optimizer steps of the whole run."""
     seed: int = 0
+    """Chooses the weights a run begins with and every sample, from 0 to 2^43."""
     precision: str = "auto"
     """``float32``, ``bfloat16`` (autocast) or ``auto``: bfloat16 on a GPU, float32 on a CPU."""
     log_every: int = 20
@@ -79,6 +83,8 @@ class TrainConfig:
             raise ValueError(
                 f"rows must be a multiple of parts; got {self.rows} rows in {self.parts} parts"
             )
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise ValueError(f"seed must be from 0 to {_LARGEST_SEED}; got {self.seed}")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema must be in [0, 1); got {self.ema}")
         if self.keep_best and not (self.validate_every or self.eval_every):
@@ -114,15 +120,52 @@ WATCHING = (
 def require_same(saved: TrainConfig, wanted: TrainConfig, run: Any) -> None:
     """Raise ValueError, naming what differs, where a run would go on otherwise than it began."""
     changed = [
-        f"{f.name} was {getattr(saved, f.name)!r:.80}, is {getattr(wanted, f.name)!r:.80}"
+        told
         for f in dataclasses.fields(saved)
-        if f.name not in WATCHING and getattr(saved, f.name) != getattr(wanted, f.name)
+        if f.name not in WATCHING
+        for told in _differences(f.name, getattr(saved, f.name), getattr(wanted, f.name))
     ]
     if changed:
         raise ValueError(
             f"{run} holds a run with another configuration: {'; '.join(changed)}. Resume with the "
             f"one it was started with, or train into another folder."
         )
+
+
+_NONE = object()
+
+
+def _differences(name: str, was: Any, now: Any) -> Iterator[str]:
+    """Yield what differs, each by its full name: ``corpora.text.weight was 1.0, is 2.0``."""
+    if was == now:
+        return
+    before, after = _parts(was), _parts(now)
+    if before is not None and after is not None:
+        for key in {**before, **after}:
+            yield from _differences(f"{name}.{key}", before.get(key, _NONE), after.get(key, _NONE))
+        if list(before) != list(after) and set(before) == set(after):
+            yield f"{name} stood in the order {', '.join(before)}, stand as {', '.join(after)}"
+    elif was is _NONE:
+        yield f"{name} was not there, is {_short(now)}"
+    elif now is _NONE:
+        yield f"{name} was {_short(was)}, is not there"
+    else:
+        yield f"{name} was {_short(was)}, is {_short(now)}"
+
+
+def _parts(value: Any) -> dict[str, Any] | None:
+    """Return the named parts of a value, if it has any."""
+    if dataclasses.is_dataclass(value):
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): v for k, v in value.items()}
+    if isinstance(value, tuple) and value and all(isinstance(v, CorpusConfig) for v in value):
+        return {corpus.name: corpus for corpus in value}
+    return None
+
+
+def _short(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 80 else f"{value!r:.77}..."
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -149,6 +149,10 @@ def _corpus(name: str, table: Any, file: Path, base: Path) -> tuple[CorpusConfig
 
 def _value(value: Any, hint: Any, where: str) -> Any:
     """Return a value of TOML as its field has it."""
+    if typing.get_origin(hint) is tuple:
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise ValueError(f'{where}: expected a list of texts, such as ["a"]; got {value!r}.')
+        return tuple(value)
     kinds = set(typing.get_args(hint) or (hint,)) - {type(None)}
     if kinds == {float} and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

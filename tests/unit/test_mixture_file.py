@@ -80,6 +80,11 @@ def test_what_lies_elsewhere_keeps_its_address(tmp_path, path):
         ("[corpora.arm]\npath = 'a'\nreturns = 1", r"'arm': returns: expected bool; got 1"),
         ("[corpora.arm]\npath = 'a'\nweight = true", r"'arm': weight: expected float; got True"),
         ("[corpora.arm]\npath = 'a'\ntop = 2.0", r"mine.toml: corpus 'arm': top must be above 0"),
+        ("[corpora.arm]\npath = 'a'\nskip = 'x'", r"'arm': skip: expected a list of texts, .*'x'"),
+        (
+            "[corpora.arm]\npath = 'a'\nskip = [1]",
+            r"'arm': skip: expected a list .*\[1\]",
+        ),
         ("[corpora.arm]\nweight = 1", r"corpus 'arm': expected a path; got none"),
         ("[corpora]\narm = 3", r"corpus 'arm': expected a table \[corpora.arm\]; got 3"),
         ("about = 'none'", r"expected a table \[corpora.NAME\] for every corpus; got none"),
@@ -90,6 +95,11 @@ def test_what_lies_elsewhere_keeps_its_address(tmp_path, path):
 def test_what_is_wrong_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=message):
         read_mixture(written(tmp_path, text))
+
+
+def test_shards_to_skip_are_a_list(tmp_path):
+    found = read_mixture(written(tmp_path, "[corpora.arm]\npath = 'a'\nskip = ['shard-0', 'b/c']"))
+    assert found.corpora[0].skip == ("shard-0", "b/c")
 
 
 def test_an_unknown_name_gets_the_closest(tmp_path):

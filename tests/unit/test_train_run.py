@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,6 +17,7 @@ import torch
 from run_files import checkpoints, lines, same, state, weights
 
 from gato.checkpoint import load_checkpoint, load_tensors, pointed_at, resolve
+from gato.config import require_same
 from gato.contents import digests, require_same_data
 from gato.envs.files import lock_folder
 from gato.envs.store import EpisodeStore, EpisodeWriter, RecordWriter
@@ -242,6 +244,37 @@ def test_another_configuration_is_named(tiny, tmp_path, text_model):
     with pytest.raises(ValueError, match="another configuration: steps was 1, is 2; seed was 3"):
         train(replace(tiny, steps=2, seed=4), tmp_path, device="cpu", text_model=text_model)
     assert state(tmp_path)["state"] == "finished"  # as it was
+
+
+def test_what_differs_is_named_down_to_the_number(tiny):
+    rows = tiny.corpora
+    heavier = (replace(rows[0], weight=2.0), *rows[1:])
+    for changed, told in (
+        (replace(tiny, optim=replace(tiny.optim, lr=0.5)), f"optim.lr was {tiny.optim.lr}, is 0.5"),
+        (
+            replace(tiny, corpora=heavier),
+            f"corpora.arm.weight was {rows[0].weight}, is 2.0",
+        ),
+        (replace(tiny, corpora=rows[:-1]), f"corpora.{rows[-1].name} was CorpusConfig(name="),
+        (replace(tiny, corpora=rows[::-1]), f"corpora stood in the order {rows[0].name}, "),
+        (replace(tiny, embedders={}), "embedders.image was {'embedder': 'conv'}, is not there"),
+        (replace(tiny, embedders={"image": {}}), "embedders.image.embedder was 'conv', is not the"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"another configuration: {told}")) as error:
+            require_same(tiny, changed, "run")
+        assert str(error.value).count(" was ") + str(error.value).count(" stood ") == 2
+    require_same(tiny, replace(tiny, save_every=1), "run")
+
+
+@pytest.mark.parametrize("seed", [-1, 1 << 44, 10**20])
+def test_a_seed_that_is_none_is_refused_before_anything_is_done(tiny, seed):
+    with pytest.raises(ValueError, match=f"seed must be from 0 to 8796093022208; got {seed}"):
+        replace(tiny, seed=seed)
+
+
+def test_the_largest_seed_trains(tiny, tmp_path, text_model):
+    config = replace(tiny, seed=1 << 43, steps=1)
+    assert train(config, tmp_path, device="cpu", text_model=text_model).name == "step-00000001"
 
 
 def grown(config: Any, tmp_path: Path) -> Any:
