@@ -111,11 +111,11 @@ def add_reading(p: Parser) -> None:
 
 
 def size(text: str) -> tuple[int, int]:
-    """Read ``WIDTHxHEIGHT``."""
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal()):
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT; got {text}")
-    return int(width), int(height)
+    """Read ``WIDTHxHEIGHT``, in whole patches."""
+    numbers = text.lower().split("x")
+    if len(numbers) == 2 and all(n.isdecimal() and int(n) and int(n) % 16 == 0 for n in numbers):
+        return int(numbers[0]), int(numbers[1])
+    raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in multiples of 16; got {text}")
 
 
 def renamed(text: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ forty more, most of them old and little tested.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,9 @@ def open_image(source: bytes | Path) -> np.ndarray:
     if isinstance(source, Path) and not source.is_file():
         raise ValueError(f"no picture at {source}")
     size = source.stat().st_size if isinstance(source, Path) else len(source)
-    if not 0 < size <= MAX_BYTES:
+    if size == 0:
+        raise ValueError("expected a picture; the file is empty")
+    if size > MAX_BYTES:
         raise ValueError(f"expected a picture of at most {MAX_BYTES >> 20} MiB; got {size} bytes")
     try:
         with warnings.catch_warnings():
@@ -45,7 +48,9 @@ def open_image(source: bytes | Path) -> np.ndarray:
     except UnidentifiedImageError:
         raise ValueError(f"no picture of the formats {', '.join(_FORMATS)}") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"a picture of more than {MAX_PIXELS} pixels: {error}") from error
+        pixels = re.search(r"\d+", str(error))  # the limit that Pillow names is its own
+        told = f"{pixels.group()} pixels, " if pixels else ""
+        raise ValueError(f"a picture of {told}more than {MAX_PIXELS}") from error
     except Exception as error:  # damaged data end decoders in every way there is
         reason = str(error).split(" (")[0] or type(error).__name__  # how much is missing varies
         raise ValueError(f"a damaged picture: {reason}") from error

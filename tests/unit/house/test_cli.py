@@ -350,3 +350,10 @@ def test_a_run_that_was_told_to_stop_says_so(tiny, tmp_path, monkeypatch, capsys
     said = capsys.readouterr()
     assert "stopped at step 2" in said.err
     assert json.loads(said.out)["step"] == 2
+
+
+@pytest.mark.parametrize("size", ["30x30", "0x16", "64", "64x", "axb", "16x16x16"])
+def test_a_size_is_of_whole_patches(size, capsys, tmp_path):
+    given = ["data", "import", str(tmp_path), "--out", str(tmp_path / "out"), "--image-size", size]
+    assert cli.main(given) == cli.BAD_INPUT
+    assert "multiples of 16" in capsys.readouterr().err
