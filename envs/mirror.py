@@ -1,8 +1,9 @@
 """Stores that lie elsewhere, as folders of this machine that fill as they are read.
 
-A store is opened from its manifest, which is fetched anew each time; its shards follow when they
-are read, each checked against the manifest's checksums. A mark in the folder says where the store
-comes from, so that whoever opens it, in whatever process, can fetch what is missing.
+A store is opened from its manifest, which a process fetches anew unless it has lately; its shards
+follow when they are read, each checked against the manifest's checksums. A mark in the folder says
+where the store comes from, so that whoever opens it, in whatever process, can fetch what is
+missing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import time
 import warnings
 from collections.abc import Iterable, Mapping
@@ -23,6 +25,11 @@ from gato.envs.remote import RemoteFolder, filesystem, is_remote, shown
 _MARK = ".remote.json"
 _CHECKED = 3.0
 """Seconds in which a shard that was found whole is not looked at again."""
+_TRUSTED = 60.0
+"""Seconds in which a process does not ask again for the manifests at an address: a run that starts
+opens its corpora several times."""
+_LOOKED: dict[tuple[str, Path], tuple[float, list[Path]]] = {}
+"""When the stores at an address were looked for, and where their mirrors are."""
 _AT_ONCE = 16
 """Files that are fetched at a time."""
 _TRIES = 100
@@ -51,12 +58,17 @@ def mirror(address: str) -> Path | None:
     of episodes come as they are read.
     """
     folder = RemoteFolder(address)
+    looked, stores = _LOOKED.get((address, folder.root), (-math.inf, []))
+    if time.monotonic() - looked < _TRUSTED and all((s / _MARK).is_file() for s in stores):
+        return folder.root
     try:
         names = _manifests(folder)
     except ConnectionError as error:
-        if not stores_below(folder.root):
+        stores = stores_below(folder.root)
+        if not stores:
             raise
         warnings.warn(f"{error} Going on with what was fetched before.", stacklevel=2)
+        _LOOKED[address, folder.root] = (time.monotonic(), stores)
         return folder.root
     for store in stores_below(folder.root) if folder.root.exists() else ():
         if store.relative_to(folder.root).as_posix() not in {n or "." for n in names}:
@@ -68,7 +80,10 @@ def mirror(address: str) -> Path | None:
         write_atomically(store / _MARK, json.dumps({"address": where}).encode())
         write_atomically(store / "manifest.json", content)
         _fetch_whole(RemoteStore(where, store), content)
-    return folder.root if names else None
+    if not names:
+        return None
+    _LOOKED[address, folder.root] = (time.monotonic(), [folder.root / name for name in names])
+    return folder.root
 
 
 def _manifests(folder: RemoteFolder) -> dict[str, bytes]:

@@ -40,6 +40,7 @@ THEIRS = Path(__file__).parents[2] / "fixtures" / "lerobot_v3"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cache:
     """Let every test have a cache of its own."""
     monkeypatch.setenv("GATO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mirror, "_TRUSTED", 0.0)  # what changes is seen at once
     return remote.file_cache()
 
 
@@ -178,6 +179,31 @@ def test_training_on_an_address_is_training_on_the_store(stores, tiny, memory, t
         for run in (tmp_path / "near", tmp_path / "far")
     ]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize(("trusted", "asked"), [(60.0, 1), (0.0, 2)])
+def test_a_run_that_starts_asks_once_for_the_manifests(
+    trusted, asked, stores, web, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(mirror, "_TRUSTED", trusted)
+    shutil.copytree(stores / "arm", web.folder / "arm")
+    data = f"arm={web.address}/arm"
+    small = ["--steps", "1", "--model.width", "32", "--model.layers", "1", "--model.heads", "2"]
+    small += ["--out", str(tmp_path / "run"), "--json"]
+    assert cli.main(["train", "quickstart", "--data", data, *small]) == 0
+    assert web.asked.count("/arm/manifest.json") == asked
+
+
+def test_what_was_looked_at_lately_is_looked_for_when_it_is_gone(stores, memory, monkeypatch):
+    monkeypatch.setattr(mirror, "_TRUSTED", 60.0)
+    address = memory(stores / "arm", "far/arm")
+    folder = mirror.local(address)
+    shutil.rmtree(folder)
+    assert len(open_store(mirror.local(address))) == 20
+    with pytest.raises(ValueError, match="found none"):
+        mirror.local("memory://far/none")
+    memory(stores / "grid", "far/none")
+    assert len(open_store(mirror.local("memory://far/none"))) == 20
 
 
 def test_the_command_line_takes_addresses_of_stores(stores, memory, capsys):
