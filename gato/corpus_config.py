@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -76,6 +76,8 @@ class CorpusConfig:
             "validation must be at least 0 and below 1": not 0.0 <= self.validation < 1.0,
             "pairs must be at least 1": self.pairs < 1,
             "kappa must be a number of at least 0": not 0.0 <= self.kappa < math.inf,
+            "loss_weight must be a number of at least 0": not 0.0 <= self.loss_weight < math.inf,
+            "temperature must be a number of at least 0": not 0.0 <= self.temperature < math.inf,
             "min_fraction must be finite": not math.isfinite(self.min_fraction or 0.0),
             "min_return must be finite": not math.isfinite(self.min_return or 0.0),
         }
@@ -104,6 +106,36 @@ class CorpusConfig:
         return power
 
 
+_OF_EPISODES = ("window", "prompt", "prompt_steps", "hide_actions", "temperature", "kappa")
+
+
+def without_effect(config: CorpusConfig, *, episodes: bool) -> list[str]:
+    """Return a sentence for every kind of setting that asks for something in vain.
+
+    Args:
+        config: of the corpus.
+        episodes: whether it holds episodes, or else records.
+    """
+    asked = [
+        f.name
+        for f in fields(CorpusConfig)
+        if getattr(config, f.name) and getattr(config, f.name) != f.default
+    ]
+    if episodes:
+        vain = {
+            "is about records with pictures, and it holds episodes": {"pairs"},
+            "needs returns = true": set() if config.returns else {"kappa"},
+        }
+    else:
+        vain = {"is about episodes, and it holds records": set(_OF_EPISODES)}
+    return [
+        f"corpus {config.name!r}: {name} = {getattr(config, name)} has no effect; it {why}"
+        for why, names in vain.items()
+        for name in asked
+        if name in names
+    ]
+
+
 class Corpus(Protocol):
     """A source of sequences of at most `limit` tokens."""
 
@@ -122,4 +154,4 @@ class Corpus(Protocol):
         """Return the corpus of what is never trained on; None where nothing is held out."""
 
     def notes(self) -> list[str]:
-        """Return what a person should know: what is left out, and why."""
+        """Return what a person should know: what is left out and why, what has no effect."""

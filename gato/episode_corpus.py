@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gato.contents import digests, evaluation_seeds
-from gato.corpus_config import CorpusConfig
+from gato.corpus_config import CorpusConfig, without_effect
 from gato.envs.store import EpisodeStore
 from gato.kept import Kept, bytes_of
 from gato.selection import check_stores, cumulative_shares, divide, good_episodes, pick
@@ -74,8 +74,8 @@ class EpisodeCorpus:
         return EpisodeCorpus(self.config, self._all, self.serializer, held=True)
 
     def notes(self) -> list[str]:
-        """Return which episodes are left out, and why."""
-        return [
+        """Return which episodes are left out and why, and which settings have no effect."""
+        return without_effect(self.config, episodes=True) + [
             f"corpus {self.config.name!r}: {np.count_nonzero(~kept)} of {len(store)} episodes of "
             f"{store.spec.id!r} are left out; asked for: {rule}"
             for store, (kept, rule) in zip(self._all, self._filtered, strict=True)

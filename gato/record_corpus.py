@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gato.contents import digests
-from gato.corpus_config import CorpusConfig
+from gato.corpus_config import CorpusConfig, without_effect
 from gato.envs.records import RecordStore
 from gato.kept import Kept, bytes_of
 from gato.selection import check_records, cumulative_shares, divide, pick
@@ -71,8 +71,8 @@ class RecordCorpus:
         return RecordCorpus(self.config, self._all, self.serializer, held=True)
 
     def notes(self) -> list[str]:
-        """Return how many of the records drawn so far were longer than a row."""
-        return [
+        """Return how many records drawn were longer than a row, and what has no effect."""
+        return without_effect(self.config, episodes=False) + [
             f"corpus {self.config.name!r}: {self.met[what]} of {self.met['drawn']} records drawn "
             f"are longer than a row and {what}"
             for what in ("cut", "left out")

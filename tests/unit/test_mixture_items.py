@@ -319,6 +319,22 @@ def test_items_that_never_fit_are_named_with_their_store(tmp_path, text_model):
         opened(tmp_path / "large", text_model).sample(np.random.default_rng(0), 12)
 
 
+def test_settings_without_effect_are_told(tmp_path, stores, text_model):
+    walks = store(tmp_path / "walks", [0.0])
+    assert opened(walks, text_model, pairs=3, kappa=2.0).notes() == [
+        "corpus 'walks': pairs = 3 has no effect; it is about records with pictures, and it holds "
+        "episodes",
+        "corpus 'walks': kappa = 2.0 has no effect; it needs returns = true",
+    ]
+    options = {"window": 4, "prompt_steps": 2, "hide_actions": 0.5, "temperature": 1.0}
+    assert opened(walks, text_model, **options).notes() == []
+    assert opened(walks, text_model, returns=True, kappa=2.0).notes() == []
+    assert opened(stores / "pictures", text_model, pairs=2).notes() == []
+    told = opened(stores / "pictures", text_model, **options, kappa=1.0).notes()
+    assert [note.split()[2] for note in told] == [*options, "kappa"]
+    assert told[0].endswith("window = 4 has no effect; it is about episodes, and it holds records")
+
+
 def captions(path: Path, sizes: list[int]) -> Path:
     """Write captions of pictures of so many patches; which it is stands in the first pixel."""
     with RecordWriter(path, path.name) as writer:
