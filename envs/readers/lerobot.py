@@ -43,6 +43,8 @@ EXTRA = "readers"
 ADDRESSES = True
 VERSION = "v3.0"
 _EPISODE = ("episode_index", "length", "tasks", "data/chunk_index", "data/file_index")
+_DAMAGE = (AttributeError, TypeError, LookupError)
+"""What comes of objects that are lists, and the like, where nothing more is said of them."""
 _VIDEO = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
 
@@ -64,7 +66,13 @@ def open_source(location: str, options: ReadOptions) -> Source:
     Raises:
         ValueError: for another version, a feature that cannot be mapped, or damaged metadata.
     """
-    dataset = Dataset(location, options)
+    try:
+        dataset = Dataset(location, options)
+    except _DAMAGE as error:
+        raise ValueError(
+            f"expected a LeRobot dataset at {location}; what its folder meta says is damaged "
+            f"({type(error).__name__}: {error!s:.200}). Fetch it again."
+        ) from error
     if any(column.kind == "video" for column in dataset.columns.leaves):
         require_av()
     rows, fps = dataset.rows, float(dataset.info["fps"])
@@ -101,6 +109,8 @@ class Dataset:
             self.kept = None
         if self.kept:
             self.columns = self._restored(self.kept)
+            if options.columns or options.clip_actions:
+                self.notes.append("exported by gato: --columns and --clip-actions change nothing")
             self.spec = self._spec_kept(self.kept.spec)
         else:
             self.columns = foreign_columns(self.info["features"], options, self._bounds)
@@ -117,6 +127,8 @@ class Dataset:
                     yield episode
             except (ValueError, OSError) as error:
                 yield BadItem(where, str(error))
+            except _DAMAGE as error:
+                yield BadItem(where, f"damaged: {type(error).__name__}: {error}")
 
     # what there is
 
@@ -390,6 +402,8 @@ def _info(folder: Folder, location: str) -> dict[str, Any]:
         info = json.loads(folder.file("meta/info.json").read_bytes())
     except ValueError as error:
         raise ValueError(f"expected JSON in meta/info.json of {location}; {error}") from error
+    if not isinstance(info, dict):
+        raise ValueError(f"expected an object in meta/info.json of {location}; got {info!r:.100}.")
     version = str(info.get("codebase_version"))
     if version.split(".")[0] != VERSION.split(".")[0]:
         hint = "" if version.startswith("v2.1") else " (from v2.0, first to v2.1 with its v21 one)"
@@ -402,6 +416,14 @@ def _info(folder: Folder, location: str) -> dict[str, Any]:
     for key, kind in needed.items():
         if not isinstance(info.get(key), kind):
             raise ValueError(f"expected {key!r} in meta/info.json of {location}; got none.")
+    for name, feature in info["features"].items():
+        if not isinstance(feature, dict):
+            raise ValueError(
+                f"expected a description of feature {name!r} in meta/info.json; got "
+                f"{feature!r:.100}."
+            )
+    if not isinstance(info.get("splits") or {}, dict):
+        raise ValueError(f"expected splits by name in meta/info.json; got {info['splits']!r:.100}.")
     if not 0 < float(info["fps"]) < 1e6:
         raise ValueError(f"expected a positive fps in meta/info.json; got {info['fps']}.")
     return info

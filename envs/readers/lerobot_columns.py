@@ -74,8 +74,6 @@ def foreign_columns(
     columns, numbers = Columns(), 0
     renamed = _renamed(features, options.columns)
     for name, feature in features.items():
-        if not isinstance(feature, dict):
-            raise ValueError(f"expected a description of feature {name!r}; got {feature!r:.100}.")
         ours = renamed.get(name, _ours(name))
         if name in CLOCK:
             columns.fields[name] = "where the frame belongs"

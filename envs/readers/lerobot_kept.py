@@ -35,6 +35,7 @@ STORE = "meta/gato/store.json"
 EPISODES = "meta/gato/episodes-{:05d}.parquet"
 PER_FILE = 256
 """Episodes of which the last observations lie in one file."""
+_ROW = ("episode_index", "seed", "success", "instruction", "info")
 FLAGS = {name: f"next.{name}" for name in ("reward", "terminated", "truncated")}
 
 
@@ -71,8 +72,19 @@ class Kept:
             leaves: the columns, pictures perhaps to be resized.
             flags: an entry per frame each.
         """
-        file, at = divmod(int(row["episode_index"]), PER_FILE)
-        kept = self._rows(file)[at]
+        number = int(row["episode_index"])
+        file, at = divmod(number, PER_FILE)
+        rows = self._rows(file)
+        kept = rows[at] if at < len(rows) else {}
+        lacking = sorted(
+            {*_ROW, *(c.feature for c in leaves if c.role == "observations")} - set(kept)
+        )
+        if lacking or kept["episode_index"] != number:
+            what = f"no {lacking[0]!r}" if lacking else f"episode {kept['episode_index']}"
+            raise ValueError(
+                f"expected episode {number} in row {at} of {EPISODES.format(file)}; got {what}. "
+                f"Remove meta/gato to read the dataset without it, or export it again."
+            )
         observations = {
             c.path: _with_last(columns["observations"][c.path], last_value(c, kept))
             for c in leaves

@@ -39,6 +39,7 @@ from gato.envs.readers.untrusted import (
 
 FORMAT = "vqa"
 EXTRA = ""
+IGNORES = ("clip_actions",)
 BESIDE = True
 OURS = ("image", "question", "answer")
 _SMALL = 16 << 20
@@ -143,7 +144,7 @@ def _version_2(location: str, questions: list[Path], options: ReadOptions) -> So
             f"got {first!r:.200}."
         )
     subset = told if re.fullmatch(r"[\w-]+", told) else _subset(path)
-    pattern, folder = _pictures(location, path, subset)
+    pattern, folder, example = _pictures(location, path, subset)
     return Source(
         FORMAT,
         location,
@@ -152,7 +153,7 @@ def _version_2(location: str, questions: list[Path], options: ReadOptions) -> So
         items=total,
         fields={
             "questions.question": "question",
-            "questions.image_id": f"image, as {pattern.format(first['image_id'])}",
+            "questions.image_id": f"image, as {example}",
             "annotations.multiple_choice_answer": "answer",
             "annotations.answers, answer_type, question_type": "left out",
         },
@@ -167,7 +168,7 @@ def _version_2(location: str, questions: list[Path], options: ReadOptions) -> So
 def _subset(path: Path) -> str:
     """Return ``train2014`` of ``v2_OpenEnded_mscoco_train2014_questions.json``."""
     words = path.name.removesuffix(".gz").removesuffix(".json").split("_")
-    return words[-2] if len(words) > 1 else ""
+    return re.sub(r"[{}]", "", words[-2]) if len(words) > 1 else ""
 
 
 def _answers(path: Path) -> tuple[dict[Hashable, Any], str]:
@@ -186,8 +187,8 @@ def _answers(path: Path) -> tuple[dict[Hashable, Any], str]:
     return found, subset
 
 
-def _pictures(location: str, path: Path, subset: str) -> tuple[str, Path]:
-    """Return how the pictures' names follow from their ids, and their folder."""
+def _pictures(location: str, path: Path, subset: str) -> tuple[str, Path, str]:
+    """Return how the pictures' names follow from their ids, their folder, and such a name."""
     called = f"COCO_{subset}_{{:012d}}.jpg", f"abstract_v002_{subset}_{{:012d}}.png"
     patterns = (*called, "{:012d}.jpg", "{}.jpg", "{}.png")
     first = itertools.islice((v for k, v in json_values(path) if k == "questions"), 20)
@@ -197,7 +198,7 @@ def _pictures(location: str, path: Path, subset: str) -> tuple[str, Path]:
     for pattern in patterns:
         names = [pattern.format(image) for image in known]
         try:
-            return pattern, picture_folder(location, path, subset, names)
+            return pattern, picture_folder(location, path, subset, names), names[0]
         except ValueError as error:
             failed = failed or error
     raise failed or ValueError(f"expected questions with image_id in {path}; got none.")

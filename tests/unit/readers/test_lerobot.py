@@ -410,6 +410,33 @@ def test_whatever_is_damaged_ends_in_a_sentence(theirs):
     assert told > 30
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"features": {"action": 3}}, "description of feature 'action' in meta/info.json; got 3"),
+        ({"features": []}, "expected 'features' in meta/info.json"),
+        ({"splits": ["train"]}, "expected splits by name in meta/info.json"),
+        (
+            {"features": {"action": {"dtype": "image", "shape": [8, 8, 3], "info": [1]}}},
+            "folder meta",
+        ),
+    ],
+)
+def test_descriptions_of_another_form_are_named(theirs, changes, said):
+    describe(theirs, **changes)
+    with pytest.raises(ValueError, match=said):
+        formats.open_source(theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("info", []), ("info", None), ("stats", []), ("stats", {"action": 1})]
+)
+def test_descriptions_that_are_no_objects_are_told(theirs, name, content):
+    (theirs / f"meta/{name}.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"meta/info.json|what its folder meta says is damaged"):
+        formats.open_source(theirs, "lerobot")
+
+
 @pytest.mark.parametrize("fps", [0, -1, float("inf"), "10"])
 def test_a_rate_that_is_none_is_refused(theirs, fps):
     describe(theirs, fps=fps)
@@ -528,6 +555,28 @@ def test_several_files_and_the_command_line(tmp_path, monkeypatch, capsys):
     other = ["data", "export", str(store.path), "--format", "minari", "--images", "png"]
     assert cli.main([*other, "--out", str(tmp_path / "no")]) == 2
     assert "--format lerobot" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["short", "other", "column", "none"])
+def test_damage_in_what_was_kept_is_told(tmp_path, read, damage):
+    lerobot_writer.export(make_store(tmp_path / "store", 3), tmp_path / "out", images="png")
+    file = tmp_path / "out/meta/gato/episodes-00000.parquet"
+    table = parquet.read_table(file)
+    changed = {
+        "short": table.slice(0, 2),
+        "other": table.take([0, 1, 1]),
+        "column": table.drop_columns(["seed"]),
+        "none": table.set_column(
+            table.schema.get_field_index("success"), "success", [[-1, 1, None]]
+        ),
+    }
+    parquet.write_table(changed[damage], file)
+    good, bad = read(tmp_path / "out")
+    assert len(good) == (0 if damage == "column" else 2)
+    said = {"short": "no 'episode_index'", "other": "episode 1", "column": "no 'seed'"}
+    for item in bad:
+        wanted = f"episodes-00000.parquet; got {said[damage]}" if damage in said else "damaged: "
+        assert wanted in item.reason
 
 
 def test_an_export_that_was_changed_is_read_as_lerobots(tmp_path, read):

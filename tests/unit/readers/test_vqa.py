@@ -229,3 +229,16 @@ def test_columns_name_what_is_called_otherwise(tmp_path, shown):
     assert record["messages"][1]["content"][0]["text"] == "box"
     with pytest.raises(ValueError, match="no splits"):
         open_source(path, "vqa", ReadOptions(columns=columns, split="val"))
+
+
+@pytest.mark.parametrize("image", [None, "nine", [9], 1.5])
+def test_a_first_question_without_a_picture_is_one_bad_item(vqa, read, image):
+    file = vqa / QUESTIONS.format("train2014")
+    told = json.loads(file.read_text())
+    told["questions"][0]["image_id"] = image
+    file.write_text(json.dumps(told))
+    good, bad = read(vqa)
+    assert len(good) == 59
+    assert [b.reason for b in bad] == ["expected numbers as 'image_id' and 'question_id'"]
+    assert str(file) in bad[0].where
+    assert "COCO_train2014_0000000000" in open_source(vqa).fields["questions.image_id"]
