@@ -32,6 +32,7 @@ from gato.envs.records import ROLES
 
 FORMAT = "chat"
 EXTRA = ""
+IGNORES = ("clip_actions",)
 BESIDE = True
 _NOT_WORDS = ("tool_calls", "function_call", "audio", "refusal")
 _SMALL = 16 << 20

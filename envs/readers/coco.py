@@ -22,6 +22,7 @@ from gato.envs.readers.untrusted import READ_ERRORS, below, check_options, check
 
 FORMAT = "coco"
 EXTRA = ""
+IGNORES = ("clip_actions",)
 BESIDE = True
 _KEYS = {"info", "licenses", "images", "annotations", "type"}
 

@@ -63,6 +63,7 @@ def open_source(
         raise ValueError(f"expected a limit of items, 0 for all; got {options.limit}.")
     name, place = _read_at(location, format)
     reader = _module(READERS, name)
+    _check_options(reader, options)
     try:
         source: Source = reader.open_source(place, options)
     except ImportError as error:
@@ -73,6 +74,21 @@ def open_source(
         options=options,
         read=lambda: _read(reader, source, options.limit),
     )
+
+
+def _check_options(reader: ModuleType, options: ReadOptions) -> None:
+    """Raise ValueError for an option that a reader would ignore: all would be read as by default.
+
+    A run on ``--split test`` of data without splits would train on everything.
+    """
+    for name in getattr(reader, "IGNORES", ()):
+        given, usual = getattr(options, name), getattr(ReadOptions(), name)
+        if given != usual:
+            hint = " Its data come in no splits: name those to read." if name == "split" else ""
+            raise ValueError(
+                f"--{name.replace('_', '-')} means nothing to format {reader.FORMAT!r}; got "
+                f"{given!r:.200}. Leave it out.{hint}"
+            )
 
 
 def _read_at(location: str, format: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from gato.envs.readers.untrusted import below, check_options, each, files
 
 FORMAT = "hub"
 EXTRA = "readers"
+IGNORES = ("clip_actions",)
 BESIDE = True
 SPLITS = {
     "train": ("train", "training"),

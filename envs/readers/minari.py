@@ -39,6 +39,7 @@ from gato.envs.readers.untrusted import check_spaces
 
 FORMAT = "minari"
 EXTRA = "readers"
+IGNORES = ("split", "columns")
 KEPT = "gato"
 """Name, in a data set's metadata and its episodes' infos, of what only a store of ours knows."""
 SUCCESS = ("success", "is_success")

@@ -6,6 +6,7 @@ A reader is one module of this folder with
     EXTRA       the extra of this package that brings what it needs, or ""
     recognises(location: str) -> bool          whether a path looks like its format; reads little
     open_source(location, options) -> Source   raises ValueError, naming the field it cannot map
+    IGNORES     names of the options that mean nothing to it, which are refused
     BESIDE      True where a single file may name pictures, or answers, that lie beside it
     ADDRESSES   True where locations may be addresses; others find a copy of theirs on this machine
 

@@ -35,6 +35,7 @@ from gato.envs.readers.untrusted import (
 
 FORMAT = "text"
 EXTRA = "readers"
+IGNORES = ("image_size", "clip_actions")
 PLAIN = (".txt", ".text", ".md", ".rst")
 PARQUET = (".parquet",)
 TABLES = (*json_stream.SUFFIXES, *PARQUET)

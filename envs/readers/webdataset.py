@@ -36,6 +36,7 @@ from gato.envs.remote import is_remote, open_folder
 
 FORMAT = "webdataset"
 EXTRA = ""
+IGNORES = ("clip_actions",)
 ADDRESSES = True  # shards elsewhere are fetched one by one, and need not all fit on this disk
 SHARDS = (".tar", ".tgz")  # and .tar.gz
 WORDS = ("txt", "text", "caption")

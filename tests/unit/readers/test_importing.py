@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -331,6 +332,27 @@ def test_every_reader_keeps_its_promise(name, tmp_path):
         list(formats.open_source(tmp_path / "nothing", name).read())
 
 
+@pytest.mark.parametrize("name", list(formats.READERS))
+@pytest.mark.parametrize(
+    ("option", "given"),
+    [("split", "test"), ("columns", {"a": "b"}), ("image_size", (16, 16)), ("clip_actions", True)],
+)
+def test_an_option_that_a_reader_ignores_is_refused(name, option, given, tmp_path, monkeypatch):
+    told: dict[str, Any] = {}
+    reader = importlib.import_module(formats.READERS[name])
+    monkeypatch.setattr(reader, "open_source", lambda place, options: told.update(at=place) or 1)
+    options = ReadOptions(**{option: given})
+    if option in getattr(reader, "IGNORES", ()):
+        wanted = f"--{option.replace('_', '-')} means nothing to format '{name}'"
+        with pytest.raises(ValueError, match=wanted):
+            formats.open_source(tmp_path, name, options)
+        assert not told
+    else:
+        with pytest.raises(TypeError):  # it was asked, and gave no source
+            formats.open_source(tmp_path, name, options)
+        assert told
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_a_missing_package_names_the_extra(toy, tmp_path, late):
     def fails() -> Iterator[Any]:
@@ -381,7 +403,7 @@ def test_the_commands_tell_what_they_did(toy, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--image-size", "32"], "expected WIDTHxHEIGHT; got 32"),
+        (["--image-size", "32"], "argument --image-size: expected WIDTHxHEIGHT"),
         (["--columns", "text"], "expected OURS=THEIRS,...; got text"),
         (["--limit", "-1"], "expected a whole number, 0 or more"),
     ],

@@ -222,6 +222,12 @@ def test_a_data_set_without_spaces_starts_no_environment(written, tmp_path):
         formats.open_source(name)
 
 
+def test_a_split_that_is_not_there_is_refused(written):
+    name = written([buffer(0)])
+    with pytest.raises(ValueError, match="--split means nothing to format 'minari'; got 'test'"):
+        formats.open_source(name, options=ReadOptions(split="test"))
+
+
 @pytest.mark.parametrize("kind", ["Box", "MultiBinary"])
 def test_a_space_of_too_many_numbers_is_not_made(written, tmp_path, kind):
     name = written([buffer(0)])
