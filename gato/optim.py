@@ -39,6 +39,22 @@ class OptimConfig:
     muon: bool = True
     """Use Muon for the trunk's matrices instead of AdamW."""
 
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps", "clip"):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"optim.{name} must be above 0; got {getattr(self, name)}")
+        for name in ("lr", "eps", "final", "weight_decay"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                told = f"optim.{name} must be a number of at least 0"
+                raise ValueError(f"{told}; got {getattr(self, name)}")
+        for name in ("beta1", "beta2"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"optim.{name} must be in [0, 1); got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"optim.warmup must be at least 0; got {self.warmup}")
+        if not 0.0 <= self.cooldown <= 1.0:
+            raise ValueError(f"optim.cooldown must be in [0, 1]; got {self.cooldown}")
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of `step`, counted from 0, in a run of `steps`."""
         if step < self.warmup:

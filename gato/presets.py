@@ -124,6 +124,9 @@ def with_data(config: TrainConfig, data: Sequence[str], *, add: bool = False) ->
         if number:
             corpus = dataclasses.replace(corpus, weight=float(number))
         corpora.append(corpus)
+    names = [c.name for c in corpora]
+    if len(set(names)) != len(names):
+        raise ValueError(f"corpora need different names; got {names}")
     if add:
         given = {c.name: c for c in corpora}
         others = [given.pop(c.name, c) for c in config.corpora]

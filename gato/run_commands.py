@@ -35,7 +35,9 @@ def train(chosen: Arguments) -> None:
     if chosen.mixture:
         mixture = read_mixture(chosen.mixture)
         config, notes = with_mixture(config, mixture), dict(mixture.notes)
-    config = _overridden(config, chosen)
+    if chosen.data:
+        config = with_data(config, chosen.data, add=bool(chosen.mixture))
+    config = _overridden(config, chosen)  # --corpora.0 is the first of those that are trained on
     if chosen.parameters:
         _parameters(chosen.preset, config, chosen.json)
         return
@@ -44,8 +46,6 @@ def train(chosen: Arguments) -> None:
             f"expected --data NAME=PATH or --mixture FILE for {chosen.preset!r}; got none. "
             f"Make a store with `gato collect`, or let `gato quickstart` do everything."
         )
-    if chosen.data:
-        config = with_data(config, chosen.data, add=bool(chosen.mixture))
     if chosen.dry_run is not None:
         _dry_run(config, notes, chosen)
         return
@@ -101,11 +101,22 @@ def _by_tyro(config: TrainConfig, overrides: list[str]) -> TrainConfig:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             changed: TrainConfig = tyro.cli(type(config), default=config, args=overrides)
     except SystemExit as error:
-        frame = re.compile(r"[╭╮╰╯│|]|[─-]{4,}")
-        lines = [frame.sub("", line).strip() for line in said.getvalue().splitlines()]
-        told = " ".join(line for line in lines if line and not line.startswith("For full help"))
-        raise ValueError(f"expected fields of the run as overrides; {told}") from error
+        raise ValueError(_told(said.getvalue())) from error
     return changed
+
+
+def _told(said: str) -> str:
+    """Return what tyro has to say, without its frames and titles."""
+    frame = re.compile(r"[╭╮╰╯│|]|[─-]{4,}")
+    lines = [line for line in (frame.sub("", line).strip() for line in said.splitlines()) if line]
+    told = " ".join(line for line in lines[1:] if not line.startswith("For full help"))
+    found = re.match(r"Error parsing (?!--)[\w.]+: (.*)", told)
+    if found:  # what one of our configurations says
+        return found[1]
+    told = told.removeprefix("Error parsing ").replace("Argument helptext:", "It is")
+    told = re.sub(r"^Unrecognized options:", "there is no", told)
+    told = told.replace("Perhaps you meant:", "- perhaps you meant")
+    return f"expected fields of the run as overrides; {told}"
 
 
 def _parameters(name: str, config: TrainConfig, as_json: bool) -> None:
@@ -142,14 +153,16 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.train import compute_dtype
     from gato.train import train as run
 
-    # what is wrong is told before anything is trained; what is no store becomes one
+    # What is wrong is told before anything is trained; what is no store becomes one. Of several
+    # processes the first alone reads every byte and prints, but where what it finds is left out:
+    # all must know that.
     text_model = None if chosen.text_model is None else read_text_model(chosen.text_model)
     config = without_damage(
         imported(config, chosen.skip_bad),
         out if chosen.resume else None,
         skip=chosen.skip_bad_shards,
-        verify=chosen.verify,
-        say=tell,
+        verify=chosen.verify and (is_first() or chosen.skip_bad_shards),
+        say=tell if is_first() else lambda told: None,
     )
     corpora = opened(config)
     config, notes = validated(config, chosen.validation, out if chosen.resume else None)

@@ -1,0 +1,96 @@
+"""`gato train` takes what it is told, or says what is wrong with it before anything is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gato import cli, run_commands
+from gato.config import TrainConfig
+from gato.corpora import CorpusConfig
+from gato.optim import OptimConfig
+from gato.presets import with_data
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
+    """Return the runs that would have been trained."""
+    runs: list[TrainConfig] = []
+    monkeypatch.setattr(run_commands, "_train", lambda config, out, chosen: runs.append(config))
+    return runs
+
+
+def mixture(folder: Path, text: str) -> Path:
+    file = folder / "mine.toml"
+    file.write_text(text)
+    return file
+
+
+def test_overrides_reach_the_corpora_that_are_given(asked, stores):
+    data = [f"talks={stores / 'talks'}", f"arm={stores / 'arm'}:2"]
+    more = ["--corpora.0.loss-weight", "3", "--corpora.1.window", "5", "--steps", "7"]
+    assert cli.main(["train", "quickstart", "--data", *data, *more, "--seed", "4"]) == cli.DONE
+    (run,) = asked
+    assert [(c.name, c.loss_weight, c.window) for c in run.corpora] == [
+        ("talks", 3.0, 0),
+        ("arm", 1.0, 5),
+    ]
+    assert (run.steps, run.seed, run.corpora[1].weight) == (7, 4, 2.0)
+
+
+def test_overrides_reach_a_mixture_and_what_is_added_to_it(asked, stores, tmp_path):
+    text = f'weigh = "samples"\n[corpora.words]\npath = "{stores / "words"}"\n'
+    command = ["train", "quickstart", "--mixture", str(mixture(tmp_path, text))]
+    command += ["--data", f"arm={stores / 'arm'}"]
+    more = ["--corpora.0.loss-weight", "2", "--corpora.1.loss-weight", "3", "--draw", "random"]
+    assert cli.main([*command, *more]) == cli.DONE
+    (run,) = asked
+    assert [(c.name, c.loss_weight) for c in run.corpora] == [("words", 2.0), ("arm", 3.0)]
+    assert (run.weigh, run.draw) == ("samples", "random")
+
+
+@pytest.mark.parametrize("field", ["loss_weight", "temperature"])
+@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+def test_numbers_of_a_corpus_are_checked(field, value):
+    with pytest.raises(ValueError, match=f"corpus 'a': {field} must be a number of at least 0"):
+        CorpusConfig("a", "b", **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("lr", -1e-3), ("lr", 0.0), ("lr", math.nan), ("lr", math.inf), ("weight_decay", -0.1)),
+        *(("beta2", 1.0), ("clip", 0.0), ("warmup", -1), ("cooldown", 1.5), ("final", math.nan)),
+    ],
+)
+def test_numbers_of_the_optimizer_are_checked(field, value):
+    with pytest.raises(ValueError, match=rf"optim\.{field} must be .*; got"):
+        OptimConfig(**{field: value})
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_a_name_that_is_given_twice_is_an_error(tiny, add):
+    with pytest.raises(ValueError, match=r"corpora need different names; got \['x', 'x'\]"):
+        with_data(replace(tiny, corpora=()), ["x=a", "x=b"], add=add)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--optm.lr", "3"], "there is no --optm.lr, 3 - perhaps you meant --optim.lr FLOAT"),
+        (["--optim.lr", "x"], "--optim.lr: could not convert string to float: 'x' It is"),
+        (["--optim.lr", "-1"], "gato: optim.lr must be above 0; got -1.0"),
+        (["--rows", "5", "--parts", "2"], "gato: rows must be a multiple of parts; got 5 rows in"),
+        (["--corpora.0.loss-weight", "nan"], "gato: corpus 'arm': loss_weight must be a number"),
+    ],
+)
+def test_what_is_wrong_with_an_override_is_a_sentence(asked, stores, capsys, more, message):
+    command = ["train", "quickstart", "--data", f"arm={stores / 'arm'}"]
+    assert cli.main([*command, *more]) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert message in said
+    assert not any(w in said for w in ("Value error", "Unrecognized", "TrainConfig", "full help"))
+    assert not asked
