@@ -26,9 +26,11 @@ class Stop:
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a signal raise KeyboardInterrupt: here nothing is lost by it."""
+        """Let a signal, or one that came before, raise KeyboardInterrupt: nothing is lost by it."""
         self.at_once = True
         try:
+            if self.reason is not None:
+                raise KeyboardInterrupt
             yield
         finally:
             self.at_once = False

@@ -221,7 +221,8 @@ class Trainer:
 
     def _loop(self, on_progress: Callable[[Progress], None] | None, workers: int) -> Path:
         config, clock = self.config, Clock(self.step)
-        if self.saved is not None and self.step and self._due(config.eval_every):
+        again = self.saved is not None and self.step and self._due(config.eval_every)
+        if again and not self._stopping():
             self._evaluate()  # where a kill came before
         with Loader(self.mixture, self.step, self.share, workers, stop=config.steps) as loader:
             while self.step < config.steps and not self._stopping():

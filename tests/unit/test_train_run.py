@@ -207,6 +207,30 @@ def test_an_evaluation_that_was_cut_off_is_done_again(tiny, tmp_path, text_model
     assert pointed_at(tmp_path / "cut", "best") == "step-00000004"
 
 
+def test_a_stop_that_was_asked_for_before_an_evaluation_interrupts_it(tiny, tmp_path, text_model):
+    config, played = evaluated(tiny), []
+
+    def play(path: Path) -> dict[str, float]:
+        played.append(path.name)
+        return score(path)
+
+    trainer = Trainer(config, tmp_path, CPU, make_serializer(config, text_model))
+    trainer.evaluate = play
+    trainer.save()
+    trainer.stop.reason = "SIGTERM"
+    trainer._evaluate()  # the signal came after it was asked whether to
+    assert played == []
+    trainer.step = 4
+    trainer.save()
+
+    again = Trainer.resumed(config, tmp_path, CPU)
+    again.stop.reason = "SIGTERM"
+    again.run(evaluate=play)
+    assert (again.step, played) == (4, [])
+    train(config, tmp_path, device="cpu", text_model=text_model, evaluate=play)
+    assert played == [f"step-{step:08d}" for step in range(4, 13, 2)]
+
+
 def test_an_evaluation_needs_someone_who_plays(tiny, tmp_path):
     with pytest.raises(ValueError, match="eval_every needs an `evaluate`"):
         train(evaluated(tiny), tmp_path / "run")
