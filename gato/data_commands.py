@@ -63,8 +63,11 @@ def stores_at(path: str | Path) -> list[Path]:
 def with_imports(paths: list[str], skip_bad: bool = False) -> list[str]:
     """Return paths of stores: what is no store is imported into the cache first.
 
-    What an import has left out or changed is said on stderr, also where it was made before.
+    What an import has left out or changed is said on stderr, also where it was made before; of
+    several processes that start together one imports, the others wait, and the first says it.
     """
+    from gato.distributed import is_first
+
     found = []
     for path in paths:
         if _is_ours(path, "auto"):
@@ -77,7 +80,7 @@ def with_imports(paths: list[str], skip_bad: bool = False) -> list[str]:
             raise ValueError(
                 f"{error} (to import it with other options: gato data import {path} --out STORE)"
             ) from error
-        for line in _changes(importing.origin(folder)):
+        for line in _changes(importing.origin(folder)) if is_first() else ():
             print(f"{path}: {line}", file=sys.stderr)
         found.append(str(folder))
     return found

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gato import cli
+from gato import cli, damage, preparation
 from gato.checkpoint import load_checkpoint
 from gato.config import TrainConfig
 from gato.damage import look, without_damage
@@ -134,6 +134,31 @@ def test_the_command_leaves_out_and_tells(config, tmp_path, capsys):
     assert told.count("is left out") == 1
     data = load_checkpoint(json.loads(out)["checkpoint"]).data
     assert data["arm"]["skipped"] == [file.parent.name]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_the_first_of_several_processes_reads_every_byte_and_tells(
+    rank, config, tmp_path, capsys, monkeypatch
+):
+    cut(shard(config) / "rewards.npy")
+    looked: list[bool] = []
+    found = damage.look
+    monkeypatch.setattr(
+        damage, "look", lambda c, *, verify: looked.append(verify) or found(c, verify=verify)
+    )
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(preparation, "opened", lambda config: 1 / 0)  # before anything is trained
+    data = [f"{c.name}={c.path}" for c in config.corpora]
+    command = ["train", "quickstart", "--data", *data, "--out", str(tmp_path / "r")]
+    cli.main([*command, "--skip-bad-shards"])
+    assert not any(looked)
+    told = capsys.readouterr().err
+    assert "division" in told
+    assert ("left out" in told) == (rank == "0")
+    cli.main([*command, "--skip-bad-shards", "--verify"])
+    assert looked[-1]  # what is left out must be the same in all
+    assert cli.main([*command, "--verify"]) == cli.BAD_INPUT
+    assert looked[-1] == (rank == "0")
 
 
 def test_a_number_that_is_none_is_named_when_it_is_met(config, tmp_path):

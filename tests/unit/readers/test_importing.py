@@ -20,6 +20,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from gato import cli
+from gato.data_commands import with_imports
 from gato.envs.episode import Episode, TaskSpec
 from gato.envs.files import stores_below
 from gato.envs.readers import formats, importing
@@ -157,7 +158,8 @@ def test_the_same_import_again_replaces_and_another_is_refused(tmp_path):
     importing.import_source(source([episode(0)]), tmp_path / "out")
     importing.import_source(source([episode(0), episode(2)]), tmp_path / "out")
     assert len(EpisodeStore(tmp_path / "out" / "toy" / "one")) == 2
-    importing.import_source(source([episode(1)], tasks=TASKS[1:]), tmp_path / "out")  # beside it
+    beside = source([episode(1)], "another place", tasks=TASKS[1:])
+    importing.import_source(beside, tmp_path / "out")
     before = contents(tmp_path)
     with pytest.raises(ValueError, match="something else is there"):
         importing.import_source(source([episode(0)], "elsewhere"), tmp_path / "out")
@@ -211,6 +213,66 @@ def test_a_killed_import_leaves_no_half_store_and_is_made_anew(tmp_path, when):
     importing.import_source(source(items), tmp_path / "whole")
     assert contents(out) == contents(tmp_path / "whole")
     assert sorted(p.name for p in (tmp_path / "stores").iterdir()) == ["out"]
+
+
+def test_what_the_source_no_longer_has_goes(tmp_path):
+    out = tmp_path / "out"
+    beside = source([episode(0, "toy/else")], "another place", tasks=("toy/else",))
+    importing.import_source(beside, out)
+    importing.import_source(source([episode(i) for i in range(4)]), out)
+    assert sorted(p.name for p in (out / "toy").iterdir()) == ["else", "one", "two"]
+    importing.import_source(source([episode(0)], tasks=TASKS[:1]), out)
+    assert sorted(p.name for p in (out / "toy").iterdir()) == ["else", "one"]
+
+
+REPLACED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import test_importing as t
+from pathlib import Path
+from gato.envs.readers import importing
+left, real, publish = {call!r}, Path.replace, importing._publish
+def replace(a, b):
+    global left
+    left -= 1
+    if left == 0:
+        if {interrupt!r}:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(a, b)
+def published(*told):
+    Path.replace = replace
+    return publish(*told)
+importing._publish = published
+importing.import_source(t.source(t.newer(), tasks=t.NEWER), {out!r})
+"""
+NEWER = ("toy/one", "toy/two", "toy/new")
+
+
+def newer() -> list[Episode]:
+    return [*(episode(i) for i in range(8)), episode(9, "toy/new")]
+
+
+@pytest.mark.parametrize("interrupt", [False, True])
+@pytest.mark.parametrize("call", range(1, 8))
+def test_stores_that_are_replaced_are_old_or_new_whenever_it_is_killed(tmp_path, call, interrupt):
+    """The calls: the plan; two stores away and the new ones there; a new one; a stale one."""
+    out, tasks = tmp_path / "stores" / "out", (*TASKS, "toy/gone")
+    older = [*(episode(i) for i in range(2)), episode(2, "toy/gone")]
+    for place in (out, tmp_path / "old"):
+        importing.import_source(source(older, tasks=tasks), place)
+    importing.import_source(source(newer(), tasks=NEWER), tmp_path / "new")
+    tests = str(Path(__file__).parent)
+    script = REPLACED.format(tests=tests, call=call, out=str(out), interrupt=interrupt)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode == -(signal.SIGINT if interrupt else signal.SIGKILL), done.stderr
+    if not interrupt:
+        with pytest.raises(ValueError, match="something else is there|it is blue"):
+            bad = source([BadItem("line 4", "it is blue")], "elsewhere", tasks=TASKS)
+            importing.import_source(bad, out)
+    wanted = tmp_path / ("old" if call == 1 else "new")
+    assert contents(out) == contents(wanted)
+    assert [p.name for p in (tmp_path / "stores").iterdir()] == ["out"]
 
 
 def test_an_interrupt_cleans_up(tmp_path):
@@ -289,7 +351,7 @@ def test_pictures_beside_a_file_are_watched(form, cache, tmp_path):
     assert importing.cached(text) != second
 
 
-def test_training_takes_data_of_another_format(toy, cache, tmp_path, capsys):
+def test_training_takes_data_of_another_format(toy, cache, tmp_path, capsys, monkeypatch):
     data = tmp_path / "data"
     data.mkdir()
     (data / "toy").touch()
@@ -306,6 +368,12 @@ def test_training_takes_data_of_another_format(toy, cache, tmp_path, capsys):
     assert "item 2: expected 'action' of shape (5, 2)" in capsys.readouterr().err
     assert cli.main([*command[:-1], str(tmp_path / "other"), *small, "--skip-bad"]) == 0
     assert f"{data}: left out 1: expected 'action' of shape (5, 2)" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")  # of several processes the first says it
+    with_imports([str(data)], skip_bad=True)
+    assert "left out" not in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "0")
+    with_imports([str(data)], skip_bad=True)
+    assert "left out" in capsys.readouterr().err
     assert cli.main(["train", "quickstart", "--data", "a=/nowhere"]) == cli.BAD_INPUT
     assert "/nowhere" in capsys.readouterr().err
 
