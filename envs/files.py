@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,12 +130,27 @@ def lock_folder(path: Path, *, wait: bool) -> int:
 def stores_below(path: Path) -> list[Path]:
     """Return the store at `path`, or the stores in it, sorted; hidden folders hold unfinished ones.
 
-    Any folder with a manifest counts, so that a damaged store is told of and not passed over.
+    Any folder with a manifest counts, and any with a store's files and none, so that a damaged
+    store is told of and not passed over.
     """
     if (path / "manifest.json").is_file():
         return [path]
-    found = sorted(file.parent for file in path.glob("**/manifest.json"))
-    return [f for f in found if not any(n.startswith(".") for n in f.relative_to(path).parts)]
+    found = []
+    for name, folders, files in os.walk(path):
+        if "manifest.json" in files or _lacks_manifest(folders, files):
+            found.append(Path(name))
+        folders[:] = [f for f in folders if not f.startswith(".") and not _SHARD.fullmatch(f)]
+    return sorted(found)
+
+
+_SHARD = re.compile(r"shard-\d{5,}-\d{6,}")
+
+
+def _lacks_manifest(folders: list[str], files: list[str]) -> bool:
+    """Return whether these lie in a store's folder; of a mirror the other side decides."""
+    if ".remote.json" in files:
+        return False
+    return any(map(_SHARD.fullmatch, folders)) or {"records.jsonl", "records.ends.npy"} <= {*files}
 
 
 def store_format(path: Path) -> str:
@@ -162,6 +178,11 @@ def read_manifest(path: Path, kind: str) -> dict[str, Any]:
 def _manifest(path: Path, kind: str) -> dict[str, Any]:
     file = path / "manifest.json"
     if not file.is_file():
+        if path in stores_below(path):
+            raise ValueError(
+                f"expected manifest.json in {path}; it is missing, and a store's files lie there. "
+                f"The store is damaged: make it again, or remove the folder."
+            )
         raise ValueError(f"expected a {kind}store at {path}; it has no manifest.json.")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
