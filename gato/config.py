@@ -53,7 +53,8 @@ class TrainConfig:
     keep_last: int = 2
     """Checkpoints kept, the newest ones."""
     keep_best: bool = False
-    """Keep the best one too: by the evaluation where there is one, else by the validation loss."""
+    """Keep the best one too: by the mean score of an evaluation that could play every task, where
+    there is one; else by the validation loss."""
     ema: float = 0.0
     """How much an average of the weights keeps at every step, such as 0.999; 0 for no average.
     Where there is one, it is what is validated, evaluated and loaded."""

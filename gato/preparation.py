@@ -110,6 +110,29 @@ def evaluated(
     return config, evaluation(tasks, config.eval_episodes, stores)
 
 
+def judged_by_returns(config: TrainConfig) -> list[str]:
+    """Return a note on tasks whose returns would outweigh other tasks' shares of the best score."""
+    from gato.envs import registry
+    from gato.rollouts.statistics import normalised
+
+    if not config.keep_best or len(config.eval_tasks) < 2:
+        return []
+    specs = [registry.spec(task) for task in config.eval_tasks]
+    raw = [
+        spec.id
+        for spec in specs
+        if spec.measure != "success"
+        and normalised(0.0, spec.random_score, spec.expert_score) is None
+    ]
+    if not raw:
+        return []
+    return [
+        f"keep_best compares mean scores of {len(specs)} tasks; of {', '.join(raw)} no scores of "
+        f"chance and expert are known, so that plain returns are averaged with the others' shares "
+        f"and may decide alone. Leave them out of eval_tasks, or set their scores."
+    ]
+
+
 class Shown:
     """What the terminal shows of a run."""
 

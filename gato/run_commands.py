@@ -148,7 +148,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.damage import without_damage
     from gato.distributed import is_first, local_device
     from gato.monitor import open_watchers
-    from gato.preparation import Shown, evaluated, opened, validated
+    from gato.preparation import Shown, evaluated, judged_by_returns, opened, validated
     from gato.text_model import read_text_model
     from gato.train import compute_dtype
     from gato.train import train as run
@@ -167,6 +167,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     corpora = opened(config)
     config, notes = validated(config, chosen.validation, out if chosen.resume else None)
     config, evaluate = evaluated(config, corpora)
+    notes += judged_by_returns(config)
     device, again = local_device(), _again(chosen.given)
     workers = chosen.workers
     if workers is None:  # where the CPU trains, it has no time to spare

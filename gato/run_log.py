@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,19 @@ from gato.runs import State, write_state
 class Log:
     """The open metrics.jsonl, and what its lines say of the run's best step."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Open the log of a run that goes on from `step`."""
-        self.path = path
+    def __init__(self, path: Path, step: int, tasks: Collection[str] = ()) -> None:
+        """Open the log of a run that goes on from `step`.
+
+        Args:
+            path: of the file.
+            step: what was written of later ones is dropped.
+            tasks: a step is judged by its mean score on these, and only if it has them all: others
+                would be compared on other tasks. By default by what it has.
+        """
+        self.path, self._tasks = path, tasks
         self.measured: dict[str, dict[int, float]] = {"validation": {}, "evaluation": {}}
-        """Per kind of measurement, the score of each step that has one; higher is better."""
+        """Per kind of measurement, the score of each step that has one; higher is better. That of
+        a step that is not judged is no number."""
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.read_text(errors="replace") if path.exists() else ""
         kept = "".join(line + "\n" for line in written.splitlines() if self._keep(line, step))
@@ -53,8 +61,9 @@ class Log:
         if "validation_loss" in line:
             self.measured["validation"][line["step"]] = -line["validation_loss"]
         if line.get("evaluation"):
-            scores = line["evaluation"].values()
-            self.measured["evaluation"][line["step"]] = sum(scores) / len(scores)
+            scores = line["evaluation"]
+            judged = [scores.get(task, math.nan) for task in self._tasks or scores]
+            self.measured["evaluation"][line["step"]] = sum(judged) / len(judged)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line.
@@ -97,7 +106,7 @@ class Record:
         def work() -> str:
             for left_over in self.folder.glob(".*.tmp"):  # of a process killed while it wrote
                 left_over.unlink()
-            self.log = Log(self.folder / "metrics.jsonl", step)
+            self.log = Log(self.folder / "metrics.jsonl", step, self.config.eval_tasks)
             if self.config.keep_best:  # a kill may have come before
                 self._point_at_best()
             self.watchers = Watchers(watchers)

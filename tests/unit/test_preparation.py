@@ -7,15 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gato import cli, presets
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
-from gato.preparation import validated
+from gato.envs.episode import TaskSpec
+from gato.preparation import judged_by_returns, validated
 from gato.run_log import Clock
 from gato.train import train
+
+ARM = TaskSpec(
+    id="toy/arm-v0",
+    observation_space=spaces.Box(-np.inf, np.inf, (5,), np.float32),
+    action_space=spaces.Box(-1, 1, (2,), np.float32),
+    max_steps=30,
+    control_hz=10.0,
+)
 
 
 @pytest.fixture
@@ -115,6 +126,27 @@ def test_tasks_to_play_must_be_trained_on(known, tmp_path, capsys):
     assert "'babyai/*' matches none" in capsys.readouterr().err
     assert cli.main(arguments(known, tmp_path / "run", "--eval-every", "2")) == cli.BAD_INPUT
     assert "eval_tasks and eval_every go together" in capsys.readouterr().err
+
+
+def test_tasks_without_scores_to_compare_with_are_told_where_the_best_is_kept(known, monkeypatch):
+    scores = {"random_score": 1.0, "expert_score": 9.0}
+    specs = {
+        spec.id: spec
+        for spec in (
+            replace(ARM, id="a", **scores),
+            replace(ARM, id="b"),
+            replace(ARM, id="c", measure="success"),
+            replace(ARM, id="d", random_score=1.0, expert_score=1.0),
+        )
+    }
+    monkeypatch.setattr("gato.envs.registry.spec", specs.__getitem__)
+    played = {"eval_every": 1, "keep_best": True}
+    (note,) = judged_by_returns(replace(known, eval_tasks=("a", "b", "c", "d"), **played))
+    assert "mean scores of 4 tasks; of b, d no scores of chance and expert are known" in note
+    for tasks in (("a", "c"), ("b",)):
+        assert judged_by_returns(replace(known, eval_tasks=tasks, **played)) == []
+    apart = replace(known, eval_tasks=("a", "b"), **{**played, "keep_best": False})
+    assert judged_by_returns(apart) == []
 
 
 def test_a_corpus_with_a_name_of_its_own(tmp_path, known):

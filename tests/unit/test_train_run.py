@@ -23,6 +23,7 @@ from gato.envs.files import lock_folder
 from gato.envs.store import EpisodeStore, EpisodeWriter, RecordWriter
 from gato.fitting import make_serializer
 from gato.optim import Average
+from gato.run_log import Log
 from gato.train import Trainer, train
 
 CPU = torch.device("cpu")
@@ -135,6 +136,23 @@ def test_the_best_and_the_last_are_kept(tiny, tmp_path, text_model):
     assert checkpoints(tmp_path) == [4, 12]
     assert load_checkpoint(tmp_path / "best").step == 4
     assert load_checkpoint(tmp_path / "latest").step == load_checkpoint(tmp_path).step == 12
+
+
+def test_the_best_has_played_every_task(tiny, tmp_path, text_model):
+    config = replace(
+        evaluated(tiny, keep_best=True, keep_last=1), eval_tasks=("toy/arm-v0", "toy/grid-v0")
+    )
+
+    def partly(path: Path) -> dict[str, float]:
+        failed = path.name.endswith("4")  # the best, if the other task had not failed
+        return score(path) if failed else {**score(path), "toy/grid-v0": 0.0}
+
+    train(config, tmp_path, device="cpu", text_model=text_model, evaluate=partly)
+    assert list(lines(tmp_path, "evaluation")) == [2, 4, 6, 8, 10, 12]
+    assert load_checkpoint(tmp_path / "best").step == 2  # the first of equals
+    log = Log(tmp_path / "metrics.jsonl", 12, ["toy/arm-v0"])
+    log.close()
+    assert log.best("evaluation") == 4
 
 
 def test_a_kill_before_the_best_is_named_does_not_lose_it(tiny, tmp_path, text_model):
