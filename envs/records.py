@@ -55,7 +55,8 @@ LINES, ENDS, GROUPS = "records.jsonl", "records.ends.npy", "records.groups.npy"
 class RecordWriter:
     """Writes a store from its first record to its last; closing it makes it readable.
 
-    Used as a context manager it discards everything where the block raises.
+    Used as a context manager it discards everything where the block raises. It remembers every
+    distinct image by its digest, in about 140 bytes of memory: 1.4 GB of ten million images.
     """
 
     def __init__(self, path: str | Path, name: str) -> None:
