@@ -1,8 +1,8 @@
 """Foreign data into stores of our own: every item checked, nothing half written or left out unsaid.
 
-An import fills a hidden folder beside its destination and takes its name at the end, so that it is
-there whole or not at all; one that was interrupted begins anew and gives the same bytes. Every
-store says in its ``import.json`` where it comes from and what was left out.
+An import is there whole or not at all (see `publishing`); one that was interrupted begins anew and
+gives the same bytes. Every store says in its ``import.json`` where it comes from and what was left
+out.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any
 
 from gato.envs.check import check_episode
 from gato.envs.episode import Episode, TaskSpec
-from gato.envs.files import lock_folder, store_format, stores_below, write_atomically
+from gato.envs.files import store_format, stores_below, write_atomically
 from gato.envs.readers import formats
 from gato.envs.readers.formats import Progress
 from gato.envs.readers.pictures import SUFFIXES
+from gato.envs.readers.publishing import MADE, ORIGIN, check_place, publish, staged
 from gato.envs.readers.reader import BadItem, ReadOptions, Source
 from gato.envs.readers.untrusted import plain_suffix
 from gato.envs.records import RecordWriter, check_record
@@ -31,7 +32,6 @@ from gato.envs.registry import folder_of
 from gato.envs.remote import cache_folder, fingerprint, is_remote
 from gato.envs.store import EpisodeWriter
 
-ORIGIN = "import.json"
 OPEN_WRITERS = 8
 """Stores that are written at once; each holds what is pending of a shard in memory."""
 _LOOKED_AT = 200_000  # entries of folders beside a file
@@ -83,7 +83,8 @@ def import_source(
     """Store everything that a source yields.
 
     Episodes fill one store per task under ``out/<suite>/<name>``, as `collect` does; records fill
-    one store at `out`. A store that was imported from the same place in the same way is replaced.
+    one store at `out`. A store that was imported from the same place in the same way is replaced;
+    where its task is no longer there, it is removed.
 
     Args:
         source: what `formats.open_source` has found.
@@ -96,7 +97,7 @@ def import_source(
             where something else lies at the destination.
     """
     out = Path(out)
-    with _staged(out, wait=False) as folder:
+    with staged(out, wait=False) as folder:
         return _fill(source, folder, out, skip_bad, progress)
 
 
@@ -147,10 +148,10 @@ def cached(
     name = Path(location.rstrip("/")).name or "data"
     folder = cache_folder() / "imports" / f"{name}-{key[:16]}"
     if not folder.exists():
-        with _staged(folder, wait=True) as staged:
+        with staged(folder, wait=True) as made:
             if not folder.exists():  # nobody has made it while we waited
                 source = formats.open_source(location, format, options)
-                _fill(source, staged, folder, skip_bad, progress)
+                _fill(source, made, folder, skip_bad, progress)
     return folder
 
 
@@ -184,12 +185,12 @@ def _fill(
         "options": asdict(source.options),
         "skip_bad": skip_bad,
     }
-    summary, made = Summary(), folder / "stores"
+    summary, made = Summary(), folder / MADE
     made.mkdir()
     for task in source.tasks if source.kind == "episodes" else ():
-        _check_place(out / _folder(task), origin)
+        check_place(out / _folder(task), origin)
     if source.kind == "records":
-        _check_place(out, origin)
+        check_place(out, origin)
         writer = RecordWriter(made, Path(source.location.rstrip("/")).name or source.format)
         with writer:
             for record in _good(source, summary, skip_bad, progress, writer.append):
@@ -211,7 +212,7 @@ def _fill(
     for store in stores:
         text = json.dumps({**origin, **summary.to_json()}, indent=1)
         write_atomically(store / ORIGIN, text.encode())
-    summary.stores = _publish(folder, made, out, stores, origin)
+    summary.stores = publish(folder, made, out, stores, origin)
     return summary
 
 
@@ -295,68 +296,6 @@ def _spec(source: Source, episode: Episode) -> TaskSpec:
         known = ", ".join(sorted(source.tasks))
         raise ValueError(f"expected an episode of {known}; got one of {episode.task!r}.")
     return source.tasks[episode.task]
-
-
-@contextlib.contextmanager
-def _staged(out: Path, *, wait: bool) -> Iterator[Path]:
-    """Yield an empty folder beside `out` that nobody else writes to; it vanishes at the end."""
-    folder = out.with_name(f".{out.name}.importing")
-    lock = _lock(folder, wait)
-    try:
-        formats.empty(folder)  # what a killed import has left
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def _lock(folder: Path, wait: bool) -> int:
-    """Return a lock of a folder that is made for it, and that its last holder may be removing."""
-    while True:
-        folder.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            lock = lock_folder(folder, wait=wait)
-            try:
-                if os.fstat(lock).st_ino == folder.stat().st_ino:
-                    return lock
-            except FileNotFoundError:
-                pass
-            os.close(lock)
-
-
-def _publish(
-    folder: Path, made: Path, out: Path, stores: list[Path], origin: Mapping[str, Any]
-) -> list[Path]:
-    """Let the stores take their places, and return these."""
-    places = [out / store.relative_to(made) for store in stores]
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        made.replace(out)
-        return places
-    for number, (store, place) in enumerate(zip(stores, places, strict=True)):
-        _check_place(place, origin)
-        if place.exists():
-            place.replace(folder / f"old-{number}")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        store.replace(place)
-    return places
-
-
-def _check_place(place: Path, origin: Mapping[str, Any]) -> None:
-    """Refuse a place where anything lies but an import of the same."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return
-    with contextlib.suppress(OSError, ValueError):
-        was = json.loads((place / ORIGIN).read_text(encoding="utf-8"))
-        if all(was.get(key) == value for key, value in _plain(origin).items()):
-            return
-    raise ValueError(
-        f"expected nothing at {place}, or what was imported from {origin['location']} in the same "
-        f"way; something else is there. Choose another --out."
-    )
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
 
 
 def _whole(location: str) -> str:

@@ -189,7 +189,7 @@ from gato.envs.readers import importing
 when = {when!r}
 def kill(*_): os.kill(os.getpid(), signal.SIGKILL)
 if when == "publish":
-    importing._publish = kill
+    importing.publish = kill
 elif when == "half":
     real, Path.replace = Path.replace, lambda a, b: (real(a, b), "old" in str(b) and kill())[0]
 progress = lambda n, of: n == when and kill()
@@ -231,7 +231,7 @@ sys.path.insert(0, {tests!r})
 import test_importing as t
 from pathlib import Path
 from gato.envs.readers import importing
-left, real, publish = {call!r}, Path.replace, importing._publish
+left, real, publish = {call!r}, Path.replace, importing.publish
 def replace(a, b):
     global left
     left -= 1
@@ -243,7 +243,7 @@ def replace(a, b):
 def published(*told):
     Path.replace = replace
     return publish(*told)
-importing._publish = published
+importing.publish = published
 importing.import_source(t.source(t.newer(), tasks=t.NEWER), {out!r})
 """
 NEWER = ("toy/one", "toy/two", "toy/new")
@@ -267,9 +267,8 @@ def test_stores_that_are_replaced_are_old_or_new_whenever_it_is_killed(tmp_path,
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert done.returncode == -(signal.SIGINT if interrupt else signal.SIGKILL), done.stderr
     if not interrupt:
-        with pytest.raises(ValueError, match="something else is there|it is blue"):
-            bad = source([BadItem("line 4", "it is blue")], "elsewhere", tasks=TASKS)
-            importing.import_source(bad, out)
+        with pytest.raises(ValueError, match="something else is there"):
+            importing.import_source(source([episode(0)], "elsewhere"), out)
     wanted = tmp_path / ("old" if call == 1 else "new")
     assert contents(out) == contents(wanted)
     assert [p.name for p in (tmp_path / "stores").iterdir()] == ["out"]
