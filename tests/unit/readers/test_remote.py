@@ -212,6 +212,11 @@ def test_the_command_line_takes_addresses_of_stores(stores, memory, capsys):
     told = json.loads(capsys.readouterr().out)[0]
     assert (told["store"], told["items"]) == (f"{address}/arm", 20)
     assert told["megabytes"] is None  # not all of it is here
+    shards = {n.split("/")[-2] for n in sizes(mirror.local(f"{address}/arm")) if "actions" in n}
+    assert len(shards) == 1
+    assert cli.main(["data", "info", str(stores / "arm"), "--json"]) == 0
+    here = json.loads(capsys.readouterr().out)[0]
+    assert told["tokens"] == pytest.approx(here["tokens"], rel=0.1)
     assert cli.main(["data", "validate", address, "--json"]) == 0
     assert [row["valid"] for row in json.loads(capsys.readouterr().out)] == [True] * 5
     (path,) = with_imports([f"{address}/grid"])
