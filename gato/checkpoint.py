@@ -14,9 +14,11 @@ A run's folder holds ``step-N`` checkpoints, ``latest``, a file naming the newes
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,18 +168,36 @@ def pointed_at(run: Path, name: str) -> str | None:
 
 
 def set_aside(run: Path) -> Path:
-    """Move a run that lies in its folder into ``earlier-N`` in it; return that folder."""
+    """Move a run that lies in its folder into ``earlier-N`` in it; return that folder.
+
+    What was left behind when this was killed goes where the rest of it went.
+    """
     number = 1
     while (run / f"earlier-{number}").exists():
         number += 1
-    aside = run / f"earlier-{number}"
-    aside.mkdir()
-    # `latest` goes first: killed in between, what is left is no run
+    aside, before = run / f"earlier-{number}", run / f"earlier-{number - 1}"
+    begun = pointed_at(before, "latest")
+    if begun and not (run / "latest").exists() and not (before / begun).exists():
+        aside = before
+    aside.mkdir(exist_ok=True)
+    # `latest` goes first: killed in between, what is left is no run; the checkpoint that it names
+    # goes last, so that what is left is known to belong to it
     names = ["latest", "best", "metrics.jsonl", "state.json", "tensorboard"]
-    for path in [*(run / name for name in names), *run.glob("step-*"), *run.glob("bad-batch-*")]:
+    steps = sorted(run.glob("step-*"))
+    for path in [*(run / name for name in names), *run.glob("bad-batch-*"), *steps]:
         if path.exists():
             os.replace(path, aside / path.name)
     return aside
+
+
+def left_behind(run: Path) -> bool:
+    """Return whether checkpoints of an earlier run lie in a folder that holds none any more.
+
+    They would push those of a new run out, as newer ones.
+    """
+    return not (run / "latest").is_file() and any(
+        path.exists() for path in (run / "best", *run.glob("step-*"))
+    )
 
 
 def resolve(path: str | Path) -> Path:
@@ -195,18 +215,54 @@ def resolve(path: str | Path) -> Path:
         folder = folder / "model"
     named = pointed_at(folder, pointer) if (folder / pointer).is_file() else None
     if named is not None:
-        if not (folder / named).is_dir():
-            raise ValueError(f"{folder / pointer} names {named!r}, which is not in {folder}")
+        with _older_told(folder):
+            if not named:
+                raise ValueError(f"{folder / pointer} is empty: it should name a checkpoint")
+            if not (folder / named).is_dir():
+                raise ValueError(f"{folder / pointer} names {named!r}, which is not in {folder}")
         folder = folder / named
     if not folder.is_dir():
         raise ValueError(f"expected a checkpoint folder at {path}; there is no such folder")
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     if missing:
-        raise ValueError(
-            f"{folder} is not a complete checkpoint: {', '.join(missing)} missing. Give a folder "
-            f"that `gato train` wrote."
-        )
+        with _older_told(folder.parent, folder):
+            raise ValueError(
+                f"{folder} is not a complete checkpoint: {', '.join(missing)} missing. Give a "
+                f"folder that `gato train` wrote."
+            )
     return folder
+
+
+@contextlib.contextmanager
+def _older_told(run: Path, damaged: Path | None = None) -> Iterator[None]:
+    """Let an error about a run's checkpoint name the newest other one that is whole.
+
+    It is not taken by itself: whoever goes on from it gives up the steps since.
+    """
+    try:
+        yield
+    except ValueError as error:
+        others = (p for p in sorted(run.glob("step-*"), reverse=True) if p != damaged)
+        whole = next((p.name for p in others if _is_whole(p)), None)
+        if whole is None or not (damaged is None or damaged.name.startswith("step-")):
+            raise
+        raise ValueError(
+            f"{str(error).rstrip('.')}. {whole} beside it is whole: use {run / whole}, or write "
+            f"{whole} into {run / 'latest'} to go on from there."
+        ) from error
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a checkpoint has all its files, none cut off."""
+    try:
+        found = json.loads((folder / "config.json").read_bytes())["format"]
+        json.loads((folder / "vocabulary.json").read_bytes())
+        for file in folder.rglob("*.safetensors"):
+            with safe_open(str(file), "pt"):  # compares its length with what its header says
+                pass
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        return False
+    return found == FORMAT and all((folder / name).is_file() for name in _REQUIRED)
 
 
 def load_checkpoint(
@@ -223,6 +279,11 @@ def load_checkpoint(
         ValueError: for a missing, truncated or foreign checkpoint, saying what is wrong.
     """
     folder = resolve(path)
+    with _older_told(folder.parent, folder):
+        return _load(folder, device, averaged)
+
+
+def _load(folder: Path, device: torch.device | str, averaged: bool) -> Checkpoint:
     try:
         described = json.loads((folder / "config.json").read_text())
         layout = json.loads((folder / "vocabulary.json").read_text())
@@ -248,7 +309,7 @@ def load_checkpoint(
         raise ValueError(f"{folder}: this checkpoint cannot be read: {error}") from error
     averaged = averaged and config.ema > 0
     file = folder / ("ema.safetensors" if averaged else "model.safetensors")
-    weights = load_tensors(file)
+    weights = _tensors(file)
     wanted = model.state_dict()
     wrong = [n for n, t in wanted.items() if n not in weights or weights[n].shape != t.shape]
     if wrong or len(weights) != len(wanted):
@@ -285,6 +346,12 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: for a damaged or truncated file.
     """
+    folder = path.parent.parent if path.parent.name == "training" else path.parent
+    with _older_told(folder.parent, folder):
+        return _tensors(path)
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from gato import damage
 from gato.bad_batch import NonFiniteLossError, Part, refuse
-from gato.checkpoint import build_model, load_checkpoint, load_tensors, save_checkpoint, set_aside
+from gato.checkpoint import (
+    build_model,
+    left_behind,
+    load_checkpoint,
+    load_tensors,
+    save_checkpoint,
+    set_aside,
+)
 from gato.config import TrainConfig, require_same
 from gato.contents import require_same_data
 from gato.corpora import Corpus, open_corpus
@@ -100,8 +107,8 @@ def train(
     device = local_device() if device is None else torch.device(device)
     with stop_on_signals() as stop, joined(device) as world, alone_in(run, world):
         going_on = world.from_first(lambda: "yes" if (run / "latest").is_file() else "no") == "yes"
-        if going_on and not resume:
-            world.from_first(lambda: str(set_aside(run)))
+        if not (going_on and resume):
+            world.from_first(lambda: str(set_aside(run) if going_on or left_behind(run) else ""))
         begun = run if going_on and resume else None
         config = damage.agreed(
             config, begun, world, skip=skip_bad_shards, verify=verify, watchers=watchers

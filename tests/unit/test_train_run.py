@@ -281,6 +281,35 @@ def test_a_run_that_starts_anew_sets_the_old_one_aside(tiny, tmp_path, text_mode
     assert load_checkpoint(tmp_path / "earlier-2").step == 2
 
 
+@pytest.mark.parametrize("moved", [1, 2, 4])
+def test_a_run_that_was_set_aside_in_part_pushes_nothing_out(
+    tiny, tmp_path, text_model, monkeypatch, moved
+):
+    options = {"device": "cpu", "text_model": text_model}
+    old = replace(tiny, steps=9, save_every=3)
+    train(old, tmp_path, **options)
+    real, done = os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        if str(target.parent).endswith("earlier-1"):
+            if len(done) == moved:
+                raise KeyboardInterrupt
+            done.append(source.name)
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny, tmp_path, resume=False, **options)
+    monkeypatch.setattr(os, "replace", real)
+    assert done[0] == "latest"
+    train(replace(tiny, steps=4, save_every=2, seed=8), tmp_path, **options)
+    assert checkpoints(tmp_path) == [2, 4]
+    assert load_checkpoint(tmp_path).step == 4
+    assert checkpoints(tmp_path / "earlier-1") == [6, 9]
+    assert load_checkpoint(tmp_path / "earlier-1").step == 9
+    assert not (tmp_path / "earlier-2").exists()
+
+
 def test_another_configuration_is_named(tiny, tmp_path, text_model):
     train(replace(tiny, steps=1), tmp_path, device="cpu", text_model=text_model)
     with pytest.raises(ValueError, match="another configuration: steps was 1, is 2; seed was 3"):
