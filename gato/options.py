@@ -90,7 +90,8 @@ def add_sampling(parser: Parser) -> None:
 
 def add_cache(p: Parser) -> None:
     """Take the bound of the cache."""
-    about = "of the cache of what is fetched from addresses, from now on (20)"
+    about = "of the cache of what is fetched from addresses, from now on (20); what is imported "
+    about += "lies beside it in ~/.cache/gato/imports without a bound, and may be deleted"
     p.add_argument("--cache-gb", type=float, metavar="GB", help=about)
 
 
