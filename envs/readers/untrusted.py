@@ -61,6 +61,8 @@ def size_of(paths: Iterable[Path]) -> int:
 def below(folder: Path, name: Any, field: str = "the picture's path") -> Path:
     """Return the file `name` of a folder, links followed.
 
+    A folder of Hugging Face's cache holds links to the data set's own blobs; these may be followed.
+
     Raises:
         ValueError: where that lies outside the folder, or no file is there; it names the field.
     """
@@ -69,15 +71,24 @@ def below(folder: Path, name: Any, field: str = "the picture's path") -> Path:
     try:
         root = folder.resolve()
         path = (root / name).resolve()
-        inside, there = path.is_relative_to(root), path.is_file()
+        roots = [root, *(d / "blobs" for d in root.parents if _is_cached(d, root))]
+        inside, there = any(path.is_relative_to(r) for r in roots), path.is_file()
     except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL inside, a loop of links
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"{field} can be no file's: {reason}") from error
     if not inside:
-        raise ValueError(f"{field} leads out of the data's folder")
+        raise ValueError(
+            f"{field} leads out of the data's folder. If it is a link, copy the data with what "
+            f"it leads to: cp -rL"
+        )
     if not there:
         raise ValueError(f"{field} names no file")
     return path
+
+
+def _is_cached(above: Path, folder: Path) -> bool:
+    """Return whether a folder is a snapshot, or in one, of the data set that `above` caches."""
+    return above.name.startswith("datasets--") and folder.is_relative_to(above / "snapshots")
 
 
 def open_bytes(path: Path) -> BinaryIO:

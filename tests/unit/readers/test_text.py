@@ -6,6 +6,7 @@ import codecs
 import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -354,3 +355,30 @@ def test_the_pieces_of_a_long_text_belong_together(tmp_path, stored, form):
     wanted = [f"{t} of {name}" for name in ("a", "deep/a") for t in texts]
     assert [g.replace(" ", "") for g in groups.values()] == [w.replace(" ", "") for w in wanted]
     assert len(store) > 20
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "a.txt"])
+def test_links_of_the_hub_s_cache_are_followed_and_no_others(tmp_path, read, name):
+    cache = tmp_path / "datasets--owner--name"
+    snapshot, blobs = cache / "snapshots" / "0123abc", cache / "blobs"
+    for folder in (snapshot / "data", blobs, tmp_path / "blobs"):
+        folder.mkdir(parents=True)
+    if name.endswith("parquet"):
+        parquet.write_table(pa.table({"text": ["words"]}), blobs / "5eed")
+    else:
+        text = "words" if name == "a.txt" else json.dumps({"text": "words"})
+        (blobs / "5eed").write_text(text)
+    shutil.copy(blobs / "5eed", tmp_path / "blobs" / "5eed")
+    (snapshot / "data" / name).symlink_to("../../../blobs/5eed")
+    for root in (snapshot, snapshot / "data"):
+        assert read(root, "text")[0] == [{"kind": "document", "text": "words"}]
+    out = snapshot / "data" / f"b{name[1:]}"
+    out.symlink_to(tmp_path / "blobs" / "5eed")
+    good, bad = read(snapshot, "text")
+    assert len(good) == 1
+    assert [b.reason for b in bad] == [
+        "the file leads out of the data's folder. If it is a link, copy the data with what it "
+        "leads to: cp -rL"
+    ]
+    moved = cache.rename(tmp_path / "elsewhere")  # what only looks like a snapshot is none
+    assert not read(moved / "snapshots" / "0123abc", "text")[0]
