@@ -177,3 +177,34 @@ def test_a_trainer_saves_where_it_stands(tiny, tmp_path):
     assert saved.name == "step-00000001"
     assert resumed.step == 1
     assert torch.equal(resumed.sums, trainer.sums)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "text.model", "training/optimizer.safetensors"]
+)
+def test_an_older_checkpoint_that_is_whole_is_named_and_can_be_gone_on_from(run, tiny, name):
+    older, newest = (run / name for name in ("step-00000001", "step-00000002"))
+    (newest / name).write_bytes((newest / name).read_bytes()[:-9])
+    longer = replace(tiny, steps=2, save_every=1)
+    with pytest.raises(ValueError, match="step-00000001 beside it is whole") as caught:
+        train(longer, run, device="cpu")
+    told = str(caught.value)
+    assert str(newest) in told
+    assert f"write step-00000001 into {run / 'latest'} to go on from there" in told
+    assert told.count("is whole") == 1
+    (run / "latest").write_text("step-00000001")
+    assert train(longer, run, device="cpu") == newest
+    assert load_checkpoint(run).step == 2
+    # nothing is promised where the older one is damaged too
+    for folder in (older, newest):
+        (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match="damaged or truncated") as caught:
+        load_checkpoint(run)
+    assert "whole" not in str(caught.value)
+
+
+def test_a_latest_that_names_nothing_is_told(run):
+    for text, told in (("", "is empty: it should name a"), ("step-9", "names 'step-9', which is")):
+        (run / "latest").write_text(text)
+        with pytest.raises(ValueError, match=f"latest {told}.*step-00000002 beside it is whole"):
+            load_checkpoint(run)
