@@ -88,11 +88,6 @@ class TrainConfig:
             raise ValueError(f"seed must be from 0 to {_LARGEST_SEED}; got {self.seed}")
         if not 0.0 <= self.ema < 1.0:
             raise ValueError(f"ema must be in [0, 1); got {self.ema}")
-        if self.keep_best and not (self.validate_every or self.eval_every):
-            raise ValueError(
-                "keep_best needs something to be best at: set validate_every, or eval_tasks and "
-                "eval_every"
-            )
         for name, least in (
             ("validate_every", 0),
             ("validate_batches", 1),
@@ -109,6 +104,17 @@ class TrainConfig:
         names = [c.name for c in self.corpora]
         if len(set(names)) != len(names):
             raise ValueError(f"corpora need different names; got {names}")
+
+    def require_best(self) -> None:
+        """Raise ValueError where the best checkpoint is to be kept and nothing is measured.
+
+        Not a rule of the value itself: `gato train` settles what is validated after it was read.
+        """
+        if self.keep_best and not (self.validate_every or self.eval_every):
+            raise ValueError(
+                "keep_best needs something to be best at: set validate_every, and let corpora hold "
+                "something out (validation); or set eval_tasks and eval_every"
+            )
 
 
 WATCHING = (

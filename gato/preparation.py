@@ -65,6 +65,7 @@ def validated(
     every = config.validate_every or (before["validate_every"] if before else config.save_every)
     every = every if any(c.validation and c.weight for c in corpora) else config.validate_every
     changed = dataclasses.replace(config, corpora=tuple(corpora), validate_every=every)
+    changed.require_best()
     return changed, notes
 
 

@@ -41,7 +41,7 @@ from gato.memory import give_back, resident
 from gato.mixture import Mixture
 from gato.monitor import Watcher
 from gato.optim import Average, Optimizers
-from gato.run_log import Clock, Record, alone_in
+from gato.run_log import Clock, Record, alone_in, made
 from gato.stopping import Stop, stop_on_signals
 from gato.text_model import require_same_text_model
 from gato.tokenizers.serializer import Serializer
@@ -72,7 +72,7 @@ def train(
     text_model: bytes | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     workers: int = 0,
-    watchers: Sequence[Watcher] = (),
+    watchers: Sequence[Watcher] | Callable[[], Sequence[Watcher]] = (),
     evaluate: Evaluate | None = None,
     skip_bad_shards: bool = False,
     verify: bool = False,
@@ -90,7 +90,8 @@ def train(
         text_model: a SentencePiece model to use instead of training one.
         on_progress: called once per line of losses.
         workers: processes that make batches ahead; results do not depend on them.
-        watchers: told of every line of metrics and of events.
+        watchers: told of every line of metrics and of events; or what makes them, which is called
+            when no other run is in the folder.
         evaluate: called every ``eval_every`` steps.
         skip_bad_shards: leave damaged shards out, and say so; a run that goes on leaves out those
             that it began without.
@@ -103,15 +104,17 @@ def train(
     """
     if config.eval_every and evaluate is None:
         raise ValueError("eval_every needs an `evaluate` that plays eval_tasks; got None")
+    config.require_best()
     run = Path(out)
     device = local_device() if device is None else torch.device(device)
     with stop_on_signals() as stop, joined(device) as world, alone_in(run, world):
+        watching = made(watchers, world, stop)
         going_on = world.from_first(lambda: "yes" if (run / "latest").is_file() else "no") == "yes"
         if not (going_on and resume):
             world.from_first(lambda: str(set_aside(run) if going_on or left_behind(run) else ""))
         begun = run if going_on and resume else None
         config = damage.agreed(
-            config, begun, world, skip=skip_bad_shards, verify=verify, watchers=watchers
+            config, begun, world, skip=skip_bad_shards, verify=verify, watchers=watching
         )
         if begun is not None:
             trainer = Trainer.resumed(config, run, device, world, stop)
@@ -122,7 +125,7 @@ def train(
                 config = replace(config, parts=world.size)
             serializer = shared_serializer(config, text_model, world)
             trainer = Trainer(config, run, device, serializer, world, stop)
-        return trainer.run(on_progress, workers, watchers if world.rank == 0 else (), evaluate)
+        return trainer.run(on_progress, workers, watching, evaluate)
 
 
 class Trainer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from gato import cli, presets
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.envs.episode import TaskSpec
+from gato.envs.files import lock_folder
 from gato.preparation import judged_by_returns, validated
 from gato.run_log import Clock
 from gato.train import train
@@ -76,6 +78,20 @@ def test_a_share_is_held_out_measured_shown_and_drawn(known, tmp_path, capsys):
     assert found["best_validation"] == {"step": best["step"], "loss": best["validation_loss"]}
 
 
+def test_the_best_is_kept_by_what_the_command_line_holds_out(known, tmp_path, capsys):
+    run = tmp_path / "run"
+    command = arguments(known, run, "--keep-best", "--validation")
+    assert cli.main([*command, "0.1"]) == cli.DONE
+    assert (saved(run)["keep_best"], saved(run)["validate_every"]) == (True, 2)
+    best = min(lines(run, "validation"), key=lambda line: line["validation_loss"])
+    assert (run / "best").read_text() == f"step-{best['step']:08d}"
+    capsys.readouterr()
+    command[command.index(str(run))] = str(tmp_path / "other")
+    assert cli.main([*command, "0"]) == cli.BAD_INPUT
+    assert "keep_best needs something to be best at" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def test_small_corpora_are_left_whole_and_told(known):
     config, notes = validated(known, 0.02, None)  # 20 episodes and 40 records
     held = {c.name: c.validation for c in config.corpora}
@@ -118,6 +134,21 @@ def test_wandb_that_is_missing_is_told_before_training(known, tmp_path, capsys, 
     assert cli.main(arguments(known, run, "--wandb", "project")) == cli.BAD_INPUT
     assert 'pip install "gato[wandb]"' in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_a_run_that_is_being_trained_is_reported_by_one(known, tmp_path, capsys, monkeypatch):
+    run, opened = tmp_path / "run", []
+    monkeypatch.setattr("gato.monitor.open_watchers", lambda *a, **k: opened.append(a) or [])
+    run.mkdir()
+    held = lock_folder(run, wait=False)
+    try:
+        assert cli.main(arguments(known, run)) == cli.BAD_INPUT
+    finally:
+        os.close(held)
+    assert "is being written by another process" in capsys.readouterr().err
+    assert opened == []
+    assert cli.main(arguments(known, run)) == cli.DONE
+    assert len(opened) == 1
 
 
 def test_tasks_to_play_must_be_trained_on(known, tmp_path, capsys):

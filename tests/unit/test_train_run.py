@@ -197,9 +197,9 @@ def test_the_best_by_validation_is_saved_when_it_is_found(tiny, tmp_path, text_m
     assert {best, 12} <= set(checkpoints(tmp_path))
 
 
-def test_the_best_needs_a_measure(tiny):
+def test_the_best_needs_a_measure(tiny, tmp_path):
     with pytest.raises(ValueError, match="keep_best needs something to be best at"):
-        replace(tiny, keep_best=True)
+        train(replace(tiny, keep_best=True), tmp_path, device="cpu")
 
 
 def test_an_evaluation_that_was_cut_off_is_done_again(tiny, tmp_path, text_model):
