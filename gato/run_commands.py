@@ -172,15 +172,18 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     workers = chosen.workers
     if workers is None:  # where the CPU trains, it has no time to spare
         workers = 2 if device.type == "cuda" else 0
-    watchers: list[Watcher] = []
     if is_first():
         for note in [*(note for corpus in corpora for note in corpus.notes()), *notes]:
             tell(note)
-        watchers = open_watchers(out, to_json(config), chosen.wandb, anew=not chosen.resume)
         tell(json.dumps(to_json(config), indent=1))
         tell(describe_backend(device, compute_dtype(config.precision, device)))
     with progress_bar() as bar:
         shown = Shown(bar, config.steps)
+
+        def watchers() -> list[Watcher]:
+            opened = open_watchers(out, to_json(config), chosen.wandb, anew=not chosen.resume)
+            return [*opened, shown]
+
         try:
             saved = run(
                 config,
@@ -190,7 +193,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
                 text_model=text_model,
                 on_progress=shown.progress,
                 workers=workers,
-                watchers=[*watchers, shown],
+                watchers=watchers,
                 evaluate=evaluate,
             )
         except KeyboardInterrupt as error:

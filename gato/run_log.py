@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gato.distributed import World
 from gato.envs.files import lock_folder, write_atomically
 from gato.monitor import Watcher, Watchers
 from gato.runs import State, write_state
+from gato.stopping import Stop
 
 
 class Log:
@@ -178,6 +179,21 @@ class Record:
 
     def _state(self, state: State, step: int, reason: str | None) -> None:
         write_state(self.folder, state, step, self.config.steps, reason)
+
+
+def made(
+    watchers: Sequence[Watcher] | Callable[[], Sequence[Watcher]], world: World, stop: Stop
+) -> list[Watcher]:
+    """Return the watchers of a run, made now if they are not yet; none but in process 0."""
+    found: list[Watcher] = []
+
+    def work() -> str:
+        with stop.interrupting():  # some ask for an answer from afar
+            found.extend(watchers() if callable(watchers) else watchers)
+        return ""
+
+    world.from_first(work)
+    return found
 
 
 class Clock:
