@@ -146,7 +146,7 @@ def test_bad_pictures_are_told_and_nothing_outside_is_read(tmp_path, read, shown
         uri(bomb): "900000000",
         "data:image/png,xyz": "base64",
         "data:image/png;base64,@@@": "base64",
-        "data:image/png;base64,": "0 bytes",
+        "data:image/png;base64,": "is empty",
         "data:": "base64",
     }
     lines = [json.dumps(talk(url)) for url in cases] + [json.dumps(talk_without())]

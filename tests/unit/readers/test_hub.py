@@ -254,7 +254,7 @@ def test_bad_rows_are_told_and_pictures_stay_inside(tmp_path, shown, read, bomb)
     good, bad = read(inside)
     assert [r["text"] for r in good] == ["row 0", "row 1"]
     said = ["leads out", "leads out", "names no file", "names no file", "900000000", "damaged"]
-    said += ["0 bytes", "no picture", "got NoneType", "got none"]
+    said += ["is empty", "no picture", "got NoneType", "got none"]
     for item, wanted in zip(bad, said, strict=True):
         assert wanted in item.reason
     assert bad[0].where.endswith("row 2")

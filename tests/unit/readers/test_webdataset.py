@@ -145,7 +145,7 @@ def test_bad_examples_are_told_and_the_rest_is_read(tmp_path, shown, read, bomb,
     good, bad = read(path)
     assert [r["text"] for r in good] == ["good", "last"]
     said = ["900000000", "damaged", "without words", "UTF-8", "got none", "broken JSON"]
-    said += ["got list", "got list", "more than 0 MiB", "0 bytes"]
+    said += ["got list", "got list", "more than 0 MiB", "is empty"]
     for item, wanted in zip(bad, said, strict=True):
         assert wanted in item.reason
     assert bad[0].where == f"{path}: 001"
