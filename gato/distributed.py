@@ -3,7 +3,9 @@
 ``torchrun --nproc_per_node=2 -m gato.cli train ...`` starts them: over gloo on CPUs, over NCCL on
 GPUs. A batch is ``parts`` parts; process r of W takes parts [r P / W, (r + 1) P / W), gradients are
 summed, and every process takes the same step. A single process that adds up the same parts ends
-where several do. Process 0 alone writes and prints; what it writes lies where all can read it.
+where several do, on CPUs bit for bit where they are two. Parts are distinct samples of the same
+data, drawn with replacement: the data are not divided among processes. Process 0 alone writes and
+prints; what it writes lies where all can read it.
 
 Without torchrun there is one process, and nothing here does anything.
 """

@@ -3,7 +3,7 @@
 The batches are a function of the corpora alone, so that measurements of one run, and of runs with
 other seeds, differ by their weights and by nothing else. Nothing is drawn from the random numbers
 of training, and the model is put back as it was: a run with validation ends with the weights of
-one without.
+one without, on a CPU bit for bit.
 """
 
 from __future__ import annotations

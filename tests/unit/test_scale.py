@@ -209,7 +209,8 @@ def test_ten_million_steps_are_sampled_like_ten_thousand(large, tmp_path, monkey
     assert counts[0] == counts[1]
 
 
-def test_two_ranks_draw_disjoint_data(large, monkeypatch):
+def test_two_ranks_draw_distinct_samples(large, monkeypatch):
+    """Drawn with replacement, of ten million steps: what two draw twice is next to nothing."""
     corpus = numbers(large)
     mixture = Mixture([corpus], corpus.serializer, rows=4, row_length=512, parts=2)
     drawn: list[tuple[int, int]] = []
