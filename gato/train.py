@@ -3,9 +3,11 @@
 A run is a pure function of its configuration and its data: batch k and the random numbers of step
 k depend on (seed, k) alone, so a run that was killed and resumed ends where one that was not would
 have: on a CPU bit for bit, on a GPU as far as its sums come out alike. A run whose data have
-changed meanwhile does not go on. What is due after a step is done in one order: losses are logged, validation is
-logged, a checkpoint is saved, the checkpoint is evaluated. A checkpoint thus never knows of less
-than the log says, and what a kill cut off is done again.
+changed meanwhile does not go on.
+
+What is due after a step is done in one order: losses are logged, validation is logged, a checkpoint
+is saved, the checkpoint is evaluated. A checkpoint thus never knows of less than the log says, and
+what a kill cut off is done again.
 """
 
 from __future__ import annotations
