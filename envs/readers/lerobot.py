@@ -33,6 +33,7 @@ from gato.envs.episode import Episode, TaskSpec
 from gato.envs.readers import lerobot_kept
 from gato.envs.readers.lerobot_columns import Column, Columns, foreign_columns
 from gato.envs.readers.lerobot_files import as_array, file_name, read_table
+from gato.envs.readers.lerobot_info import episode_rows, of_split, read_info
 from gato.envs.readers.pictures import open_image
 from gato.envs.readers.reader import BadItem, ReadOptions, Source, fit_image
 from gato.envs.readers.video import frames_at, require_av
@@ -41,11 +42,8 @@ from gato.envs.remote import Folder, open_folder
 FORMAT = "lerobot"
 EXTRA = "readers"
 ADDRESSES = True
-VERSION = "v3.0"
-_EPISODE = ("episode_index", "length", "tasks", "data/chunk_index", "data/file_index")
 _DAMAGE = (AttributeError, TypeError, LookupError)
 """What comes of objects that are lists, and the like, where nothing more is said of them."""
-_VIDEO = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
 
 def recognises(location: str) -> bool:
@@ -100,8 +98,9 @@ class Dataset:
     def __init__(self, location: str, options: ReadOptions) -> None:
         self.folder: Folder = open_folder(location)
         self.options, self.notes = options, list[str]()
-        self.info = _info(self.folder, location)
-        self.rows = self._split(self._episode_rows(), location)
+        self.info = read_info(self.folder, location)
+        rows = episode_rows(self.folder, self.info)
+        self.rows = of_split(rows, self.info, options.split, location)
         self.table = lru_cache(maxsize=1)(self._table)
         self.kept = lerobot_kept.open_kept(self.folder, self.rows)
         if self.kept and not self.kept.whole:
@@ -131,54 +130,6 @@ class Dataset:
                 yield BadItem(where, f"damaged: {type(error).__name__}: {error}")
 
     # what there is
-
-    def _episode_rows(self) -> list[dict[str, Any]]:
-        total, videos = int(self.info["total_episodes"]), self._videos()
-        wanted = [*_EPISODE, *(f"videos/{key}/{name}" for key in videos for name in _VIDEO)]
-        rows: list[dict[str, Any]] = []
-        for name in self._episode_files():
-            rows += read_table(self.folder.file(name), wanted, name).to_pylist()
-            if len(rows) >= total:
-                break
-        if len(rows) != total:
-            raise ValueError(
-                f"expected {total} episodes in meta/episodes, as meta/info.json says; got "
-                f"{len(rows)}. The dataset is incomplete: fetch it again."
-            )
-        for row in rows:
-            empty = [key for key, value in row.items() if value is None]
-            if empty:
-                raise ValueError(f"expected a value in every row of {empty[0]!r} in meta/episodes.")
-        return sorted(rows, key=lambda row: int(row["episode_index"]))
-
-    def _episode_files(self) -> Iterator[str]:
-        found = self.folder.glob("meta/episodes/*/*.parquet")
-        yield from found
-        if not found:  # an address that lists nothing: the names are known
-            for number in range(1_000_000):
-                chunk, file = divmod(number, int(self.info.get("chunks_size") or 1000))
-                yield f"meta/episodes/chunk-{chunk:03d}/file-{file:03d}.parquet"
-
-    def _split(self, rows: list[dict[str, Any]], location: str) -> list[dict[str, Any]]:
-        """Return the episodes of the split that is asked for."""
-        splits = self.info.get("splits") or {}
-        name = self.options.split
-        if not splits and name == "train":
-            return rows
-        if name not in splits:
-            known = ", ".join(splits) or "none"
-            raise ValueError(f"expected a split of {location} ({known}); got {name!r}.")
-        try:
-            first, last = (int(n) for n in str(splits[name]).split(":"))
-        except ValueError:
-            raise ValueError(
-                f"expected a range of episodes as split {name!r} in meta/info.json, like '0:50'; "
-                f"got {splits[name]!r}."
-            ) from None
-        return [row for row in rows if first <= int(row["episode_index"]) < last]
-
-    def _videos(self) -> list[str]:
-        return [k for k, f in self.info["features"].items() if f.get("dtype") == "video"]
 
     @property
     @lru_cache(maxsize=1)  # noqa: B019 - a dataset lives as long as its source
@@ -394,39 +345,6 @@ class Dataset:
             seed=number,
             success=won,
         )
-
-
-def _info(folder: Folder, location: str) -> dict[str, Any]:
-    """Return ``meta/info.json`` of a dataset of the version that is read here."""
-    try:
-        info = json.loads(folder.file("meta/info.json").read_bytes())
-    except ValueError as error:
-        raise ValueError(f"expected JSON in meta/info.json of {location}; {error}") from error
-    if not isinstance(info, dict):
-        raise ValueError(f"expected an object in meta/info.json of {location}; got {info!r:.100}.")
-    version = str(info.get("codebase_version"))
-    if version.split(".")[0] != VERSION.split(".")[0]:
-        hint = "" if version.startswith("v2.1") else " (from v2.0, first to v2.1 with its v21 one)"
-        raise ValueError(
-            f"expected a LeRobot dataset of version {VERSION} at {location}; got {version}. "
-            f"Convert it with LeRobot's own converter{hint}: "
-            f"python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 --repo-id=NAME"
-        )
-    needed = {"fps": (int, float), "features": dict, "total_episodes": int, "data_path": str}
-    for key, kind in needed.items():
-        if not isinstance(info.get(key), kind):
-            raise ValueError(f"expected {key!r} in meta/info.json of {location}; got none.")
-    for name, feature in info["features"].items():
-        if not isinstance(feature, dict):
-            raise ValueError(
-                f"expected a description of feature {name!r} in meta/info.json; got "
-                f"{feature!r:.100}."
-            )
-    if not isinstance(info.get("splits") or {}, dict):
-        raise ValueError(f"expected splits by name in meta/info.json; got {info['splits']!r:.100}.")
-    if not 0 < float(info["fps"]) < 1e6:
-        raise ValueError(f"expected a positive fps in meta/info.json; got {info['fps']}.")
-    return info
 
 
 def _stacked(pictures: Iterator[np.ndarray], column: Column) -> np.ndarray:
