@@ -64,6 +64,10 @@ def open_source(location: str, options: ReadOptions) -> Source:
     notes = [table.note]
     if {"image", "images"} & set(used.values()):
         notes.append(note(options))
+    elif options.image_size is not None:
+        notes.append("no column of pictures: --image-size changes nothing")
+    if root is None:
+        notes.append("runs import it once, and do not ask whether it has changed since")
     several = any(is_list(table.features[n]) for n, ours in used.items() if ours == "text")
     return Source(
         FORMAT,

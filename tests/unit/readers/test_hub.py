@@ -219,7 +219,9 @@ def test_columns_that_fit_nothing_are_named(tmp_path, shown):
         open_source(tmp_path / "a", options=ReadOptions(columns={"text": "d"}))
     with pytest.raises(ValueError, match="expected columns of messages, images"):
         open_source(tmp_path / "a", options=ReadOptions(columns={"body": "b"}))
-    source = open_source(tmp_path / "a", options=ReadOptions(columns={"text": "b"}))
+    options = ReadOptions(columns={"text": "b"}, image_size=SIZE)
+    source = open_source(tmp_path / "a", options=options)
+    assert source.notes[-1] == "no column of pictures: --image-size changes nothing"
     assert source.fields == {"a": "left out", "b": "text", "c": "left out"}
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no Parquet or Arrow files"):
@@ -331,6 +333,7 @@ def test_a_name_on_the_hub_is_streamed(tmp_path, shown, read, monkeypatch):
     assert recognise("hf:owner/name") == "hub"
     source = open_source("hf:owner/name")
     assert source.notes[0] == "split train, streamed"
+    assert source.notes[-1] == "runs import it once, and do not ask whether it has changed since"
     good, bad = read("hf:owner/name", image_size=SIZE)
     assert not bad
     for record, it in zip(good, shown, strict=True):
