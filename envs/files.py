@@ -55,6 +55,18 @@ def make_folder(path: Path, what: str) -> None:
         ) from error
 
 
+def require_place(path: Path, what: str) -> None:
+    """Raise ValueError where the folder `path` could not be made or written; none is made."""
+    above = (p for p in (path, *path.absolute().parents) if p.exists())
+    try:
+        tempfile.TemporaryFile(dir=next(above)).close()
+    except OSError as error:
+        raise ValueError(
+            f"expected {what} that can be written; got {path} ({error.strerror or error}). Choose "
+            f"another folder, or change who may write in this one."
+        ) from error
+
+
 def require_writable(path: Path, what: str) -> None:
     """Raise ValueError where the file `path` could not be written; nothing is left behind."""
     try:

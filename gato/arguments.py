@@ -67,8 +67,26 @@ def _show(p: Parser) -> None:
     add_json(p)
 
 
+RUN_FIELDS = """\
+Any field of the run may follow, such as these (with what quickstart has):
+  --rows N               sequences' rows in a batch (16)
+  --parts N              computed one after another, for less memory (1)
+  --optim.lr RATE        the highest learning rate (0.002)
+  --model.layers N       of the model (4); width, heads and others alike
+  --ema SHARE            average the weights, which are then loaded: 0.999 (0.0: no average)
+  --save-every STEPS     between checkpoints (250)
+  --keep-last N          of the newest checkpoints (2)
+  --keep-best            keep the best checkpoint too (False)
+  --validate-every STEPS between losses on what is held out (as --save-every)
+  --eval-tasks TASK...   played while training goes on: 'babyai/*' (none); needs --eval-every
+  --eval-every STEPS     between such plays (0: never)
+  --eval-episodes N      of each task (5)
+  --corpora.0.loss-weight W and other fields of the first corpus of --data or --mixture (1.0)
+All of them: gato train PRESET --fields"""
+
+
 def _train(p: Parser) -> None:
-    p.epilog = "Any field of the run may follow: --optim.lr 3e-4 --model.layers 6 --rows 32"
+    p.epilog, p.formatter_class = RUN_FIELDS, argparse.RawDescriptionHelpFormatter
     p.add_argument("preset", metavar="PRESET", help="quickstart, gato_79m, gato_364m or gato_1b")
     p.add_argument(
         "--data", nargs="+", default=[], metavar="NAME=PATH[:WEIGHT]", help="corpora to train on"
@@ -80,11 +98,11 @@ def _train(p: Parser) -> None:
         "--dry-run", type=whole(0), nargs="?", const=0, default=None, metavar="TOKENS", help=about
     )
     p.add_argument("--out", type=Path, help="the run's folder (runs/PRESET)")
-    p.add_argument("--steps", type=int, help="optimizer steps")
-    p.add_argument("--seed", type=whole(0), help="of weights, batches and noise")
-    p.add_argument(
-        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on where it was"
-    )
+    about = "optimizer steps of the whole run (quickstart 1000, the others 1000000)"
+    p.add_argument("--steps", type=int, help=about)
+    p.add_argument("--seed", type=whole(0), help="of weights, batches and noise (0)")
+    about = "go on where the run in --out was, or set it aside and begin anew (--resume)"
+    p.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=about)
     about = "processes that make batches ahead (2 on a GPU, 0 on a CPU)"
     p.add_argument("--workers", type=whole(0), metavar="N", help=about)
     about = "leave out items of other formats that cannot be read, and count them"
@@ -99,6 +117,7 @@ def _train(p: Parser) -> None:
     p.add_argument("--text-model", type=Path, metavar="FILE", help=about)
     p.add_argument("--wandb", metavar="PROJECT", help="report to Weights & Biases too")
     p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
+    p.add_argument("--fields", action="store_true", help="list every field of the run; train none")
     add_cache(p)
     add_import(p)
     add_json(p)
@@ -189,7 +208,7 @@ def _data(p: Parser) -> None:
     about = "write stores as data sets of another format"
     a = actions.add_parser("export", help=about, description=about)
     a.add_argument("store", metavar="STORE", help="a store or a folder of them")
-    a.add_argument("--format", required=True, help="minari or lerobot")
+    a.add_argument("--format", required=True, metavar="F", help="minari or lerobot")
     a.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     about = "of lerobot, how pictures are kept: video (small loss), lossless or png (video)"
     a.add_argument("--images", metavar="HOW", help=about)

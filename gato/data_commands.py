@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gato.envs.episode import TaskSpec, flatten_space
-from gato.envs.files import stores_below
+from gato.envs.files import require_place, stores_below
 from gato.envs.mirror import local, mirror, remote_store
 from gato.envs.readers import formats, importing
 from gato.envs.readers.leaves import describe
@@ -153,6 +153,7 @@ def validate(chosen: Arguments) -> None:
 
 def import_data(chosen: Arguments) -> None:
     """Take data of another format into stores."""
+    require_place(chosen.out, "a folder for stores")
     source = formats.open_source(chosen.source, chosen.format, read_options(chosen))
     with _bar(chosen.source) as progress:
         summary = importing.import_source(

@@ -75,6 +75,13 @@ def read_mixture(where: str | Path) -> MixtureFile:
         file, base = FOLDER / f"{where}.toml", Path()
     elif file.is_file():
         base = file.parent
+    elif file.is_dir():
+        raise ValueError(f"expected a mixture's file; {where} is a folder.")
+    elif file.suffix or len(file.parts) > 1:
+        raise ValueError(
+            f"expected a mixture's file; there is no file {where}. (Mixtures that come with gato "
+            f"have a name: {', '.join(named())}.)"
+        )
     else:
         raise ValueError(
             f"expected a mixture's file, or one of the named ones; got {str(where)!r} "
@@ -122,9 +129,10 @@ def require_present(corpora: tuple[CorpusConfig, ...], notes: Mapping[str, Corpu
             told.append(
                 f"{corpus.name} (nothing at {corpus.path}{f'; make it: {make}' if make else ''})"
             )
+        do = "leave them out of the mixture's file" if notes else "give the path where they are"
         raise ValueError(
             f"{len(lacking)} of {len(corpora)} corpora are missing: {', '.join(told)}. Make them, "
-            f"or leave them out of the mixture's file."
+            f"or {do}."
         )
 
 
@@ -137,7 +145,7 @@ def _corpus(name: str, table: Any, file: Path, base: Path) -> tuple[CorpusConfig
         raise ValueError(f"{where}: expected a path; got none.")
     fields = {k: _value(v, _FIELDS[k], f"{where}: {k}") for k, v in table.items() if k in _FIELDS}
     if not _elsewhere(fields["path"]):
-        fields["path"] = str(base / fields["path"])
+        fields["path"] = str(base / in_home(fields["path"]))
     told = {k: _text(table[k], f"{where}: {k}") for k in _TOLD if k in table}
     if "make" in told:
         told["make"] = told["make"].replace("{path}", fields["path"])
@@ -179,6 +187,11 @@ def _require_known(table: Mapping[str, Any], known: tuple[str, ...], where: str)
 def _closest(name: str, known: typing.Sequence[str]) -> str:
     close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     return f"closest: {', '.join(close)}" if close else f"known: {', '.join(known)}"
+
+
+def in_home(path: str) -> str:
+    """Return a path with a leading ``~/`` as the home folder, as shells have it."""
+    return str(Path.home() / path[2:]) if path.startswith("~/") else path
 
 
 def _elsewhere(path: str) -> bool:

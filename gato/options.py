@@ -8,6 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+FORMATS = (
+    *("lerobot", "minari", "jat", "webdataset"),
+    *("coco", "vqa", "chat", "hub", "text"),
+)
+"""Names of `gato.envs.readers.formats.READERS`, whose modules are not loaded to print a help."""
+
 
 class UsageError(ValueError):
     """The command line itself is wrong."""
@@ -97,7 +103,8 @@ def add_cache(p: Parser) -> None:
 
 def add_reading(p: Parser) -> None:
     """Add what a user may ask of a reader of other formats."""
-    p.add_argument("--format", default="auto", help="of data that do not tell theirs (auto)")
+    about = f"of data that do not tell theirs (auto): {', '.join(FORMATS)}"
+    p.add_argument("--format", default="auto", metavar="F", help=about)
     p.add_argument("--task", metavar="ID", help="the task of all episodes")
     p.add_argument("--instruction", metavar="TEXT", help="of all episodes")
     p.add_argument("--split", metavar="NAME", help="of data that come in splits (train)")

@@ -99,12 +99,22 @@ def evaluated(
 
     if not config.eval_tasks:
         return config, None
+    from gato.envs.cameras import split
     from gato.envs.gym import require_imported
+    from gato.envs.registry import matches
     from gato.rollouts.during_training import evaluation
     from gato.world_commands import matching
 
     stores = [s for c in corpora if isinstance(c, EpisodeCorpus) for s in c.stores]
     known = sorted({store.spec.id for store in stores})
+    for pattern in config.eval_tasks:
+        wild = set(split(pattern)[0]) & set("*?[")
+        if wild and not any(matches(task, pattern) for task in known):
+            theirs = f"its tasks are {', '.join(known)}" if known else "it has no tasks"
+            raise ValueError(
+                f"expected eval_tasks that this run is trained on; {pattern!r} matches none of "
+                f"them: {theirs}."
+            )
     tasks = tuple(matching(list(config.eval_tasks), known))
     require_imported(tasks)  # those that were typed in full are
     config = dataclasses.replace(config, eval_tasks=tasks)

@@ -18,6 +18,7 @@ from gato import model_config, quickstart
 from gato.checkpoint import build_model
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
+from gato.mixture_file import in_home
 from gato.model import parameter_table
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
@@ -118,7 +119,7 @@ def with_data(config: TrainConfig, data: Sequence[str], *, add: bool = False) ->
             path, number = rest, ""
         if not (name and equals and path):
             raise ValueError(f"expected --data NAME=PATH[:WEIGHT]; got {argument!r}.")
-        corpus = dataclasses.replace(known.get(name, CorpusConfig(name, path)), path=path)
+        corpus = dataclasses.replace(known.get(name, CorpusConfig(name, path)), path=in_home(path))
         if number and not 0 < float(number) < math.inf:
             raise ValueError(f"expected a positive weight in --data {argument!r}; got {number}.")
         if number:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gato.data_commands import set_cache, with_imports
 from gato.printing import print_json, print_table, progress_bar
@@ -27,6 +28,7 @@ Arguments = argparse.Namespace
 
 def train(chosen: Arguments) -> None:
     """Train a preset, or count its parameters."""
+    from gato.envs.files import require_place
     from gato.mixture_file import CorpusNote, read_mixture, require_present, with_mixture
     from gato.presets import preset, with_data
 
@@ -38,6 +40,9 @@ def train(chosen: Arguments) -> None:
     if chosen.data:
         config = with_data(config, chosen.data, add=bool(chosen.mixture))
     config = _overridden(config, chosen)  # --corpora.0 is the first of those that are trained on
+    if chosen.fields:
+        _print_fields(chosen.preset, config)
+        return
     if chosen.parameters:
         _parameters(chosen.preset, config, chosen.json)
         return
@@ -53,6 +58,7 @@ def train(chosen: Arguments) -> None:
     out = chosen.out or Path("runs") / chosen.preset
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder as --out; {out} is a file.")
+    require_place(out, "a folder for the run")
     _train(config, out, chosen)
 
 
@@ -67,13 +73,21 @@ def _dry_run(config: TrainConfig, notes: Mapping[str, CorpusNote], chosen: Argum
         found = measure(imported(config, chosen.skip_bad), chosen.dry_run)
     if chosen.json:
         print_json({"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found})
-        return
+    else:
+        _print_dry_run(config, rows, found)
+    if lacking:
+        names = ", ".join(row["corpus"] for row in lacking)
+        raise ValueError(f"{len(lacking)} of {len(rows)} corpora are missing: {names}.")
+
+
+def _print_dry_run(
+    config: TrainConfig, rows: list[dict[str, Any]], found: dict[str, Any] | None
+) -> None:
     shown = ("corpus", "share", "path", "there", "paper", "substitute")
     print_table([{k: row[k] for k in shown if any(r[k] for r in rows)} for row in rows])
-    for row in lacking:
-        print(f"missing: {row['corpus']}; make it: {row['make'] or 'no command is known'}")
-    if chosen.dry_run and lacking:
-        print(f"no batches are drawn: {len(lacking)} of {len(rows)} corpora are missing")
+    for row in rows:
+        if not row["there"]:
+            print(f"missing: {row['corpus']}; make it: {row['make'] or 'no command is known'}")
     if found is not None:
         print_table(found["corpora"])
         print(
@@ -91,7 +105,6 @@ def _overridden(config: TrainConfig, chosen: Arguments) -> TrainConfig:
 
 
 def _by_tyro(config: TrainConfig, overrides: list[str]) -> TrainConfig:
-    import contextlib
     import io
 
     import tyro
@@ -103,6 +116,21 @@ def _by_tyro(config: TrainConfig, overrides: list[str]) -> TrainConfig:
     except SystemExit as error:
         raise ValueError(_told(said.getvalue())) from error
     return changed
+
+
+def _print_fields(name: str, config: TrainConfig) -> None:
+    """Print every field of the run: its flag, what it is and what it would be."""
+    import tyro
+
+    about = "Fields of the run, each with what it is set to."
+    with contextlib.suppress(SystemExit):
+        tyro.cli(
+            type(config),
+            default=config,
+            args=["--help"],
+            prog=f"gato train {name}",
+            description=about,
+        )
 
 
 def _told(said: str) -> str:

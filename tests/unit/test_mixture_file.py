@@ -105,8 +105,28 @@ def test_shards_to_skip_are_a_list(tmp_path):
 def test_an_unknown_name_gets_the_closest(tmp_path):
     with pytest.raises(ValueError, match=r"got 'gato_papr' \(closest: gato_paper\)"):
         read_mixture("gato_papr")
-    with pytest.raises(ValueError, match=r"mixture's file, or one of the named ones; got '.*none"):
+    with pytest.raises(ValueError, match=r"mixture's file; there is no file .*none.toml. \(Mix.*"):
         read_mixture(tmp_path / "none.toml")
+    with pytest.raises(ValueError, match=r"mixture's file; .* is a folder"):
+        read_mixture(tmp_path)
+
+
+def test_a_path_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    text = "[corpora.arm]\npath = '~/arm'\nmake = 'make {path}'\n[corpora.b]\npath = '~b'"
+    mixture = read_mixture(written(tmp_path, text))
+    assert [c.path for c in mixture.corpora] == [str(tmp_path / p) for p in ("me/arm", "~b")]
+    assert mixture.notes["arm"].make == f"make {tmp_path / 'me' / 'arm'}"
+    (corpus,) = with_data(preset("quickstart"), ["a=~/arm:2"]).corpora
+    assert (corpus.path, corpus.weight) == (str(tmp_path / "me" / "arm"), 2.0)
+
+
+def test_missing_data_do_not_speak_of_a_mixture(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "quickstart", "--data", "a=/nope"]) == 2
+    said = capsys.readouterr().err
+    assert "1 of 1 corpora are missing: a (nothing at /nope). Make them, or give the path" in said
+    assert "mixture" not in said
 
 
 def test_what_is_missing_is_named_at_once_with_what_makes_it(tmp_path):
@@ -189,8 +209,9 @@ def test_every_command_that_makes_a_corpus_parses(corpus, command):
 
 def test_a_dry_run_lists_shares_and_what_is_missing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert main(["train", "gato_79m", "--mixture", "gato_paper", "--dry-run"]) == 0
-    said = capsys.readouterr().out
+    assert main(["train", "gato_79m", "--mixture", "gato_paper", "--dry-run", "10"]) == 2
+    said, told = capsys.readouterr()
+    assert "24 of 24 corpora are missing: dm_lab, " in told
     assert said.count("missing: ") == 24
     assert "missing: metaworld; make it: gato collect 'metaworld/*'" in said
     assert main(["train", "gato_79m", "--mixture", "gato_paper"]) == 2

@@ -159,6 +159,18 @@ def test_tasks_to_play_must_be_trained_on(known, tmp_path, capsys):
     assert "eval_tasks and eval_every go together" in capsys.readouterr().err
 
 
+def test_a_pattern_that_no_task_of_the_run_matches_names_those_it_has(known, tmp_path, capsys):
+    more = ["--eval-every", "2", "--eval-tasks", "babyai/*"]
+    command = arguments(known, tmp_path / "run", *more)
+    assert cli.main(command) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert "'babyai/*' matches none of them: its tasks are toy/arm-v0." in said
+    command[3] = command[4]  # words alone
+    del command[4]
+    assert cli.main(command) == cli.BAD_INPUT
+    assert "'babyai/*' matches none of them: it has no tasks." in capsys.readouterr().err
+
+
 def test_tasks_without_scores_to_compare_with_are_told_where_the_best_is_kept(known, monkeypatch):
     scores = {"random_score": 1.0, "expert_score": 9.0}
     specs = {

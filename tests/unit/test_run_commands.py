@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gato import cli, run_commands
+from gato.arguments import RUN_FIELDS
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
+from gato.envs.readers.formats import READERS
 from gato.optim import OptimConfig
-from gato.presets import with_data
+from gato.options import FORMATS
+from gato.presets import preset, with_data
 
 
 @pytest.fixture
@@ -94,3 +98,50 @@ def test_what_is_wrong_with_an_override_is_a_sentence(asked, stores, capsys, mor
     assert message in said
     assert not any(w in said for w in ("Value error", "Unrecognized", "TrainConfig", "full help"))
     assert not asked
+
+
+def test_the_help_tells_the_fields_as_they_are(capsys):
+    run = replace(preset("quickstart"), corpora=(CorpusConfig("a", "b"),))
+    told = dict(re.findall(r"--([a-z0-9.-]+).*\(([^)]*)\)", RUN_FIELDS))
+    assert (told.pop("validate-every"), run.validate_every) == ("as --save-every", 0)
+    assert (told.pop("eval-tasks"), run.eval_tasks) == ("none", ())
+    assert len(told) == 11
+    for name, value in told.items():
+        found = run
+        for part in name.replace("-", "_").split("."):
+            found = found[int(part)] if part.isdecimal() else getattr(found, part)
+        assert str(found) == value.split(":")[0], name
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert RUN_FIELDS in said
+    assert "(quickstart 1000, the others 1000000)" in " ".join(said.split())
+    assert [preset(n).steps for n in ("quickstart", "gato_79m", "gato_1b")] == [1000, 10**6, 10**6]
+    assert cli.main(["train", "quickstart", "--fields", "--rows", "3"]) == cli.DONE
+    said = capsys.readouterr().out
+    assert re.search(r"--rows INT\s+Rows per batch.*\s\(default: 3\)", said)
+    assert "--optim.lr FLOAT" in said
+
+
+@pytest.mark.parametrize("action", ["import", "info", "validate"])
+def test_the_help_lists_the_formats(action, capsys):
+    assert list(READERS) == list(FORMATS)
+    with pytest.raises(SystemExit):
+        cli.main(["data", action, "--help"])
+    assert ", ".join(FORMATS) in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_else(asked, stores, tmp_path, capsys):
+    data = f"arm={stores / 'arm'}"
+    assert cli.main(["train", "quickstart", "--data", data, "--out", "/proc/x"]) == cli.BAD_INPUT
+    told = "expected a folder for the run that can be written; got /proc/x (No such file"
+    assert told in capsys.readouterr().err
+    text = tmp_path / "a.txt"
+    text.write_text("a ball")
+    assert cli.main(["data", "import", str(text), "--out", "/proc/x/y"]) == cli.BAD_INPUT
+    assert "expected a folder for stores that can be written" in capsys.readouterr().err
+    assert (
+        cli.main(["train", "quickstart", "--data", data, "--out", str(tmp_path / "new/run")]) == 0
+    )
+    assert len(asked) == 1
+    assert not (tmp_path / "new").exists()
