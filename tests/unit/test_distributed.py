@@ -116,7 +116,7 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, parted, tmp_path)
 
 
 def test_measurements_are_shared_and_evaluations_are_done_once(parted, tmp_path):
-    corpora = tuple(replace(c, validation=0.2) for c in parted.corpora)
+    corpora = tuple(replace(c, validation=0.4) for c in parted.corpora)
     config = replace(parted, corpora=corpora, steps=4, validate_every=2, validate_batches=3)
     config = replace(config, eval_tasks=("toy/arm-v0",), eval_every=2, keep_best=True)
     train(config, tmp_path / "one", device="cpu", evaluate=processes.score)

@@ -28,7 +28,7 @@ def held(tiny: TrainConfig) -> TrainConfig:
     return replace(
         tiny,
         model=replace(tiny.model, soft_bins=2.0),
-        corpora=tuple(replace(c, validation=0.2) for c in tiny.corpora),
+        corpora=tuple(replace(c, validation=0.4) for c in tiny.corpora),
         validate_batches=2,
         validate_every=5,
         steps=10,
