@@ -13,7 +13,8 @@ from gato.corpora import Corpus, EpisodeCorpus, open_corpus
 from gato.distributed import World
 from gato.envs.store import EpisodeStore
 from gato.selection import require_same_task
-from gato.text_model import checked, equal_parts
+from gato.telling import tell
+from gato.text_model import checked, equal_parts, fewer
 from gato.tokenizers.modality import Spec
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.task_codec import History, to_come
@@ -30,6 +31,8 @@ def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Ser
     if text_model is None:
         words = equal_parts(corpora, _TEXT_CHARACTERS)
         text_model = train_text_model(words, config.text_pieces, seed=config.seed)
+        for note in fewer(text_model, config.text_pieces):
+            tell(note)
     else:
         checked(text_model, "text_model")
     serializer = Serializer(config.codec, {"text": {MODEL_FILE: text_model}})

@@ -259,7 +259,7 @@ def text_model(chosen: Arguments) -> None:
     from gato.mixture_file import CorpusNote, read_mixture, require_present, with_mixture
     from gato.preparation import opened, validated
     from gato.presets import preset, with_data
-    from gato.text_model import describe, train_on
+    from gato.text_model import describe, fewer, train_on
 
     if not chosen.data and not chosen.mixture:
         raise ValueError("expected --data NAME=PATH or --mixture FILE to take text from; got none.")
@@ -276,6 +276,8 @@ def text_model(chosen: Arguments) -> None:
     config, _ = validated(imported(config), chosen.validation, None)
     model, rows = train_on(opened(config), chosen.pieces, chosen.characters, chosen.seed)
     write_atomically(chosen.out, model)
+    for note in fewer(model, chosen.pieces):
+        tell(note)
     if chosen.json:
         print_json({"file": str(chosen.out), "model": describe(model), "corpora": rows})
         return

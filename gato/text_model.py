@@ -38,6 +38,14 @@ _PROBES = {
 """Strings that must come back as they were, and what a model lacks that changes one."""
 
 
+def fewer(model: bytes, asked: int) -> list[str]:
+    """Return a note where a text model got fewer pieces than were asked for."""
+    found = Text(model).vocabulary
+    if found >= asked:
+        return []
+    return [f"text model: {asked:,} pieces were asked for, the text gives {found:,}"]
+
+
 def describe(model: bytes) -> str:
     """Return which text model this is, in a few words."""
     text = Text(model)

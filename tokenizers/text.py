@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -51,11 +52,24 @@ def train_text_model(texts: Iterable[str], size: int, *, seed: int = 0) -> bytes
             shuffle_input_sentence=True,
         )
     except RuntimeError as error:
-        raise ValueError(
-            f"expected enough text for {size} pieces; SentencePiece says: {error}. "
-            f"Give more text or another size."
-        ) from error
+        raise ValueError(_why(str(error), size)) from error
     return model.getvalue()
+
+
+def _why(said: str, size: int) -> str:
+    """Return why there is no text model of so many pieces, of what SentencePiece says."""
+    needed = re.search(r"smaller than required_chars\. \d+ vs (\d+)", said)
+    if needed:
+        return (
+            f"expected at least {needed[1]} pieces for this text, whose characters and the 256 "
+            f"bytes are a piece each; got {size}. Ask for more pieces."
+        )
+    reason = re.sub(r"^INTERNAL: |\S+\(\d+\) |\[[^\]]*\] ", "", said).strip(" .")
+    more = f" ({reason})" if reason else ""
+    return (
+        f"expected enough text for {size} pieces; it holds too little{more}. Give more text or "
+        f"another size."
+    )
 
 
 def _sentences(texts: Iterable[str]) -> Iterator[str]:

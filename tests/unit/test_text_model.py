@@ -241,8 +241,30 @@ def test_too_little_text_leaves_no_file(tmp_path, capsys):
     out = tmp_path / "x.model"
     words = ["data", "text-model", "--data", f"few={tmp_path / 'few'}", "--pieces", "100"]
     assert cli.main([*words, "--out", str(out)]) == cli.BAD_INPUT
-    assert "expected enough text for 100 pieces" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected at least 263 pieces for this text" in said
+    assert "got 100. Ask for more pieces" in said
+    assert "INTERNAL" not in said
     assert not out.exists()
+    words[-1] = "262"
+    assert cli.main([*words, "--out", str(out)]) == cli.BAD_INPUT
+    words[-1] = "263"
+    assert cli.main([*words, "--out", str(out)]) == cli.DONE
+    capsys.readouterr()
+
+
+def test_fewer_pieces_than_were_asked_for_are_told(tmp_path, capsys, tiny):
+    corpus(tmp_path, "few", [f"a b {i % 3}" for i in range(60)])
+    words = ["data", "text-model", "--data", f"few={tmp_path / 'few'}", "--pieces", "4000"]
+    assert cli.main([*words, "--out", str(tmp_path / "x.model")]) == cli.DONE
+    found = Text((tmp_path / "x.model").read_bytes()).vocabulary
+    told = f"text model: 4,000 pieces were asked for, the text gives {found}"
+    assert told in capsys.readouterr().err
+    config = replace(tiny, corpora=(CorpusConfig("few", str(tmp_path / "few")),), text_pieces=4000)
+    make_serializer(config)
+    assert capsys.readouterr().err == f"{told}\n"
+    make_serializer(replace(config, text_pieces=found))
+    assert capsys.readouterr().err == ""
 
 
 # ---- models made elsewhere -------------------------------------------------------------------
