@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
@@ -22,6 +23,7 @@ from gato.envs.files import make_folder, write_atomically
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.report import picture, task_score
+from gato.telling import Unfailing
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.text import MODEL_FILE
 
@@ -305,7 +307,7 @@ def run(out: Path, minutes: float = 20.0, seed: int = 0) -> dict[str, Any]:
 
     from gato.report import show
 
-    console = Console()
+    console = Console(file=cast(TextIO, Unfailing(sys.stdout)))
     started = time.perf_counter()
 
     def say(message: str) -> None:

@@ -24,7 +24,7 @@ import pytest
 import torch
 from run_files import lines, same, state, weights
 
-from gato import cli
+from gato import cli, quickstart
 from gato.checkpoint import load_checkpoint, resolve
 from gato.fitting import make_serializer
 from gato.stopping import stop_on_signals
@@ -373,6 +373,22 @@ def test_training_goes_on_when_nobody_reads(command, tmp_path, monkeypatch):
         assert cli.main(command) == cli.DONE
     assert state(tmp_path / "my run")["state"] == "finished"
     assert resolve(tmp_path / "my run").name == "step-00000006"
+
+
+def test_quickstart_goes_on_when_nobody_reads(tmp_path, monkeypatch):
+    told = []
+
+    def run(self: quickstart.Quickstart) -> dict[str, Any]:
+        self.say("training")
+        told.append("and on")
+        return {}
+
+    monkeypatch.setattr(quickstart.Quickstart, "run", run)
+    monkeypatch.setattr("gato.report.show", lambda result, console: None)
+    with unread() as out:
+        monkeypatch.setattr("sys.stdout", out)
+        quickstart.run(tmp_path / "quick", 1.0, 0)
+    assert told == ["and on"]
 
 
 def test_a_broken_pipe_is_a_good_end_only_where_the_output_s_reader_is_gone(monkeypatch, capfd):
