@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gato.envs import registry
 from gato.envs.episode import TaskSpec, flatten_space
 from gato.envs.files import require_place, stores_below
 from gato.envs.mirror import local, mirror, remote_store
@@ -155,6 +156,8 @@ def import_data(chosen: Arguments) -> None:
     """Take data of another format into stores."""
     require_place(chosen.out, "a folder for stores")
     source = formats.open_source(chosen.source, chosen.format, read_options(chosen))
+    for spec in source.tasks.values() if chosen.task else ():
+        require_task(spec)
     with _bar(chosen.source) as progress:
         summary = importing.import_source(
             source, chosen.out, skip_bad=chosen.skip_bad, progress=progress
@@ -165,6 +168,28 @@ def import_data(chosen: Arguments) -> None:
         return
     for line in (*_changes(told), *told["notes"], *told["stores"]):
         print(line)
+
+
+def require_task(spec: TaskSpec) -> None:
+    """Refuse data under the id of one of our tasks whose spaces are others.
+
+    Raises:
+        ValueError: naming the first leaf that differs.
+    """
+    try:
+        ours = registry.spec(spec.id)
+    except ValueError:  # an id of its own, or of a task whose simulator is not installed
+        return
+    for role in ("observation", "action"):
+        wanted, found = (
+            {path: leaf.shape for path, leaf in flatten_space(space, role).items()}
+            for space in (getattr(ours, f"{role}_space"), getattr(spec, f"{role}_space"))
+        )
+        if wanted != found:
+            raise ValueError(
+                f"expected the {role}s of {spec.id!r}, {wanted}; got {found}. Give these data a "
+                f"--task of their own."
+            )
 
 
 def export(chosen: Arguments) -> None:

@@ -20,7 +20,7 @@ from gymnasium import spaces
 from PIL import Image
 
 from gato import cli
-from gato.data_commands import with_imports
+from gato.data_commands import require_task, with_imports
 from gato.envs.episode import Episode, TaskSpec
 from gato.envs.files import stores_below
 from gato.envs.readers import formats, importing
@@ -479,3 +479,12 @@ def test_bad_options_are_one_sentence(tmp_path, capsys, given, told):
     command = ["data", "import", str(tmp_path), "--out", str(tmp_path / "out"), *given]
     assert cli.main(command) == cli.BAD_INPUT
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("task", "fits"), [("gym/Pendulum-v1", False), ("toy/mine", True)])
+def test_data_under_the_id_of_a_task_have_its_spaces(task, fits):
+    if fits:
+        require_task(spec(task))
+        return
+    with pytest.raises(ValueError, match=r"observations of 'gym/Pendulum-v1'.*\(3,\).*\(2,\)"):
+        require_task(spec(task))
