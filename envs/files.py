@@ -158,11 +158,30 @@ def stores_below(path: Path) -> list[Path]:
 _SHARD = re.compile(r"shard-\d{5,}-\d{6,}")
 
 
+def holds_store(path: Path) -> bool:
+    """Return whether a store's files lie in a folder, whatever its manifest says."""
+    names = os.listdir(path)
+    return _lacks_manifest(names, names)
+
+
 def _lacks_manifest(folders: list[str], files: list[str]) -> bool:
     """Return whether these lie in a store's folder; of a mirror the other side decides."""
     if ".remote.json" in files:
         return False
     return any(map(_SHARD.fullmatch, folders)) or {"records.jsonl", "records.ends.npy"} <= {*files}
+
+
+@contextlib.contextmanager
+def manifest_read(path: Path) -> Iterator[None]:
+    """Say that a manifest is damaged where what it should hold is not there, or something else."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        lacking = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"expected what a store holds in {path / 'manifest.json'}; it is damaged ({lacking}). "
+            f"Make the store again."
+        ) from error
 
 
 def store_format(path: Path) -> str:

@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from gato.envs.files import store_format
+from gato.envs.files import manifest_read, store_format
 from gato.envs.records import FORMAT as RECORDS
 from gato.envs.records import RecordStore, RecordWriter
 from gato.envs.store_check import DamagedShard, damaged_shards
@@ -55,4 +55,5 @@ def open_store(path: str | Path, skip: Collection[str] = ()) -> EpisodeStore | R
         ValueError: where there is none, or it is damaged.
     """
     records = store_format(Path(path)) == RECORDS
-    return RecordStore(path) if records else EpisodeStore(path, skip)
+    with manifest_read(Path(path)):
+        return RecordStore(path) if records else EpisodeStore(path, skip)

@@ -11,7 +11,7 @@ import numpy as np
 
 from gato.envs.columns import check_array, read_rows
 from gato.envs.episode import TaskSpec
-from gato.envs.files import read_manifest, store_format
+from gato.envs.files import manifest_read, read_manifest, store_format
 from gato.envs.mirror import remote_store
 from gato.envs.records import FORMAT as RECORDS
 from gato.envs.records import RecordStore
@@ -56,20 +56,22 @@ def damaged_shards(path: Path, *, checksums: bool = False) -> list[DamagedShard]
     if remote_store(path) is not None:
         return []
     if store_format(path) == RECORDS:
-        records = int(read_manifest(path, RECORDS)["records"])
+        with manifest_read(path):
+            records = int(read_manifest(path, RECORDS)["records"])
         try:
             RecordStore(path).check(checksums=checksums)
         except ValueError as error:
             return [DamagedShard("", records, str(error))]
         return []
     manifest = read_manifest(path, FORMAT)
-    leaves = leaves_of(TaskSpec.from_json(manifest["spec"]))
     found = []
-    for shard in manifest["shards"]:
-        try:
-            _check(path / shard["name"], shard, leaves, checksums)
-        except ValueError as error:
-            found.append(DamagedShard(shard["name"], shard["episodes"], str(error)))
+    with manifest_read(path):
+        leaves = leaves_of(TaskSpec.from_json(manifest["spec"]))
+        for shard in manifest["shards"]:
+            try:
+                _check(path / shard["name"], shard, leaves, checksums)
+            except ValueError as error:
+                found.append(DamagedShard(shard["name"], shard["episodes"], str(error)))
     return found
 
 

@@ -32,7 +32,10 @@ def open_corpus(config: CorpusConfig, serializer: Serializer) -> Corpus:
     stores = [open_store(f, shards) for f, shards in found if shards is not None]
     stores = [s for s in stores if len(s) or not getattr(s, "skipped", ())]
     if not stores:
-        raise ValueError(f"corpus {config.name!r}: all of it at {root} is damaged; make it again")
+        raise ValueError(
+            f"corpus {config.name!r}: all of it at {root} is damaged: make it again, or leave "
+            f"{config.name!r} out of --data or of the mixture's file"
+        )
     records = [s for s in stores if isinstance(s, RecordStore)]
     episodes = [s for s in stores if isinstance(s, EpisodeStore)]
     if records and episodes:

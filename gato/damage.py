@@ -75,7 +75,8 @@ def without_damage(
             say(f"corpus {damage.corpus!r}: {_short(damage)} left out. {damage.reason}")
         if found:
             lost = sum(damage.items for damage in found)
-            say(f"corpus {corpus.name!r}: {len(found)} damaged shards left out, {lost} items")
+            shards = f"{len(found)} damaged {'shard' if len(found) == 1 else 'shards'}"
+            say(f"corpus {corpus.name!r}: {shards} left out, {lost} items")
         skips.append(sorted({*corpus.skip, *(damage.shard for damage in found)}))
     return _leaving_out(config, skips)
 
@@ -121,7 +122,11 @@ def look(corpus: CorpusConfig, *, verify: bool = False) -> list[Damage]:
         if skipped is None:
             continue
         place = store.relative_to(root)
-        for shard in damaged_shards(store, checksums=verify):
+        try:
+            damaged = damaged_shards(store, checksums=verify)
+        except ValueError as error:
+            raise ValueError(f"corpus {corpus.name!r}: {error}") from error
+        for shard in damaged:
             if shard.name not in skipped:
                 where = (place / shard.name).as_posix()
                 found.append(Damage(corpus.name, where, shard.items, shard.reason))
@@ -140,9 +145,14 @@ def _begun_with(run: Path) -> dict[str, tuple[str, ...]] | None:
 
 
 def _told(found: list[Damage]) -> str:
-    more = f" ({len(found) - 1} more shards of it are damaged.)" if len(found) > 1 else ""
+    more = ""
+    if len(found) > 1:
+        others = "1 more shard of it is" if len(found) == 2 else f"{len(found) - 1} more of it are"
+        more = f" ({others} damaged.)"
     return f"corpus {found[0].corpus!r}: {_short(found[0])} damaged. {found[0].reason}{more}"
 
 
 def _short(damage: Damage) -> str:
+    if damage.shard == ".":  # records are one shard
+        return f"all of it, {damage.items} items, is"
     return f"shard {damage.shard} of {damage.items} items is"

@@ -20,7 +20,7 @@ from typing import Any
 
 from gato.envs.check import check_episode
 from gato.envs.episode import Episode, TaskSpec
-from gato.envs.files import store_format, stores_below, write_atomically
+from gato.envs.files import holds_store, store_format, stores_below, write_atomically
 from gato.envs.readers import formats
 from gato.envs.readers.formats import Progress
 from gato.envs.readers.pictures import SUFFIXES
@@ -170,7 +170,7 @@ def is_store(path: Path) -> bool:
 
 def _ours(folder: Path) -> bool:
     try:
-        return store_format(folder).startswith("gato-")
+        return store_format(folder).startswith("gato-") or holds_store(folder)
     except ValueError:  # a damaged manifest: opening the store will say so
         return True
 

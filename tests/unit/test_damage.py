@@ -87,12 +87,42 @@ def test_every_byte_is_compared_where_that_is_asked_for(config):
 
 def test_damaged_records_are_a_damaged_store(config):
     cut(next(Path(config.corpora[1].path).glob("images-*")))
-    with pytest.raises(ValueError, match=r"corpus 'pictures'.*images-16x32x3.npy"):
+    told = r"'pictures': all of it, 30 items, is .*images-16x32x3.npy"
+    with pytest.raises(ValueError, match=told):
         without_damage(config)
     alone = without_damage(config, skip=True)
     assert alone.corpora[1].skip == (".",)
-    with pytest.raises(ValueError, match=r"corpus 'pictures': all of it .* is damaged"):
+    left = r"corpus 'pictures': all of it .* is damaged: .* or leave 'pictures' out of --data"
+    with pytest.raises(ValueError, match=left):
         train(alone, Path(config.corpora[0].path).parent / "run")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"format": "gato-episodes-1", "spec": {}}', '{"format": "other"}']
+)
+def test_a_damaged_manifest_names_its_corpus(config, tmp_path, capsys, text):
+    arm = Path(config.corpora[0].path)
+    (arm / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"corpus 'arm': expected .*{arm}"):
+        without_damage(config)
+    folder = tmp_path / "all"
+    folder.mkdir()
+    arm.rename(folder / "arm")
+    shutil.copytree(config.corpora[1].path, folder / "pictures")
+    assert cli.main(["data", "info", str(folder)]) == cli.BAD_INPUT
+    said = capsys.readouterr()
+    assert str(folder / "arm") in said.err
+    assert "pictures" in said.out
+
+
+@pytest.mark.parametrize("text", ['{"format": "gato-records-1"}', '{"format": "other"}'])
+def test_a_damaged_manifest_of_records_names_its_corpus(config, capsys, text):
+    pictures = Path(config.corpora[1].path)
+    (pictures / "manifest.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"corpus 'pictures': expected .*{pictures}"):
+        without_damage(config)
+    assert cli.main(["data", "validate", str(pictures)]) == cli.BAD_INPUT
+    assert str(pictures) in capsys.readouterr().err
 
 
 def test_what_is_left_out_is_counted_kept_and_not_changed_by_a_resume(config, tmp_path, capsys):
@@ -102,7 +132,7 @@ def test_what_is_left_out_is_counted_kept_and_not_changed_by_a_resume(config, tm
     half = train(config, tmp_path / "run", skip_bad_shards=True)
     told = capsys.readouterr().err
     assert f"corpus 'arm': shard {file.parent.name} of {lost} items is left out." in told
-    assert f"corpus 'arm': 1 damaged shards left out, {lost} items" in told
+    assert f"corpus 'arm': 1 damaged shard left out, {lost} items" in told
     saved = load_checkpoint(half)
     assert saved.config.corpora[0].skip == (file.parent.name,)
     assert saved.data["arm"]["skipped"] == [file.parent.name]
