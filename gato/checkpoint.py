@@ -98,8 +98,7 @@ def save_checkpoint(
     final = run / f"step-{step:08d}"
     temporary = run / f".step-{step:08d}.{os.getpid()}"
     run.mkdir(parents=True, exist_ok=True)
-    for left_over in run.glob(".step-*"):
-        shutil.rmtree(left_over)
+    _sweep(run)
     try:
         (temporary / "training").mkdir(parents=True)
         described = {
@@ -133,11 +132,22 @@ def save_checkpoint(
     point(run, "latest", final)
     if best:
         point(run, "best", final)
+    tidy(run, keep)
+    return final
+
+
+def tidy(run: Path, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, `latest` and `best`; and what a kill left."""
+    _sweep(run)
     pointed = {pointed_at(run, name) for name in ("latest", "best")}
     for old in sorted(run.glob("step-*"))[:-keep]:
         if old.name not in pointed:
             _remove(old)
-    return final
+
+
+def _sweep(run: Path) -> None:
+    for left_over in run.glob(".step-*"):
+        shutil.rmtree(left_over)
 
 
 def _bytes(tensors: dict[str, Tensor]) -> bytes:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gato.checkpoint import point, pointed_at
+from gato.checkpoint import point, pointed_at, tidy
 from gato.config import TrainConfig
 from gato.distributed import World
 from gato.envs.files import lock_folder, write_atomically
@@ -110,6 +110,7 @@ class Record:
             self.log = Log(self.folder / "metrics.jsonl", step, self.config.eval_tasks)
             if self.config.keep_best:  # a kill may have come before
                 self._point_at_best()
+            tidy(self.folder, self.config.keep_last)
             self.watchers = Watchers(watchers)
             self.running(step)
             self.watchers.event("start", step=step, steps=self.config.steps)
@@ -188,8 +189,16 @@ def made(
     found: list[Watcher] = []
 
     def work() -> str:
-        with stop.interrupting():  # some ask for an answer from afar
-            found.extend(watchers() if callable(watchers) else watchers)
+        if not callable(watchers):
+            found.extend(watchers)
+            return ""
+        try:
+            with stop.interrupting():  # some ask for an answer from afar
+                found.extend(watchers())
+        except KeyboardInterrupt:
+            if stop.reason is None:
+                raise
+            # the run saves and stops as at any other time, unwatched
         return ""
 
     world.from_first(work)

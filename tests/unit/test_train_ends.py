@@ -402,3 +402,25 @@ def test_a_broken_pipe_is_a_good_end_only_where_the_output_s_reader_is_gone(monk
         monkeypatch.setattr("sys.stdout", out)
         assert cli.main(["train", "quickstart"]) == cli.FAILURE
         assert cli.main(["tasks"]) == cli.DONE
+
+
+@pytest.mark.parametrize("watching", [True, False])
+def test_a_stop_before_the_first_step_saves_and_stops(tiny, tmp_path, text_model, watching):
+    def watchers() -> list[Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+        raise AssertionError("the signal interrupts what asks from afar")
+
+    def hook(event: str, arguments: Any) -> None:
+        nonlocal armed
+        if armed and event == "os.mkdir" and str(arguments[0]) == str(tmp_path / "run"):
+            armed = False
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    armed = not watching
+    sys.addaudithook(hook)
+    options = {"watchers": watchers} if watching else {}
+    saved = train(tiny, tmp_path / "run", device="cpu", text_model=text_model, **options)
+    assert saved.name == "step-00000000"
+    assert state(tmp_path / "run")["state"] == "stopped"
+    assert train(tiny, tmp_path / "run", device="cpu").name == f"step-{tiny.steps:08d}"
