@@ -29,9 +29,9 @@ from gato.tokenizers.stream import TokenBatch
 
 # In bf16 on a CPU, oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps 1024
 # of them twice: a run whose batches hold ever other numbers of images and targets then grows by
-# gigabytes over its first thousands of steps. Shapes of every step stay among the last 256.
+# gigabytes over its first thousands of steps. Shapes of every step stay among the last 128.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
-    os.environ.setdefault(_cache, "256")
+    os.environ.setdefault(_cache, "128")
 
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 PRODUCTS_MAX_ROW = 512

@@ -20,7 +20,7 @@ class Room:
         self.limit, self.used = limit, 0
 
 
-ROOM = Room(256 << 20)
+ROOM = Room(96 << 20)
 """Of this process. A worker process has its share of as much."""
 
 

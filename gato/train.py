@@ -309,8 +309,8 @@ class Trainer:
         """Log, validate, save and evaluate, in this order, as far as it is due."""
         config, improved = self.config, False
         if self._due(config.log_every):
-            line = self._metrics(clock)
             give_back()
+            line = self._metrics(clock)
             self.record.write(line)
             if on_progress is not None and self.world.rank == 0:
                 rate = line["tokens_per_second"]
