@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from gato import bench
-from gato.bench import FLOORS, Result, made_up, mixture_of, pace, result
+from gato import bench_common
+from gato.bench_common import FLOORS, Result, made_up, pace, result
+from gato.bench_train import mixture_of
 from gato.corpora import CorpusConfig, EpisodeCorpus, open_corpus
 from gato.envs.episode import TaskSpec
 from gato.envs.store import EpisodeStore, EpisodeWriter
@@ -46,7 +47,7 @@ FRAMES_FLOOR = 3.0
 OPENING_CEILING = 1.0
 """Seconds that ten million steps may take to open."""
 # without words, which would need a text model
-ARM, GAME = replace(bench.ARM, instruction=""), replace(bench.GAME, instruction="")
+ARM, GAME = replace(bench_common.ARM, instruction=""), replace(bench_common.GAME, instruction="")
 STEPS, EPISODE = 10_000_000, 100
 WINDOW, SECONDS = 16, 1.0
 
@@ -82,7 +83,7 @@ def _frames(root: Path, repeats: int) -> Result:
 def _read(path: Path, seconds: float) -> float:
     """Return GB/s of windows read and copied into a batch, at random places."""
     store, rng = EpisodeStore(path), np.random.default_rng(os.getpid())
-    batch = np.empty((16, WINDOW, *GAME.observation_space.shape), np.uint8)
+    batch = np.empty((16, WINDOW, *(GAME.observation_space.shape or ())), np.uint8)
     begun, read = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
         for slot in batch:
@@ -153,7 +154,8 @@ def _large(root: Path, task: TaskSpec, what: str, repeats: int) -> list[Result]:
 
 def sparse_store(path: Path, task: TaskSpec, steps: int, episode: int = EPISODE) -> None:
     """Make a store of so many steps, all of whose values are 0, in files that take no room."""
-    leaves, left, shards = leaves_of(task), steps // episode, []
+    leaves, left = leaves_of(task), steps // episode
+    shards: list[dict[str, Any]] = []
     each = -(-default_shard_steps(task) // episode)  # episodes that fill a shard
     while left:
         count = min(each, left)

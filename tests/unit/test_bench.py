@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gato import bench, bench_data
+from gato import bench, bench_collect, bench_common, bench_data, bench_rollout, bench_train
 from gato.model_config import ModelConfig
 
 TINY = ModelConfig(layers=1, width=32, heads=2, head_dim=16, ffn_width=64, context=256)
@@ -15,7 +15,8 @@ TINY = ModelConfig(layers=1, width=32, heads=2, head_dim=16, ffn_width=64, conte
 
 @pytest.fixture
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "quickstart", lambda: TINY)
+    for module in (bench_train, bench_rollout):
+        monkeypatch.setattr(module, "quickstart", lambda: TINY)
 
 
 def test_all_benches_print_what_the_contract_names(tiny_model):
@@ -54,15 +55,15 @@ def test_reading_is_measured_beside_its_floors(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.sim
 def test_collecting_is_measured_beside_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("minigrid")
-    monkeypatch.setattr(bench, "COLLECTED", {"babyai/GoToObj-v0": 4})
+    monkeypatch.setattr(bench_collect, "COLLECTED", {"babyai/GoToObj-v0": 4})
     (result,) = bench.run(["collect"], repeats=1)["results"]
     assert (result["unit"], result["value"] > 0) == ("episodes/s", True)
     assert result["ratio"] == pytest.approx(result["value"] / result["baseline"])
 
 
 def test_made_up_episodes_fit_their_spaces():
-    for task in (bench.ARM, bench.GAME):
-        episode = bench.made_up(task, 5)
+    for task in (bench_common.ARM, bench_common.GAME):
+        episode = bench_common.made_up(task, 5)
         space = task.action_space
         assert all(space.contains(a) for a in episode.actions["action"])
         observed = episode.observations["observation"]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from gato.bench import made_up
+from gato.bench_common import made_up
 from gato.bench_data import ARM, sparse_store
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig, EpisodeCorpus, open_corpus
