@@ -45,21 +45,22 @@ def make_folder(path: Path, what: str) -> None:
     Raises:
         ValueError: where it cannot, saying what the folder was for.
     """
-    try:
+    with _told_as_folder(path, what):
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise ValueError(
-            f"expected {what} that can be written; got {path} ({error.strerror or error}). Choose "
-            f"another folder, or change who may write in this one."
-        ) from error
 
 
 def require_place(path: Path, what: str) -> None:
     """Raise ValueError where the folder `path` could not be made or written; none is made."""
     above = (p for p in (path, *path.absolute().parents) if p.exists())
-    try:
+    with _told_as_folder(path, what):
         tempfile.TemporaryFile(dir=next(above)).close()
+
+
+@contextlib.contextmanager
+def _told_as_folder(path: Path, what: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise ValueError(
             f"expected {what} that can be written; got {path} ({error.strerror or error}). Choose "

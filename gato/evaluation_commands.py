@@ -20,13 +20,14 @@ Arguments = argparse.Namespace
 def evaluate(chosen: Arguments) -> int:
     """Play tasks with a checkpoint, the expert or chance; 1 where an episode failed."""
     from gato.envs.files import make_folder
+    from gato.envs.readers.video import require_av
     from gato.rollouts.evaluate import evaluate as run
-    from gato.rollouts.video import Recorder, require_video
+    from gato.rollouts.video import Recorder
 
     for option in ("json", "report"):
         _check_writable(option, getattr(chosen, option))
     if chosen.video is not None:
-        require_video()
+        require_av()
         make_folder(chosen.video, "--video as a folder")
     player, ids = _player(chosen)
     wanted = chosen.video is not None or chosen.report is not None
@@ -113,13 +114,14 @@ def _write(path: Path, text: str) -> None:
 
 def _show(result: dict[str, Any], recorder: Recorder, chosen: Arguments) -> None:
     """Film what was recorded, and write the videos and the report."""
+    from gato.envs.readers.video import require_av
     from gato.rollouts.report import report
-    from gato.rollouts.video import film, require_video, write_clips
+    from gato.rollouts.video import film, write_clips
 
     clips: list[Clip] = []
     missing = ""
     try:
-        require_video()
+        require_av()
     except ValueError as error:
         missing = str(error)
     else:

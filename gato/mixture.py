@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gato.config import TrainConfig
 from gato.corpora import Corpus
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, pack
@@ -86,6 +87,20 @@ class Mixture:
         self._stretches = [_stretch(costs) for costs in self._costs(lengths)]
         emphasis = np.array([c.config.loss_weight for c in self.corpora])
         self._target_weight = (emphasis * lengths.mean(1) / targets).astype(np.float32)
+
+    @classmethod
+    def of(cls, config: TrainConfig, corpora: Sequence[Corpus], serializer: Serializer) -> Mixture:
+        """Return the mixture that a run trains on."""
+        return cls(
+            corpora,
+            serializer,
+            rows=config.rows,
+            row_length=config.model.context,
+            seed=config.seed,
+            parts=config.parts,
+            weigh=config.weigh,
+            draw=config.draw,
+        )
 
     def _measure(self, corpus: int) -> np.ndarray:
         """Return (2, n): the tokens and the predicted tokens of some of a corpus' sequences."""

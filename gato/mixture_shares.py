@@ -37,15 +37,7 @@ def measure(config: TrainConfig, tokens: int) -> dict[str, Any]:
     """
     serializer = make_serializer(config)
     corpora = [open_corpus(c, serializer) for c in config.corpora]
-    mixture = Mixture(
-        corpora,
-        serializer,
-        rows=config.rows,
-        row_length=config.model.context,
-        seed=config.seed,
-        weigh=config.weigh,
-        draw=config.draw,
-    )
+    mixture = Mixture.of(config, corpora, serializer)
     begun = time.perf_counter()
     found, batches = realised(mixture, tokens)
     seconds = time.perf_counter() - begun

@@ -152,16 +152,7 @@ class Trainer:
         self.average = Average(self.model, config.ema) if config.ema else None
         self.names = {id(p): n for n, p in self.model.named_parameters()}
         corpora = [open_corpus(c, serializer) for c in config.corpora]
-        self.mixture = Mixture(
-            corpora,
-            serializer,
-            rows=config.rows,
-            row_length=config.model.context,
-            seed=config.seed,
-            parts=config.parts,
-            weigh=config.weigh,
-            draw=config.draw,
-        )
+        self.mixture = Mixture.of(config, corpora, serializer)
         self.step = 0
         self.saved: Path | None = None
         n = len(self.mixture.names)

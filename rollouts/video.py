@@ -19,6 +19,7 @@ import numpy as np
 from gato.envs import registry
 from gato.envs.files import write_atomically
 from gato.envs.graphics import explain
+from gato.envs.readers.video import require_av
 from gato.envs.workers import Pool, WorkerDiedError, deal
 from gato.rollouts.players import Acts
 from gato.rollouts.runner import Job, Played
@@ -54,17 +55,6 @@ class Clip:
     about: str = ""
     """How it ended, and what part of it is shown at what speed."""
     fault: str = ""
-
-
-def require_video() -> None:
-    """Raise ValueError where videos cannot be written, naming what to install."""
-    try:
-        import av  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"videos need PyAV, which does not import ({error}). Install it: "
-            'pip install "gato[video]"'
-        ) from error
 
 
 def film(
@@ -108,7 +98,7 @@ def clip(played: Played, tick: Callable[[], None] = lambda: None) -> Clip:
     if not played.actions:
         return replace(empty, fault="the episode ended before its first step")
     try:
-        require_video()
+        require_av()
         env = registry.make(task)
     except Exception as error:
         return replace(empty, fault=str(error))

@@ -204,7 +204,7 @@ def test_no_graphics_is_said_with_the_backends(suite, monkeypatch) -> None:
 def test_a_missing_library_is_named(suite, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r'pip install "gato\[video\]"'):
-        video.require_video()
+        video.require_av()
     assert "gato[video]" in clip(Played(Job(TASKS[0], 5), actions=[np.int64(0)])).fault
 
 
