@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,27 +30,99 @@ GAME = TaskSpec(
     max_steps=500,
     control_hz=15.0,
 )
-FLOORS = {"bench/arm": 1e6, "bench/game": 4e5}
+ASKED = {"bench/arm": 1e6, "bench/game": 4e5}
 """Tokens a second that one core must write (Meta-World and Atari in all but the simulator)."""
 
 
-def result(case: str, value: float, unit: str, baseline: float, against: str) -> Result:
-    """Return one line of what is printed."""
-    return {
+def result(
+    case: str,
+    values: float | Sequence[float],
+    unit: str,
+    baselines: float | Sequence[float],
+    against: str,
+    *,
+    floor: float | None = None,
+    floor_from: str = "",
+    better: str = "more",
+) -> Result:
+    """Return one line of what is printed, as `gato bench --json` names its parts.
+
+    Args:
+        case: what was measured; the name by which records are compared.
+        values: of every repeat.
+        unit: of the values, the baseline and the floor.
+        baselines: of every repeat, measured in turns with `values`, whose ratios are then taken
+            pair by pair; or one figure that is not measured here, such as one asked for.
+        against: what the baseline is.
+        floor: the value if nothing cost time but the operations or bytes that the work cannot do
+            without, at this machine's measured peak; None where nothing is known of it.
+        floor_from: how the floor was worked out.
+        better: "more" or "less".
+    """
+    ours, theirs = _list(values), _list(baselines)
+    live = not isinstance(baselines, int | float)
+    pairs = theirs if live and len(theirs) == len(ours) else [statistics.median(theirs)] * len(ours)
+    ratios = [a / b for a, b in zip(ours, pairs, strict=True)]
+    value = statistics.median(ours)
+    made: Result = {
         "case": case,
         "value": value,
         "unit": unit,
-        "baseline": baseline,
-        "ratio": value / baseline,
+        "baseline": statistics.median(theirs),
+        "ratio": statistics.median(ratios),
         "against": against,
+        "better": better,
+        "spread": [min(ours), max(ours)],
+        "repeats": ours,
+        "ratios": ratios if live else None,
     }
+    if floor is not None:
+        of_floor = value / floor if better == "more" else floor / value
+        made |= {"floor": floor, "of_floor": of_floor, "floor_from": floor_from}
+    return made
 
 
-def pace(work: Callable[[], Any], amount: float) -> float:
-    """Return `amount` per second of one call of `work`."""
-    begun = time.perf_counter()
+def _list(values: float | Sequence[float]) -> list[float]:
+    return [float(values)] if isinstance(values, int | float) else [float(v) for v in values]
+
+
+def seconds(work: Callable[[], Any], device: torch.device | None = None) -> float:
+    """Return how long one call of `work` takes, on a GPU until the GPU has done it."""
+    if device is None or device.type != "cuda":
+        begun = time.perf_counter()
+        work()
+        return time.perf_counter() - begun
+    begin, end = (torch.Event(device=device, enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize(device)
+    begin.record()
     work()
-    return amount / (time.perf_counter() - begun)
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3
+
+
+def pace(work: Callable[[], Any], amount: float, device: torch.device | None = None) -> float:
+    """Return `amount` per second of one call of `work`."""
+    return amount / seconds(work, device)
+
+
+def in_turns(
+    repeats: int,
+    *works: Callable[[], Any],
+    device: torch.device | None = None,
+    warmup: int = 1,
+) -> list[list[float]]:
+    """Return the seconds of every repeat of each work, measured in turns after a warm-up.
+
+    What slows the machine for a while then slows all of them.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    for i in range(warmup + repeats):
+        for work, taken in zip(works, times, strict=True):
+            one = seconds(work, device)
+            if i >= warmup:
+                taken.append(one)
+    return times
 
 
 def made_up(task: TaskSpec, steps: int, seed: int = 0) -> Episode:
