@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gato.options import (
     Parser,
+    add_attention,
     add_cache,
     add_checkpoint,
     add_import,
@@ -115,6 +116,7 @@ def _train(p: Parser) -> None:
     p.add_argument("--validation", type=share, metavar="FRACTION", help=about)
     about = "a SentencePiece model to use; by default one is trained on the corpora's text"
     p.add_argument("--text-model", type=Path, metavar="FILE", help=about)
+    add_attention(p)
     p.add_argument("--wandb", metavar="PROJECT", help="report to Weights & Biases too")
     p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
     p.add_argument("--fields", action="store_true", help="list every field of the run; train none")
@@ -183,6 +185,7 @@ def _bench(p: Parser) -> None:
     p.add_argument(
         "names", nargs="*", metavar="NAME", help="serializer, train, rollout, data, collect"
     )
+    add_attention(p)
     add_json(p)
 
 

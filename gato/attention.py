@@ -1,4 +1,4 @@
-"""Causal attention: the one file that knows kernels.
+"""Causal attention: the one file that calls kernels; `kernels.py` chooses among them.
 
 `attend_packed` trains on rows of documents packed back to back; a token sees the earlier tokens of
 its own document (and, with a window, only the last W of them). `attend_cached` decodes against a
@@ -13,18 +13,18 @@ Legend: R rows, T tokens in a row, N = R * T, B rows decoded, Q queries per row,
 H query heads, G key/value heads, K head width, W window.
 """
 
-import importlib.util
+import contextlib
 import inspect
 import math
 import os
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gato import kernels
 from gato.tokenizers.stream import TokenBatch
 
 # In bf16 on a CPU, oneDNN compiles a kernel for every new shape, about 0.7 MB each, and keeps 1024
@@ -32,10 +32,6 @@ from gato.tokenizers.stream import TokenBatch
 # gigabytes over its first thousands of steps. Shapes of every step stay among the last 128.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "128")
-
-FLASH_DTYPES = (torch.bfloat16, torch.float16)
-PRODUCTS_MAX_ROW = 512
-"""Longer rows go to SDPA: plain products keep all (R, H, T, T) weights for the backward pass."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +50,23 @@ class PackedMeta:
     where a flash kernel does without."""
 
     @classmethod
-    def build(cls, batch: TokenBatch, window: int | None, dtype: torch.dtype) -> "PackedMeta":
+    def build(
+        cls,
+        batch: TokenBatch,
+        window: int | None,
+        dtype: torch.dtype,
+        head_dim: int | None = None,
+    ) -> "PackedMeta":
         """Return the facts of `batch`, with a mask only if the kernel for `dtype` needs one."""
         rows, row_length = int(batch.rows), int(batch.row_length)
+        if window is not None and window >= row_length:
+            window = None  # no document is longer, and kernels are faster without
         document = batch.document
         mask = None
-        kernel = packed_backend(document.device.type, dtype)
-        if kernel not in _FLASH:
+        kernel = packed_backend(document.device.type, dtype, row_length, head_dim)
+        if kernel not in kernels.FLASH:
             mask = packed_mask(document.view(rows, row_length), window)
-        if kernel == "products" and row_length <= PRODUCTS_MAX_ROW:
+        if kernel == "products":
             mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
         return cls(rows, row_length, batch.cu_seqlens, window, kernel, mask)
 
@@ -89,7 +93,8 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
         meta: the packed batch, from `PackedMeta.build`.
     """
     if meta.mask is None:
-        return _FLASH[meta.kernel](q, k, v, meta)
+        flash = _flash_attn if meta.kernel == "flash_attn" else _varlen
+        return flash(q, k, v, meta)
     N, H, K = q.shape
     rows = (meta.rows, meta.row_length)
     q, k, v = (x.view(*rows, -1, K).transpose(1, 2) for x in (q, k, v))  # (R, H or G, T, K)
@@ -135,35 +140,15 @@ def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     return _sdpa(q, k, v, mask).transpose(1, 2)
 
 
-def describe_backend(device: torch.device | str, dtype: torch.dtype) -> str:
-    """Return one line: the kernel used for training on `device` in `dtype`, and why."""
-    kind = torch.device(device).type
-    kernel, reason = _choose(kind, dtype)
-    name = str(dtype).removeprefix("torch.")
-    return f"attention: {kernel} on {kind} in {name} ({reason}); decoding: sdpa over the cache"
-
-
 @torch.compiler.assume_constant_result
-def packed_backend(device_type: str, dtype: torch.dtype) -> str:
-    """Return the kernel for packed rows: "varlen", "flash_attn", "products" or "sdpa"."""
-    return _choose(device_type, dtype)[0]
-
-
-@cache
-def _choose(device_type: str, dtype: torch.dtype) -> tuple[str, str]:
-    if device_type == "cpu" and dtype == torch.bfloat16:
-        return "products", "faster than SDPA's CPU kernel in bf16; one mask per batch"
-    if device_type != "cuda":
-        return "sdpa", "flash kernels need CUDA; one mask per batch"
-    if dtype not in FLASH_DTYPES:
-        return "sdpa", "flash kernels need bf16 or fp16; one mask per batch"
-    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return "sdpa", "flash kernels need compute capability 8.0; one mask per batch"
-    if importlib.util.find_spec("torch.nn.attention.varlen") is not None:
-        return "varlen", f"torch {torch.__version__} has varlen_attn"
-    if importlib.util.find_spec("flash_attn") is not None:
-        return "flash_attn", "the flash-attn package is installed"
-    return "sdpa", "neither torch's varlen_attn nor flash-attn found; one mask per batch"
+def packed_backend(
+    device_type: str,
+    dtype: torch.dtype,
+    row_length: int | None = None,
+    head_dim: int | None = None,
+) -> str:
+    """Return the kernel for packed rows, a name of `kernels.py`."""
+    return kernels.chosen(kernels.Case(device_type, dtype, row_length, head_dim))[0]
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -196,7 +181,18 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
         extra["enable_gqa"] = True
     # One tensor object for both: cuDNN takes a causal window only if it is told so.
     cu, longest = meta.cu_seqlens, meta.row_length
-    return varlen_attn(q, k, v, cu, cu, longest, longest, **extra)
+    with _by(meta.kernel):
+        return varlen_attn(q, k, v, cu, cu, longest, longest, **extra)
+
+
+def _by(kernel: str) -> contextlib.AbstractContextManager[None]:
+    """Say who computes: from torch 2.14 on cuDNN would, which some cards run at a fifth."""
+    if not kernels.honours_sdpa_kernel():
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    cudnn = kernel == "cudnn"
+    return sdpa_kernel(SDPBackend.CUDNN_ATTENTION if cudnn else SDPBackend.FLASH_ATTENTION)
 
 
 def _flash_attn(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
@@ -214,6 +210,3 @@ def _varlen_accepts(parameter: str) -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
     return parameter in inspect.signature(varlen_attn).parameters
-
-
-_FLASH = {"varlen": _varlen, "flash_attn": _flash_attn}

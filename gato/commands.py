@@ -88,8 +88,10 @@ def _image(path: Path) -> Any:
 
 def bench(chosen: Arguments) -> None:
     """Measure speed."""
+    from gato import kernels
     from gato.bench import run
 
+    kernels.use(chosen.attention)
     result = run(chosen.names)
     if chosen.json:
         print_json(result)

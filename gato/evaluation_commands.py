@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gato.printing import print_json, print_table, progress_bar
+from gato.telling import tell
 
 if TYPE_CHECKING:
     from gato.rollouts.agent import Agent
@@ -80,7 +81,7 @@ def _tell(result: dict[str, Any], table: bool) -> int:
 
 def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
     """Return who plays and what."""
-    from gato import load
+    from gato import kernels, load
     from gato.envs.gym import require_imported
     from gato.rollouts.players import PLAYERS
     from gato.world_commands import matching
@@ -93,6 +94,8 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
             raise ValueError(f"expected --tasks for {name!r}, which knows them all.")
         return name, matching(chosen.tasks)
     agent = load(chosen.checkpoint)
+    weight = agent.model.table.weight
+    tell(kernels.describe_decoding(weight.device, weight.dtype))
     ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
     require_imported(ids)  # those that were typed in full are
     return agent, ids

@@ -67,25 +67,25 @@ def rotation_at(position: Tensor, head_dim: int, base: float) -> Tensor:
     """Return the turn of each pair of a head at each position (...,), for `rotate`.
 
     Angles are taken in float64: in float32 they are off by 0.03 rad at position 1e6. Only
-    differences of positions matter to attention. Eager CPU code gets (..., 1, K / 2) complex
-    numbers, one product per turn; other code gets their parts, (..., 1, K / 2, 2).
+    differences of positions matter to attention. A turn is its cosine and sine,
+    (..., 1, K / 2, 2) in float32.
     """
     pair = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float64)
     angle = position[..., None, None].double() * base ** (-pair / head_dim)
-    parts = torch.stack((angle.cos(), angle.sin()), dim=-1).float()
-    eager_cpu = position.device.type == "cpu" and not torch.compiler.is_compiling()
-    return torch.view_as_complex(parts) if eager_cpu else parts
+    return torch.stack((angle.cos(), angle.sin()), dim=-1).float()
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Return x (..., H, K) in float32 with each pair (2i, 2i + 1) of a head turned.
 
+    Eager CPU code takes complex numbers, one product per turn; what is compiled knows none.
     Convention: pairs are neighbours. Weights that pair i with i + K / 2 (Hugging Face) are
     reordered when they are loaded.
     """
     pairs = x.float().unflatten(-1, (-1, 2))  # (..., H, K / 2, 2)
-    if rotation.is_complex():
-        return torch.view_as_real(torch.view_as_complex(pairs) * rotation).flatten(-2)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        turned = torch.view_as_complex(pairs) * torch.view_as_complex(rotation)
+        return torch.view_as_real(turned).flatten(-2)
     (a, b), (cos, sin) = pairs.unbind(-1), rotation.unbind(-1)
     return torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
 

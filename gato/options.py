@@ -14,6 +14,12 @@ FORMATS = (
 )
 """Names of `gato.envs.readers.formats.READERS`, whose modules are not loaded to print a help."""
 
+ATTENTION = (
+    *("auto", "fa3", "fa4", "varlen", "cudnn", "flash_attn"),
+    *("products", "sdpa"),
+)
+"""Names of `gato.kernels.NAMES`, alike."""
+
 
 class UsageError(ValueError):
     """The command line itself is wrong."""
@@ -71,6 +77,14 @@ def add_workers(parser: Parser) -> None:
 def add_json(parser: Parser) -> None:
     """Take ``--json``."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def add_attention(parser: Parser) -> None:
+    """Take ``--attention``, the kernel of attention in training."""
+    about = f"kernel of attention while training: {', '.join(ATTENTION)} (auto)"
+    parser.add_argument(
+        "--attention", choices=ATTENTION, default="auto", metavar="KERNEL", help=about
+    )
 
 
 def add_import(parser: Parser) -> None:

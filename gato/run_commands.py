@@ -171,7 +171,7 @@ def imported(config: TrainConfig, skip_bad: bool = False) -> TrainConfig:
 
 
 def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
-    from gato.attention import describe_backend
+    from gato import kernels
     from gato.config import to_json
     from gato.damage import without_damage
     from gato.distributed import is_first, local_device
@@ -181,6 +181,14 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.train import compute_dtype
     from gato.train import train as run
 
+    device, again = local_device(), _again(chosen.given)
+    kernels.use(chosen.attention)
+    attention = kernels.describe(
+        device,
+        compute_dtype(config.precision, device),
+        config.model.context,
+        config.model.head_dim,
+    )
     # What is wrong is told before anything is trained; what is no store becomes one. Of several
     # processes the first alone reads every byte and prints, but where what it finds is left out:
     # all must know that.
@@ -196,7 +204,6 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     config, notes = validated(config, chosen.validation, out if chosen.resume else None)
     config, evaluate = evaluated(config, corpora)
     notes += judged_by_returns(config)
-    device, again = local_device(), _again(chosen.given)
     workers = chosen.workers
     if workers is None:  # where the CPU trains, it has no time to spare
         workers = 2 if device.type == "cuda" else 0
@@ -204,7 +211,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
         for note in [*(note for corpus in corpora for note in corpus.notes()), *notes]:
             tell(note)
         tell(json.dumps(to_json(config), indent=1))
-        tell(describe_backend(device, compute_dtype(config.precision, device)))
+        tell(attention)
     with progress_bar() as bar:
         shown = Shown(bar, config.steps)
 

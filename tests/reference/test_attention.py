@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gato import attention
-from gato.attention import PackedMeta, attend_cached, attend_packed, describe_backend
+from gato import attention, kernels
+from gato.attention import PackedMeta, attend_cached, attend_packed
 
 LENGTHS = [[13, 1, 20], [34], [5, 5, 5, 19]]
 T = 34
@@ -60,9 +60,11 @@ def test_gradients_equal_the_slow_twin(make_batch, dtype, tolerance):
 
 
 def test_long_rows_in_bf16_use_sdpa(make_batch, monkeypatch):
-    monkeypatch.setattr(attention, "PRODUCTS_MAX_ROW", T - 1)
+    monkeypatch.setattr(kernels, "PRODUCTS_MAX_ROW", T - 1)
+    kernels.use("auto")  # forget what was chosen before
     batch = make_batch(LENGTHS, T)
     meta = PackedMeta.build(batch, None, torch.bfloat16)
+    kernels.use("auto")
     assert meta.mask.dtype == torch.bool
     q, k, v = packed_inputs(torch.bfloat16)
     expected = slow_packed(q, k, v, batch.cu_seqlens.tolist())
@@ -162,10 +164,3 @@ def test_flash_kernels_are_called_as_their_version_wants(
         return
     expected = attend_packed(q, k, v, PackedMeta.build(batch, window, torch.float32))
     torch.testing.assert_close(attend_packed(q, k, v, meta), expected)
-
-
-def test_the_choice_of_kernel_is_described():
-    line = describe_backend("cpu", torch.float32)
-    assert "sdpa on cpu in float32" in line
-    assert "need CUDA" in line
-    assert "products on cpu in bfloat16" in describe_backend("cpu", torch.bfloat16)
