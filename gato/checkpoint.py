@@ -61,7 +61,14 @@ def build_model(config: TrainConfig, serializer: Serializer) -> GatoModel:
         net = modality.net(config.model.width, chosen)
         if net is not None:
             nets[name] = net
-    return GatoModel(config.model, serializer.layout.size, serializer.control["<masked>"], nets)
+    return GatoModel(
+        config.model,
+        serializer.layout.size,
+        serializer.control["<masked>"],
+        nets,
+        serializer.slots(),
+        serializer.spans(),
+    )
 
 
 def save_checkpoint(

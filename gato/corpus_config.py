@@ -30,6 +30,9 @@ class CorpusConfig:
     """Steps of a prompt; half of them are an episode's last steps, half lie anywhere."""
     hide_actions: float = 0.0
     """Probability that a step's action tokens are shown as <masked>; 1 also at rollout."""
+    joint: int = 0
+    """Steps whose actions are all predicted at once from one state, this step's and those after
+    it; 0 predicts one id after another. With hide_actions = 1 a step is then its observation."""
     temperature: float = 0.0
     """Temperature of the actions sampled at rollout; 0 takes the likeliest."""
     loss_weight: float = 1.0
@@ -64,6 +67,11 @@ class CorpusConfig:
             raise ValueError(
                 f"corpus {self.name!r}: weight and window must not be negative and prompt_steps "
                 f"must be at least 1; got {self.weight}, {self.window} and {self.prompt_steps}"
+            )
+        if self.joint < 0 or (self.joint and self.returns):
+            raise ValueError(
+                f"corpus {self.name!r}: joint must not be negative, and 0 where returns are "
+                f"predicted; got {self.joint}"
             )
         for name in ("prompt", "hide_actions"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -106,7 +114,7 @@ class CorpusConfig:
         return power
 
 
-_OF_EPISODES = ("window", "prompt", "prompt_steps", "hide_actions", "temperature", "kappa")
+_OF_EPISODES = ("window", "prompt", "prompt_steps", "hide_actions", "temperature", "kappa", "joint")
 
 
 def without_effect(config: CorpusConfig, *, episodes: bool) -> list[str]:

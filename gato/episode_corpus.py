@@ -180,8 +180,10 @@ class EpisodeCorpus:
         try:
             returns = self._returns(store, index)
             window = None if returns is None else returns[start:stop]
-            steps = store.window(index, start, stop, outcome=False)
-            written = self.serializer.episode(steps, window)
+            ahead = max(0, self.serializer.task(store.spec.id).history.joint - 1)
+            last = min(stop + ahead, int(store.lengths[index]))
+            steps = store.window(index, start, last, outcome=False)
+            written = self.serializer.episode(steps, window, stop - start)
         except ValueError as error:
             raise ValueError(
                 f"corpus {self.config.name!r}, episode {index} of {store.path}: {error}"

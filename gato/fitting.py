@@ -43,7 +43,7 @@ def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Ser
         c = corpus.config
         for store in corpus.stores:
             name = store.spec.id
-            history = History(c.window, c.hide_actions >= 1, c.temperature)
+            history = History(c.window, c.hide_actions >= 1, c.temperature, joint=c.joint)
             if c.returns:
                 history = replace(history, returns=returns[name], kappa=c.kappa)
             serializer.add_task(store.spec, scales.get(name), history)
@@ -68,6 +68,11 @@ def fit_returns(corpora: list[EpisodeCorpus]) -> dict[str, tuple[float, float]]:
                 raise ValueError(
                     f"{both} hold episodes of {name!r}, and one of them is to predict returns; set "
                     f"returns in both or in none"
+                )
+            if other.config.joint != corpus.config.joint:
+                raise ValueError(
+                    f"{both} hold episodes of {name!r} with joint = {other.config.joint} and "
+                    f"{corpus.config.joint}; set it to the same in both"
                 )
             if corpus.config.returns:
                 spread = np.linspace(0, len(items) - 1, min(len(items), 200)).astype(int)

@@ -62,5 +62,7 @@ def bytes_of(sequence: TokenSequence) -> int:
     """Return the bytes that a sequence takes, its Python objects included."""
     columns = [sequence.ids, sequence.modality, sequence.local, sequence.target, sequence.hidden]
     columns += [column for rows in sequence.payload.values() for column in rows.values()]
+    if sequence.joint is not None:
+        columns += list(vars(sequence.joint).values())
     arrays = [column for column in columns if isinstance(column, np.ndarray)]
     return sum(128 + array.nbytes for array in arrays) + 512

@@ -107,7 +107,7 @@ class Mixture:
         rng = self._rng(corpus, stream=1)
         n = _MEASURED[self.draw]
         drawn = [self.corpora[corpus].sample(rng, self.row_length) for _ in range(n)]
-        targets = [np.count_nonzero(s.target) for s in drawn]
+        targets = [s.targets() for s in drawn]
         if not any(targets):
             raise ValueError(f"corpus {self.names[corpus]!r} has nothing to predict")
         return np.array([[len(s) for s in drawn], targets])

@@ -4,7 +4,8 @@
   its payload rows; the model names no modality
 - pre-norm RMSNorm, rotary positions that restart per document, optional query/key norm
 - grouped key/value heads, optional sliding window, gated feed-forward (GEGLU or SwiGLU)
-- logits only where a token is predicted; token table tied to them by default
+- logits only where a token is predicted; token table tied to them by default; where several ids
+  are predicted from one state, a state per slot (`joint.py`) and logits over their span of ids
 - output projections start at zero, so every block starts as the identity
 
 Legend: N tokens of a packed batch, M targets, B rows decoded, Q tokens of a chunk, D width,
@@ -12,6 +13,7 @@ H query heads, G key/value heads, K head width, F half of the feed-forward width
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gato.attention import PackedMeta
 from gato.cache import KVCache
+from gato.joint import JointHead
 from gato.layers import Block, RMSNorm, rotation_at
 from gato.model_config import ModelConfig
 from gato.tokenizers.shapes import in_blocks
@@ -40,6 +43,8 @@ class GatoModel(nn.Module):
         vocabulary_size: int,
         masked_id: int,
         nets: dict[str, nn.Module] | None = None,
+        slots: int = 0,
+        spans: Mapping[int, tuple[int, int]] | None = None,
     ) -> None:
         """Build and initialise the model.
 
@@ -48,6 +53,8 @@ class GatoModel(nn.Module):
             vocabulary_size: number of ids V.
             masked_id: the id that stands at tokens hidden from the model.
             nets: one module per kind of payload; `net(payload)` returns (r, D) for r rows.
+            slots: most ids predicted from one state beside the stream; 0 for none.
+            spans: ids [start, stop) of each kind of such targets, by its number in batches.
         """
         super().__init__()
         if not 0 <= masked_id < vocabulary_size:
@@ -62,6 +69,8 @@ class GatoModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = None if config.tied else nn.Linear(config.width, vocabulary_size, bias=False)
+        self.joint = JointHead(config, slots) if slots else None
+        self.spans = dict(spans or {})
         self.init_weights()
 
     @torch.no_grad()
@@ -82,6 +91,8 @@ class GatoModel(nn.Module):
         for block in self.blocks:
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.ffn.down.weight)
+        if self.joint is not None:
+            self.joint.init_weights()
 
     def embed(self, inputs: Tensor, local: Tensor, payload: Payload | None = None) -> Tensor:
         """Return (N, D), or (..., D) where there is no payload.
@@ -112,11 +123,13 @@ class GatoModel(nn.Module):
         """Return hidden states (N, D) of a packed `TokenBatch` of tensors."""
         return self.trunk(self.embed(batch.inputs, batch.local, batch.payload), batch)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Return (..., V) for hidden states (..., D)."""
-        if self.head is not None:
+    def logits(self, hidden: Tensor, span: tuple[int, int] | None = None) -> Tensor:
+        """Return (..., V) for hidden states (..., D); of ids [start, stop) only, with a span."""
+        start, stop = span or (0, self.vocabulary_size)
+        if self.head is not None and span is None:
             return self.head(hidden)
-        return F.linear(hidden, self.table.weight[: self.vocabulary_size])
+        weight = self.table.weight if self.head is None else self.head.weight
+        return F.linear(hidden, weight[start:stop])
 
     def loss(
         self,
@@ -134,8 +147,37 @@ class GatoModel(nn.Module):
         spread = self.config.soft_bins if soft_bins is None else soft_bins
         if spread > 0 and ordinal is None:
             raise ValueError(f"soft_bins={spread} needs the ordinal ids [start, stop); got None.")
-        hidden = self(batch)[batch.target_at - 1]  # (M, D)
-        return self.target_nll(hidden, batch.target_ids, ordinal, spread)
+        return self.batch_nll(self(batch), batch, ordinal, spread)
+
+    def batch_nll(
+        self,
+        hidden: Tensor,
+        batch: TokenBatch,
+        ordinal: tuple[int, int] | None = None,
+        soft_bins: float = 0.0,
+    ) -> Tensor:
+        """Return (M,) as `loss` does, from the hidden states (N, D) of the batch.
+
+        Joint targets compete with the ids of their own kind alone, as they do where a policy
+        decodes them.
+        """
+        states = hidden[batch.state_at]  # (M, D)
+        if not batch.joint:
+            return self.target_nll(states, batch.target_ids, ordinal, soft_bins)
+        sizes = [count for _, count in batch.joint]
+        sizes.insert(0, len(states) - sum(sizes))
+        cut = zip(
+            (None, *(self.spans[kind] for kind, _ in batch.joint)),
+            *(x.split(sizes) for x in (states, batch.target_ids, batch.target_slot)),
+            strict=True,
+        )
+        return torch.cat(
+            [
+                self.target_nll(h, ids, ordinal, soft_bins, span and (slot, span))
+                for span, h, ids, slot in cut
+                if len(ids)
+            ]
+        )
 
     def target_nll(
         self,
@@ -143,22 +185,43 @@ class GatoModel(nn.Module):
         target_ids: Tensor,
         ordinal: tuple[int, int] | None = None,
         soft_bins: float = 0.0,
+        joint: tuple[Tensor, tuple[int, int]] | None = None,
     ) -> Tensor:
-        """Return (M,): cross-entropy of target ids (M,) under hidden states (M, D); see `loss`."""
+        """Return (M,): cross-entropy of target ids (M,) under hidden states (M, D); see `loss`.
 
-        def block(h: Tensor, ids: Tensor) -> Tensor:
-            logits = self.logits(h).float()
+        Args:
+            hidden: (M, D)
+            target_ids: (M,)
+            ordinal: see `loss`.
+            soft_bins: see `loss`.
+            joint: of joint targets, their slots (M,) and the span of their ids.
+        """
+        slots, span = joint or (torch.zeros_like(target_ids), None)
+        first, last = span or (0, self.vocabulary_size)
+        if ordinal is not None:
+            if ordinal[1] <= first or last <= ordinal[0]:
+                soft_bins = 0.0  # none of these ids is a bin
+            ordinal = ordinal[0] - first, ordinal[1] - first
+
+        def block(h: Tensor, ids: Tensor, slot: Tensor) -> Tensor:
+            if span is not None:
+                h, ids = self.joint(h, slot), ids - first
+            logits = self.logits(h, span).float()
             if soft_bins > 0:
                 return soft_cross_entropy(logits, ids, ordinal, soft_bins)
             return F.cross_entropy(logits, ids, reduction="none")
 
         if self.training and not self.config.loss_chunk:
-            padded = F.pad(target_ids, (0, -len(target_ids) % TARGETS))
-            return in_blocks(lambda h: block(h, padded), hidden, TARGETS)
+            missing = -len(target_ids) % TARGETS
+            ids, slots = (
+                F.pad(target_ids, (0, missing), value=first),
+                F.pad(slots, (0, missing), value=1),
+            )
+            return in_blocks(lambda h: block(h, ids, slots), hidden, TARGETS)
         size = self.config.loss_chunk
         if not size or hidden.shape[0] <= size:
-            return block(hidden, target_ids)
-        chunks = zip(hidden.split(size), target_ids.split(size), strict=True)
+            return block(hidden, target_ids, slots)
+        chunks = zip(hidden.split(size), target_ids.split(size), slots.split(size), strict=True)
         return torch.cat([checkpoint(block, *chunk, use_reentrant=False) for chunk in chunks])
 
     def new_cache(self, batch: int, chunk: int = 64, dtype: torch.dtype | None = None) -> KVCache:

@@ -119,11 +119,12 @@ class Optimizers:
     def __init__(self, model: nn.Module, config: OptimConfig) -> None:
         self.config = config
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-        matrices = [p for n, p in named if config.muon and n.startswith("blocks.") and p.ndim == 2]
+        trunk = ("blocks.", "joint.ffn.")
+        matrices = [p for n, p in named if config.muon and n.startswith(trunk) and p.ndim == 2]
         chosen = {id(p) for p in matrices}
         rest = [(n, p) for n, p in named if id(p) not in chosen]
-        decayed = [p for n, p in rest if p.ndim >= 2 and n.startswith("blocks.")]
-        plain = [p for n, p in rest if not (p.ndim >= 2 and n.startswith("blocks."))]
+        decayed = [p for n, p in rest if p.ndim >= 2 and n.startswith(trunk)]
+        plain = [p for n, p in rest if not (p.ndim >= 2 and n.startswith(trunk))]
         groups = [
             {"params": decayed, "weight_decay": config.weight_decay},
             {"params": plain, "weight_decay": 0.0},

@@ -112,11 +112,11 @@ class Validator:
         batch = mixture.batch(k).to(device, non_blocking=True)
         spread = model.config.soft_bins
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            hidden = model(batch)[batch.target_at - 1]  # (M, D)
-            nll = model.target_nll(hidden, batch.target_ids)  # (M,)
+            hidden = model(batch)  # (N, D)
+            nll = model.batch_nll(hidden, batch)  # (M,)
             loss = nll
             if spread > 0:  # as training counts it
-                loss = model.target_nll(hidden, batch.target_ids, self.ordinal, spread)
+                loss = model.batch_nll(hidden, batch, self.ordinal, spread)
         for row, values in ((_LOSS, loss), (_NLL, nll), (_COUNT, torch.ones_like(nll))):
             sums[row].index_add_(0, batch.target_modality, values.double())
 

@@ -205,7 +205,7 @@ def foreseen(
     results: list[list[bool]] = [[] for _ in sequences]
     for members in _batches([len(s) for s in sequences]):
         batch, of = _packed(serializer, [sequences[i] for i in members])
-        states = model(batch.to(device))[torch.from_numpy(batch.target_at - 1).to(device)]
+        states = model(batch.to(device))[torch.from_numpy(batch.state_at).to(device)]
         best = ids[span_logits(model, states, spans).argmax(-1).cpu().numpy()]
         right = best == batch.target_ids
         begin = 0

@@ -41,12 +41,18 @@ class _Row:
     generator: np.random.Generator
     together: int | None
     """How many ids of an action come from one forward; None where each waits for the last."""
+    execute: int
+    """Actions taken of a chunk before the next is decided."""
     kappa: float
     """How far the return to come is tilted upwards, where the task is conditioned on it."""
     steps: int = 0
     """Decisions in memory."""
     pending: list[TokenSequence] = field(default_factory=list)
-    """What is still to be read of the last action."""
+    """What is still to be read of the last action and, where actions were due, of observations."""
+    due: list[tuple[Any, list[TokenSequence]]] = field(default_factory=list)
+    """Actions that are decided and still to be taken, and what the model is then shown of them."""
+    empty: bool = True
+    """Whether nothing is in memory, not even the head."""
 
 
 class Policy:
@@ -62,6 +68,7 @@ class Policy:
         seeds: Sequence[int] | None = None,
         prompts: Mapping[str, Episode] | None = None,
         kappa: float | None = None,
+        execute: int | None = None,
     ) -> None:
         """Make a policy whose memory is empty.
 
@@ -75,16 +82,20 @@ class Policy:
             prompts: per task, steps of an episode to be shown before the first step.
             kappa: how far returns to come are tilted upwards; by default what each task was
                 trained for.
+            execute: actions taken of those that one state decides, where a task was trained with
+                ``joint`` above 1; by default all.
 
         Raises:
             ValueError: for a task the model does not know.
         """
+        if execute is not None and execute < 1:
+            raise ValueError(f"execute must be at least 1; got {execute}")
         if temperature is not None:
             check_sampling(temperature)
         if kappa is not None and not 0.0 <= kappa < math.inf:
             raise ValueError(f"kappa must be a number of at least 0; got {kappa}")
         self.model, self.serializer, self.temperature = model, serializer, temperature
-        self.kappa = kappa
+        self.kappa, self.execute = kappa, execute
         self.single = isinstance(tasks, str)
         names = [tasks] if isinstance(tasks, str) else list(tasks)
         if not names:
@@ -105,10 +116,12 @@ class Policy:
         task = self.serializer.task(task_id)
         history = task.history
         warm = history.temperature if self.temperature is None else self.temperature
-        together = action_count(self.serializer, task) if history.hide_actions else None
+        at_once = history.hide_actions or history.joint > 0
+        together = action_count(self.serializer, task) if at_once else None
+        execute = min(self.execute or history.joint, history.joint) or 1
         generator = np.random.default_rng(seed)
         kappa = history.kappa if self.kappa is None else self.kappa
-        return _Row(task, self._head(task), warm, generator, together, kappa)
+        return _Row(task, self._head(task), warm, generator, together, kappa, execute)
 
     def _head(self, task: TaskCodec) -> TokenSequence:
         name = task.task.id
@@ -152,6 +165,7 @@ class Policy:
                 self.rows[row].generator = generator
             if seeds is not None:
                 self.rows[row].generator = np.random.default_rng(seeds[row])
+            self.rows[row].due = []
         self._forget(chosen)
 
     def _forget(self, rows: np.ndarray) -> None:
@@ -159,6 +173,7 @@ class Policy:
             self.memory.reset(rows)
             for row in np.flatnonzero(rows):
                 self.rows[row].pending, self.rows[row].steps = [], 0
+                self.rows[row].empty = True
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order; a batch of finished episodes costs time."""
@@ -194,18 +209,77 @@ class Policy:
             window = self.rows[r].task.history.window
             full[r] = bool(window) and self.rows[r].steps >= window
         self._forget(full)
-        chunk, at = self._chunk(observations, rows)
-        grammars = {r: ActionGrammar(self.serializer, self.rows[r].task) for r in rows}
-        self._write(grammars, self.memory.read(chunk), at)
+        due = [r for r in rows if self.rows[r].due]
+        deciding = [r for r in rows if not self.rows[r].due] if due else rows
+        self._follow(observations, due)
+        if deciding:
+            self._decide(observations, deciding)
         for r in rows:
-            actions[r] = grammars[r].value()
+            actions[r], shown = self.rows[r].due.pop(0)
+            self.rows[r].pending += shown
             self.rows[r].steps += 1
         return actions
+
+    def _follow(self, observations: Sequence[Any], rows: list[int]) -> None:
+        """Keep what rows observe whose action is due, to be read before they decide again.
+
+        What the memory will have forgotten by then is never read.
+        """
+        read = []
+        for r in rows:
+            window, ahead = self.rows[r].task.history.window, len(self.rows[r].due)
+            if not window or self.rows[r].steps + ahead < window:
+                read.append(r)
+        for members, block in self._observed(observations, read):
+            n = len(block) // len(members)
+            for i, r in enumerate(members):
+                self.rows[r].pending.append(block.slice(i * n, (i + 1) * n))
+
+    def _decide(self, observations: Sequence[Any], rows: list[int]) -> None:
+        """Let the model decide what these rows do next: an action, or several in a joint row."""
+        chunk, at = self._chunk(observations, rows)
+        states = self.memory.read(chunk)
+        for r in rows:
+            self.rows[r].pending, self.rows[r].empty = [], False
+        joint = [r for r in rows if self.rows[r].task.history.joint]
+        others = [r for r in rows if not self.rows[r].task.history.joint]
+        if others:
+            grammars = {r: ActionGrammar(self.serializer, self.rows[r].task) for r in others}
+            self._write(grammars, states, at)
+            for r in others:
+                self.rows[r].due.append((grammars[r].value(), []))
+        if joint:
+            self._write_joint(joint, states, at)
+
+    def _write_joint(self, rows: list[int], states: Tensor, at: np.ndarray) -> None:
+        """Decide all actions that are due in these rows from the states (B, Q, D) at `at` (B,)."""
+        counts = {r: self.rows[r].together or 0 for r in rows}
+        slots = max(self.rows[r].execute * counts[r] for r in rows)
+        slot = torch.arange(1, slots + 1, device=states.device)
+        given = states[rows, at[rows]][:, None].expand(-1, slots, -1)  # (U, S, D)
+        found = self.model.joint(given, slot.expand(len(rows), -1))
+        place = {r: i for i, r in enumerate(rows)}
+        for k in range(max(self.rows[r].execute for r in rows)):
+            taking = [r for r in rows if k < self.rows[r].execute]
+            grammars = {r: ActionGrammar(self.serializer, self.rows[r].task) for r in taking}
+            shown: dict[int, list[TokenSequence]] = {r: [] for r in taking}
+            for i in range(max(counts[r] for r in taking)):
+                unfinished = [r for r in taking if i < counts[r]]
+                which = [place[r] for r in unfinished]
+                ids = self._choose(
+                    unfinished, grammars, found[which, [k * counts[r] + i for r in unfinished]]
+                )
+                for r, token in zip(unfinished, ids.tolist(), strict=True):
+                    grammars[r].push(token)
+                    if not self.rows[r].task.history.hide_actions:
+                        shown[r].append(grammars[r].last())
+            for r in taking:
+                self.rows[r].due.append((grammars[r].value(), shown[r]))
 
     def _chunk(self, observations: Sequence[Any], rows: list[int]) -> tuple[Chunk, np.ndarray]:
         """Return what the rows read before they act, and where (B,) the first id is decided."""
         before = {
-            r: [*([] if self.rows[r].steps else [self.rows[r].head]), *self.rows[r].pending]
+            r: [*([self.rows[r].head] if self.rows[r].empty else []), *self.rows[r].pending]
             for r in rows
         }
         blocks = self._observed(observations, rows)
@@ -213,7 +287,8 @@ class Policy:
         for members, block in blocks:
             lengths[members] = len(block) // len(members)
         for r in rows:
-            if self.rows[r].task.history.returns is None:  # else the return to come is first
+            history = self.rows[r].task.history
+            if history.returns is None and not history.joint:  # else the return to come is first
                 fill[r] = (self.rows[r].together or 1) - 1
             lengths[r] += fill[r] + sum(len(p) for p in before[r])
         chunk = Chunk(lengths, self.serializer.control)

@@ -18,7 +18,14 @@ from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.tokenizers.modality import Modality, Segment, Spec, modality_classes
 from gato.tokenizers.spaces import CodecOptions, codec
 from gato.tokenizers.stream import TokenSequence, concatenate
-from gato.tokenizers.task_codec import History, TaskCodec, return_levels, to_come
+from gato.tokenizers.task_codec import (
+    History,
+    TaskCodec,
+    joint_ids,
+    joint_targets,
+    return_levels,
+    to_come,
+)
 from gato.tokenizers.vocabulary import RETURN_TOKENS, VocabularyLayout
 
 CONTROL = "control"
@@ -108,8 +115,11 @@ class Serializer:
                 named.append((path, modality, spec))
             leaves[role] = tuple(named)
         observation, action = leaves["observation"], leaves["action"]
-        self.tasks[task.id] = TaskCodec(task, observation, action, history or History())
-        return self.tasks[task.id]
+        made = TaskCodec(task, observation, action, history or History())
+        if made.history.joint:
+            joint_ids(made, self.modalities)  # which raises where it cannot be
+        self.tasks[task.id] = made
+        return made
 
     def net_options(self) -> dict[str, dict[str, Any]]:
         """Return per modality what its embedder must be sized for, from the codec options."""
@@ -123,6 +133,15 @@ class Serializer:
         """Return [start, stop) of the ids that stand in the order of their values, if any."""
         names = [n for n, m in self.modalities.items() if m.ordinal and n in self.offset]
         return self.layout.span(names[0]) if names else None
+
+    def slots(self) -> int:
+        """Return the most ids that one hidden state predicts beside the stream, over all tasks."""
+        joint = [t for t in self.tasks.values() if t.history.joint]
+        return max((t.history.joint * joint_ids(t, self.modalities) for t in joint), default=0)
+
+    def spans(self) -> dict[int, tuple[int, int]]:
+        """Return [start, stop) of the ids of each modality that has any, by its number."""
+        return {self.number[n]: self.layout.span(n) for n in self.names if n in self.offset}
 
     def task(self, task_id: str) -> TaskCodec:
         """Return a known task.
@@ -234,13 +253,17 @@ class Serializer:
         parts = [self.control_piece("<bos>")]
         return concatenate([*parts, self.text(text)] if text else parts)
 
-    def episode(self, episode: Episode, returns: np.ndarray | None = None) -> SerializedEpisode:
+    def episode(
+        self, episode: Episode, returns: np.ndarray | None = None, steps: int | None = None
+    ) -> SerializedEpisode:
         """Return all steps of an episode; targets are its actions (the expert's where logged).
 
         Args:
             episode: whole, or a window of one.
             returns: (T,) the return to come at each of its steps, for a task that is conditioned
                 on it; by default the sum of the rewards that are in `episode`.
+            steps: how many are written; the others' actions are only predicted by those before
+                them, where a state predicts those of several steps.
         """
         task = self.task(episode.task)
         levels: np.ndarray | None = None
@@ -248,13 +271,18 @@ class Serializer:
             due = to_come(episode.rewards) if returns is None else returns
             levels = np.array(self.return_ids, np.int32)[return_levels(due, task.history)]
         actions = episode.targets if episode.targets is not None else episode.actions
+        beside = self._joint(task, actions) if task.history.joint else None
         pieces, counts, masks = [], [], []
-        for start, stop in _runs(task, episode):
+        for start, stop in _runs(task, episode, len(episode) if steps is None else steps):
             observed = {p: episode.observations[p][start:stop] for p, _, _ in task.observation}
             taken = {p: actions[p][start:stop] for p, _, _ in task.action}
             sequence, n, n_action = self._steps(
                 task, observed, taken, None if levels is None else levels[start:stop]
             )
+            if beside is not None:
+                at = np.arange(stop - start) * n + n - n_action - 1
+                chunk = task.history.joint
+                sequence.joint = joint_targets(*beside, (start, stop), chunk, at)
             pieces.append(sequence)
             counts += [n] * (stop - start)
             mask = np.zeros((stop - start, n), bool)
@@ -266,15 +294,32 @@ class Serializer:
 
     def actions_in(self, sequence: TokenSequence) -> np.ndarray:
         """Return bool (T,), true at the actions of an episode's steps, not at returns to come."""
+        if sequence.joint is not None:
+            # behind the states that predict: they carry no loss, and observations have places
+            mask = (np.arange(len(sequence)) > sequence.joint.at[0]) & (sequence.local == 0)
+            mask[sequence.joint.at] = False
+            return mask
         return (sequence.target > 0) & ~np.isin(sequence.ids, self.return_ids)
 
     def observation(self, task_id: str, observation: Mapping[str, Any]) -> TokenSequence:
-        """Return one observation's tokens and ``<sep>``: what the policy decodes an action from."""
+        """Return one observation's tokens, and ``<sep>`` unless actions are never shown.
+
+        From the last of them the policy decodes an action.
+        """
         return self.observations(task_id, {p: [v] for p, v in observation.items()})
 
     def observations(self, task_id: str, columns: Mapping[str, Any]) -> TokenSequence:
-        """Return L observations of equal text, each with its ``<sep>``, one after another."""
+        """Return L observations of equal text, as `observation` does, one after another."""
         return self._steps(self.task(task_id), columns, None)[0]
+
+    def _joint(self, task: TaskCodec, actions: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids (T, k) of all actions, and their modalities (k,)."""
+        blocks = [
+            (m, self._encode(m, actions[p], s, f"{task.task.id}: {p}").ids)
+            for p, m, s in task.action
+        ]
+        numbers = np.repeat([self.number[m] for m, _ in blocks], [b.shape[1] for _, b in blocks])
+        return np.concatenate([b for _, b in blocks], 1), numbers.astype(np.uint8)
 
     def _steps(
         self,
@@ -290,10 +335,13 @@ class Serializer:
         ]
         length = len(blocks[0][1].ids)
         n_observation = sum(b.ids.shape[1] for _, b in blocks)
-        blocks.append((CONTROL, Segment(np.full((length, 1), self.control["<sep>"], np.int32))))
+        bare = task.history.bare and n_observation > 0
+        if not bare:
+            separator = np.full((length, 1), self.control["<sep>"], np.int32)
+            blocks.append((CONTROL, Segment(separator)))
         if returns is not None:
             blocks.append((CONTROL, Segment(returns[:, None])))
-        if actions is not None:
+        if actions is not None and not task.history.bare:
             for path, modality, spec in task.action:
                 blocks.append(
                     (modality, self._encode(modality, actions[path], spec, f"{name}: {path}"))
@@ -302,11 +350,12 @@ class Serializer:
                     end = np.full((length, 1), self.control["<eos>"], np.int32)
                     blocks.append((CONTROL, Segment(end)))
         n = sum(b.ids.shape[1] for _, b in blocks)
-        n_action = n - n_observation - 1 - (returns is not None)
+        n_action = n - n_observation - (not bare) - (returns is not None)
         local = np.zeros(n, np.int16)
         local[:n_observation] = np.minimum(np.arange(1, n_observation + 1), MAX_LOCAL)
         target = np.zeros(n, np.float32)
-        target[n_observation + 1 :] = 1.0
+        if not task.history.joint:
+            target[n_observation + 1 :] = 1.0
         numbers = np.repeat(
             [self.number[m] for m, _ in blocks], [b.ids.shape[1] for _, b in blocks]
         )
@@ -349,9 +398,11 @@ class Serializer:
         return cls(CodecOptions(**data["options"]), state, layout, tasks)
 
 
-def _runs(task: TaskCodec, episode: Episode) -> list[tuple[int, int]]:
-    """Return [start, stop) of maximal runs of steps in which every text leaf is constant."""
-    length = len(episode)
+def _runs(task: TaskCodec, episode: Episode, length: int) -> list[tuple[int, int]]:
+    """Return [start, stop) of maximal runs of steps in which every text leaf is constant.
+
+    They are found among the first `length` steps.
+    """
     changes = {0, length}
     for leaves, columns in (
         (task.observation, episode.observations),

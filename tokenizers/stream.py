@@ -7,26 +7,71 @@
     episode       <bos> [instruction] [prompt steps] step step step ...
     step          observation tokens, keys in lexicographic order | <sep> | action tokens
     conditioned   observation tokens | <sep> | <return i> | action tokens
+    joint         observation tokens                              beside the last: ACTION ids
+    joint, shown  observation tokens | <sep> | action tokens      beside <sep>: ACTION ids
 
 Predicted (in capitals: what carries loss): TEXT and <EOS> of documents, captions and assistant
 turns, ACTION tokens, and before them the <RETURN> to come of tasks that are conditioned on it.
 Never images, proprioception or any other observation. The token at position p is predicted from the
-hidden state at p - 1.
+hidden state at p - 1. Joint targets stand beside the stream: all ids of an action, or of a chunk of
+actions, are predicted from one hidden state, told apart by their slots 1, 2, ...; none of them sees
+another. Where actions are hidden they are then no tokens at all.
 
 Legend: T tokens of one sequence, B rows of a batch, N = B * row length, r payload rows, M targets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 Payload = dict[str, dict[str, np.ndarray]]
-"""Per modality, fields of r rows each; the field ``at`` holds their positions, ascending."""
+"""Per modality, fields of r rows each; the field ``at`` holds their positions, ascending.
+
+Convention: a field whose name begins with ``host_`` stays an array on the host wherever the others
+go. It says what decides shapes, which asking a GPU for would make the host wait for all its work.
+"""
+
+
+@dataclass
+class JointTargets:
+    """Ids predicted beside the stream, J of them, in the order of the states that predict them."""
+
+    at: np.ndarray
+    """int64 (J,), ascending: the token whose hidden state predicts the id."""
+    slot: np.ndarray
+    """int16 (J,), from 1: which of the ids that this state predicts."""
+    ids: np.ndarray
+    """int32 (J,)"""
+    modality: np.ndarray
+    """uint8 (J,), the number of the modality that owns each id."""
+    weight: np.ndarray
+    """float32 (J,), above 0: the weight of the loss."""
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def slice(self, start: int, stop: int) -> JointTargets | None:
+        """Return what tokens [start, stop) predict; None where that is nothing."""
+        a, b = np.searchsorted(self.at, (start, stop))
+        cut = [column[a:b] for column in (self.slot, self.ids, self.modality, self.weight)]
+        return JointTargets(self.at[a:b] - start, *cut) if a < b else None
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[int, JointTargets | None]]) -> JointTargets | None:
+        """Return the targets of parts that start at these tokens, as one."""
+        some = [(start, part) for start, part in parts if part is not None]
+        if not some:
+            return None
+        columns = (
+            np.concatenate([getattr(part, name) for _, part in some])
+            for name in ("slot", "ids", "modality", "weight")
+        )
+        return JointTargets(np.concatenate([part.at + start for start, part in some]), *columns)
 
 
 @dataclass
@@ -44,9 +89,16 @@ class TokenSequence:
     payload: Payload = field(default_factory=dict)
     hidden: np.ndarray | None = None
     """bool (T,): shown to the model as <masked>. Convention: a hidden token's value is hidden."""
+    joint: JointTargets | None = None
+    """What is predicted beside the stream."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def targets(self) -> int:
+        """Return how many ids are predicted."""
+        beside = 0 if self.joint is None else len(self.joint)
+        return int(np.count_nonzero(self.target)) + beside
 
     def slice(self, start: int, stop: int) -> TokenSequence:
         """Return tokens [start, stop) as views."""
@@ -60,7 +112,8 @@ class TokenSequence:
         ids, modality, local, target = (
             c[start:stop] for c in (self.ids, self.modality, self.local, self.target)
         )
-        return TokenSequence(ids, modality, local, target, payload, hidden)
+        joint = None if self.joint is None else self.joint.slice(start, stop)
+        return TokenSequence(ids, modality, local, target, payload, hidden, joint)
 
     def hide(self, tokens: np.ndarray) -> TokenSequence:
         """Return the sequence with `tokens` (T,) bool shown as <masked>, their values dropped."""
@@ -70,7 +123,7 @@ class TokenSequence:
             if keep.any():
                 payload[name] = rows if keep.all() else {k: v[keep] for k, v in rows.items()}
         hidden = tokens if self.hidden is None else self.hidden | tokens
-        return TokenSequence(self.ids, self.modality, self.local, self.target, payload, hidden)
+        return replace(self, payload=payload, hidden=hidden)
 
 
 def concatenate(parts: Sequence[TokenSequence]) -> TokenSequence:
@@ -92,7 +145,8 @@ def concatenate(parts: Sequence[TokenSequence]) -> TokenSequence:
         np.concatenate([getattr(p, name) for p in parts])
         for name in ("ids", "modality", "local", "target")
     )
-    return TokenSequence(ids, modality, local, target, payload, hidden)
+    joint = JointTargets.joined([(int(s), p.joint) for s, p in zip(starts, parts, strict=False)])
+    return TokenSequence(ids, modality, local, target, payload, hidden, joint)
 
 
 def _join_rows(pieces: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.ndarray]:
@@ -120,7 +174,8 @@ class TokenBatch:
     cu_seqlens: Any
     """int32 (D + 1,), document boundaries, padded with N (documents of length 0)."""
     target_at: Any
-    """int64 (M,): positions of the predicted tokens."""
+    """int64 (M,): positions of the predicted tokens; of joint targets, which come last and by
+    their modality, of the tokens beside which they stand."""
     target_ids: Any
     """int64 (M,)"""
     target_weight: Any
@@ -129,9 +184,18 @@ class TokenBatch:
     """int64 (M,): the index of the corpus each target comes from."""
     target_modality: Any
     """int64 (M,)"""
+    target_slot: Any
+    """int64 (M,): 0 for the next token, from 1 for joint targets."""
     payload: dict[str, dict[str, Any]]
     rows: int
     row_length: int
+    joint: tuple[tuple[int, int], ...] = ()
+    """(modality, count) of the last targets, which are joint."""
+
+    @property
+    def state_at(self) -> Any:
+        """int64 (M,): positions of the hidden states that predict the targets."""
+        return self.target_at - (self.target_slot == 0) * 1
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TokenBatch:
         """Return the batch as tensors on `device`."""
@@ -140,12 +204,12 @@ class TokenBatch:
             tensor = torch.from_numpy(x) if isinstance(x, np.ndarray) else x
             return tensor.to(device, non_blocking=non_blocking)
 
-        payload = {m: {k: move(v) for k, v in rows.items()} for m, rows in self.payload.items()}
-        skipped = ("payload", "rows", "row_length")
+        payload = {m: to_device(rows, move) for m, rows in self.payload.items()}
+        skipped = ("payload", "rows", "row_length", "joint")
         arrays = {
             f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in skipped
         }
-        return TokenBatch(**arrays, payload=payload, rows=self.rows, row_length=self.row_length)
+        return replace(self, **arrays, payload=payload)
 
     def validate(self) -> None:
         """Check the batch once, at the boundary.
@@ -160,7 +224,13 @@ class TokenBatch:
             ),
             "documents ascend": bool((np.diff(self.document) >= 0).all()),
             "document boundaries end at the batch's end": int(self.cu_seqlens[-1]) == n,
-            "targets lie inside their document": bool((self.position[self.target_at] > 0).all()),
+            "targets lie inside their document": bool(
+                ((self.position[self.target_at] > 0) | (self.target_slot > 0)).all()
+            ),
+            "joint targets come last and are counted": bool(
+                (np.diff(1 * (self.target_slot > 0)) >= 0).all()
+            )
+            and sum(n for _, n in self.joint) == np.count_nonzero(self.target_slot),
             "targets carry ids": bool((self.target_ids >= 0).all()),
             "payload positions lie in the batch": all(
                 len(r["at"]) == 0 or (0 <= r["at"].min() and r["at"].max() < n)
@@ -170,6 +240,11 @@ class TokenBatch:
         broken = [rule for rule, holds in rules.items() if not holds]
         if broken:
             raise ValueError(f"a batch must satisfy: {broken[0]}; this one does not")
+
+
+def to_device(rows: Mapping[str, Any], move: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return the fields of one modality's payload, each moved but those that stay on the host."""
+    return {k: v if k.startswith("host_") else move(v) for k, v in rows.items()}
 
 
 def pack(
@@ -207,28 +282,49 @@ def pack(
     n = len(everything)
     bounds = np.cumsum([0, *lengths]).astype(np.int32)
     repeats = np.array(lengths)
-    target_at = np.flatnonzero(everything.target)
     inputs = everything.ids.astype(np.int64)
     if everything.hidden is not None:
         inputs[everything.hidden] = control["<masked>"]
     capacity = -(-len(bounds) // 128) * 128  # one static shape for many batches
     cu_seqlens = np.full(capacity, n, np.int32)
     cu_seqlens[: len(bounds)] = bounds
+    owner = np.repeat(np.array(corpus, np.int64), repeats)
+    targets, joint = _targets(everything)
     return TokenBatch(
         inputs=inputs,
         local=everything.local.astype(np.int64),
         position=np.arange(n) - np.repeat(bounds[:-1].astype(np.int64), repeats),
         document=np.repeat(np.arange(len(lengths)), repeats),
         cu_seqlens=cu_seqlens,
-        target_at=target_at,
-        target_ids=everything.ids[target_at].astype(np.int64),
-        target_weight=everything.target[target_at],
-        target_corpus=np.repeat(np.array(corpus, np.int64), repeats)[target_at],
-        target_modality=everything.modality[target_at].astype(np.int64),
+        **targets,
+        target_corpus=owner[targets["target_at"]],
         payload=everything.payload,
         rows=len(rows),
         row_length=row_length,
+        joint=joint,
     )
+
+
+def _targets(
+    sequence: TokenSequence,
+) -> tuple[dict[str, np.ndarray], tuple[tuple[int, int], ...]]:
+    """Return what is predicted, as a batch holds it: joint targets last, by their modality."""
+    at = np.flatnonzero(sequence.target)
+    columns = {
+        "target_at": at,
+        "target_ids": sequence.ids[at].astype(np.int64),
+        "target_weight": sequence.target[at],
+        "target_modality": sequence.modality[at].astype(np.int64),
+        "target_slot": np.zeros(len(at), np.int64),
+    }
+    if sequence.joint is None:
+        return columns, ()
+    order = np.argsort(sequence.joint.modality, kind="stable")
+    for name in columns:
+        beside = getattr(sequence.joint, name.removeprefix("target_"))[order]
+        columns[name] = np.concatenate([columns[name], beside.astype(columns[name].dtype)])
+    numbers, counts = np.unique(sequence.joint.modality, return_counts=True)
+    return columns, tuple(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
 def _padding(n: int, pad: int) -> TokenSequence:

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from gato.envs.episode import TaskSpec
-from gato.tokenizers.modality import Spec
+from gato.tokenizers.modality import Modality, Spec
+from gato.tokenizers.stream import JointTargets
 from gato.tokenizers.vocabulary import RETURN_LEVELS
 
 
@@ -36,6 +37,13 @@ class History:
     data, between which it is cut into levels."""
     kappa: float = 0.0
     """How far the return drawn at rollout is tilted towards high ones."""
+    joint: int = 0
+    """Steps whose actions are all predicted from one hidden state; 0 for one id after another."""
+
+    @property
+    def bare(self) -> bool:
+        """Whether a step is its observation alone: actions are predicted beside it, never shown."""
+        return self.joint > 0 and self.hide_actions
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,61 @@ class TaskCodec:
             known["returns"] = (float(low), float(high))
         history = History(**known)
         return cls(TaskSpec.from_json(data["task"]), observation, action, history)
+
+
+def joint_ids(task: TaskCodec, modalities: Mapping[str, Modality]) -> int:
+    """Return how many ids an action of a task takes whose actions are predicted jointly.
+
+    Raises:
+        ValueError: naming the leaf whose number of ids depends on its value, and for a task that is
+            conditioned on returns.
+    """
+    name, total = task.task.id, 0
+    for path, modality, spec in task.action:
+        count = modalities[modality].count(spec)
+        if count is None:
+            raise ValueError(
+                f"{name}: {path!r} is {modality}, whose number of ids depends on its value; joint "
+                f"= {task.history.joint} needs numbers or integers. Set joint = 0."
+            )
+        total += count
+    if task.history.returns is not None:
+        raise ValueError(
+            f"{name}: expected joint = 0 where returns to come are predicted, from which the "
+            f"action follows; got joint = {task.history.joint}"
+        )
+    return total
+
+
+def joint_targets(
+    ids: np.ndarray, modality: np.ndarray, steps: tuple[int, int], chunk: int, at: np.ndarray
+) -> JointTargets:
+    """Return what steps [start, stop) predict: their actions and those of the steps after them.
+
+    Args:
+        ids: int32 (T, k) of the actions of all steps.
+        modality: uint8 (k,).
+        steps: start and stop.
+        chunk: actions that one state predicts; those after the last of all steps are left out.
+        at: (stop - start,) the tokens whose states predict.
+
+    >>> ids = np.array([[5], [6], [7]], np.int32)
+    >>> found = joint_targets(ids, np.zeros(1, np.uint8), (1, 3), 2, np.array([3, 7]))
+    >>> found.at.tolist(), found.slot.tolist(), found.ids.tolist()
+    ([3, 3, 7], [1, 2, 1], [6, 7, 7])
+    """
+    k = ids.shape[1]
+    step = np.arange(*steps)[:, None] + np.arange(chunk)  # (L, C)
+    shape = (*step.shape, k)
+    there = np.broadcast_to((step < len(ids))[..., None], shape)
+    slot = np.arange(1, chunk * k + 1, dtype=np.int16).reshape(1, chunk, k)
+    return JointTargets(
+        np.broadcast_to(at[:, None, None], shape)[there],
+        np.broadcast_to(slot, shape)[there],
+        ids[np.minimum(step, len(ids) - 1)][there],
+        np.broadcast_to(modality, shape)[there],
+        np.ones(int(there.sum()), np.float32),
+    )
 
 
 def return_levels(to_come: np.ndarray, history: History) -> np.ndarray:
