@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gato.cache import KVCache
 from gato.model import GatoModel
-from gato.tokenizers.stream import TokenSequence
+from gato.tokenizers.stream import TokenSequence, to_device
 
 CHUNK = 64
 """Tokens of one row read at once, at most; longer pieces are split."""
@@ -71,7 +71,7 @@ class Chunk:
         payload = {}
         for name, pieces in self._payload.items():
             joined = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
-            payload[name] = {k: torch.from_numpy(v).to(device) for k, v in joined.items()}
+            payload[name] = to_device(joined, lambda v: torch.from_numpy(v).to(device))
         inputs, local = (
             torch.from_numpy(a.reshape(-1)).to(device) for a in (self.inputs, self.local)
         )

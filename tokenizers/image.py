@@ -8,8 +8,7 @@ same 16 x 16 cells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gato.tokenizers.cells import PATCH, cell_count, cells, described
 from gato.tokenizers.modality import Modality, Segment, Spec, register
 from gato.tokenizers.shapes import ROWS, in_blocks
 
-PATCH = 16
 IMAGES = 8
 """Images of one size are embedded in multiples of so many while training; see `shapes.py`."""
 POSITIONS = 128  # Gato appendix C: patch intervals are quantised to 128
@@ -28,47 +27,23 @@ POSITIONS = 128  # Gato appendix C: patch intervals are quantised to 128
 
 @register
 class Image(Modality):
-    """uint8 images. Spec: ``shape`` (H, W) or (H, W, C) with C 1 or 3."""
+    """uint8 images. Spec: ``shape`` (H, W) or (H, W, C) with C 1 or 3, or K of them in a stack."""
 
     name = "image"
     predicts = None
 
     def count(self, spec: Spec) -> int:
-        rows, columns = grid_of(spec)
-        return rows * columns
+        return cell_count(spec, PATCH)
 
     def encode(self, values: Any, spec: Spec, key: str = "value") -> Segment:
-        raw = np.asarray(values)
-        if raw.dtype != np.uint8 or raw.shape[1:] != tuple(spec["shape"]):
-            raise ValueError(
-                f"{key!r} must be uint8 of shape {spec['shape']}; got {raw.dtype} of shape "
-                f"{raw.shape[1:]}"
-            )
-        count, (rows, columns) = len(raw), grid_of(spec)
-        pixels = raw if raw.ndim == 4 else raw[..., None]
-        if pixels.shape[-1] == 1:
-            pixels = np.broadcast_to(pixels, (*pixels.shape[:-1], 3))
-        height, width = pixels.shape[1:3]
-        missing = (rows * PATCH - height, columns * PATCH - width)
-        if any(missing):  # the last row and column of patches are filled up with black
-            pixels = np.pad(pixels, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
-        patches = pixels.reshape(count, rows, PATCH, columns, PATCH, 3).swapaxes(2, 3)
-        n = rows * columns
-        row, column = np.divmod(np.arange(n, dtype=np.int16), np.int16(columns))
-        size = np.full(n, rows, np.int16), np.full(n, columns, np.int16)
-        grid = np.stack([row, column, *size], 1)
-        payload = {
-            "patch": patches.reshape(count, n, PATCH, PATCH, 3),
-            "grid": np.broadcast_to(grid, (count, n, 4)),
-        }
-        return Segment(np.full((count, n), -1, np.int32), payload)
+        pixels, place = cells(values, spec, key, PATCH)
+        return Segment(np.full(pixels.shape[:2], -1, np.int32), {"patch": pixels, **place})
 
     def describe(
         self, token: int, row: Mapping[str, np.ndarray], options: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the patch's place and its mean colour."""
-        place, mean = row["grid"][:2].tolist(), row["patch"].mean((0, 1))
-        return {"row": place[0], "column": place[1], "rgb": np.round(mean).astype(int).tolist()}
+        return described(row["grid"], row["patch"])
 
     def example(self, rng: np.random.Generator) -> tuple[Any, Spec]:
         return rng.integers(0, 256, (2, 32, 48, 3), np.uint8), {"shape": [32, 48, 3]}
@@ -81,9 +56,32 @@ class Image(Modality):
         return kinds[kind](width)
 
 
-def grid_of(spec: Spec) -> tuple[int, int]:
-    """Return (rows, columns) of patches of an image of ``spec["shape"]``."""
-    return -(-spec["shape"][0] // PATCH), -(-spec["shape"][1] // PATCH)
+def per_size(
+    compute: Callable[[Tensor, int, int], Tensor], pixels: Tensor, size: Any, images: int = 1
+) -> Tensor:
+    """Return (r, D): ``compute(cells, rows, columns)`` of the cells of images of each size.
+
+    Args:
+        compute: of the cells of whole images of one size, in raster order.
+        pixels: (r, ...), the cells of whole images.
+        size: (r, 2) on the host, so that no kernel has to be waited for: rows and columns of the
+            image that a cell belongs to.
+        images: of one size, in multiples of which they are computed.
+    """
+    key = np.asarray(size).astype(np.int64) @ (1 << 16, 1)
+    known = np.unique(key).tolist()
+
+    def of(k: int, some: Tensor) -> Tensor:
+        rows, columns = k >> 16, k & 0xFFFF
+        block = images * rows * columns if images > 1 else 1
+        return in_blocks(lambda x: compute(x, rows, columns), some, block)
+
+    if len(known) == 1:
+        return of(known[0], pixels)
+    places = [torch.from_numpy(np.flatnonzero(key == k)).to(pixels.device) for k in known]
+    parts = [of(k, pixels[at]) for k, at in zip(known, places, strict=True)]
+    out = torch.cat(parts)
+    return torch.empty_like(out).index_copy(0, torch.cat(places), out)
 
 
 class GridPosition(nn.Module):
@@ -177,20 +175,10 @@ class ConvNet(nn.Module):
 
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
         """Return embeddings (r, D); rows of one image must be complete and in raster order."""
-        patch, grid = payload["patch"], payload["grid"]
-        shape_key = grid[:, 2].long() * 1024 + grid[:, 3].long()
-        out = None
-        for key in torch.unique(shape_key).tolist():
-            at = (shape_key == key).nonzero().squeeze(1)
-            rows, columns = key // 1024, key % 1024
-            block = IMAGES * rows * columns if self.training else 1
-            cells = in_blocks(partial(self._cells, rows=rows, columns=columns), patch[at], block)
-            if out is None:
-                out = cells.new_empty(len(patch), cells.shape[1])
-            out = out.index_copy(0, at, cells)
-        assert out is not None
+        patch, images = payload["patch"], IMAGES if self.training else 1
+        out = per_size(self._cells, patch, payload["host_size"], images)
         alone = in_blocks(self._alone, patch, ROWS if self.training else 1)
-        return out + alone + self.position(grid)
+        return out + alone + self.position(payload["grid"])
 
     def _alone(self, patch: Tensor) -> Tensor:
         embedded: Tensor = self.patch(torch.flatten(scaled(patch), 1) * 4.0)

@@ -125,6 +125,7 @@ class Serializer:
         """Return per modality what its embedder must be sized for, from the codec options."""
         o = self.options
         return {
+            "frame": {"cell": o.frame_cell},
             "vector": {"group": o.vector_group},
             "symbols": {"group": o.symbol_group, "size": o.symbol_size},
         }

@@ -9,7 +9,11 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from gato.tokenizers.cells import LARGE, PATCH, stacked
 from gato.tokenizers.modality import Spec
+
+STACK = 16
+"""The most images that one observation may be a stack of."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,9 @@ class CodecOptions:
     """Integers per symbol token; tensors with other groups get one token per integer."""
     scales: str = "quantile"
     """``quantile`` (fitted, stored) or ``mu_law`` (Gato) for observed real numbers."""
+    frame_cell: int = 16
+    """Pixels along the side of the cell that one token shows of what a task observes: 16, 32 or 64.
+    Pictures in documents and conversations keep Gato's 16."""
     text_tokens: int = 64
     """The most tokens a generated text action may have."""
 
@@ -36,6 +43,9 @@ class CodecOptions:
             raise ValueError(f"observations must be scalar or vector; got {self.observations!r}")
         if self.scales not in ("quantile", "mu_law"):
             raise ValueError(f"scales must be quantile or mu_law; got {self.scales!r}")
+        if self.frame_cell not in (PATCH, *LARGE):
+            known = ", ".join(map(str, (PATCH, *LARGE)))
+            raise ValueError(f"frame_cell must be one of {known}; got {self.frame_cell!r}")
 
 
 @singledispatch
@@ -65,7 +75,9 @@ def _box(space: spaces.Box, role: str, options: CodecOptions, key: str) -> tuple
         spec = {"shape": shape, "codec": "uniform", "bounded": True, "low": low, "high": high}
         return "continuous", {**spec, "dtype": str(space.dtype)}
     if _is_image(space):
-        return "image", {"shape": shape}
+        if options.frame_cell == PATCH:
+            return "image", {"shape": shape}
+        return "frame", {"shape": shape, "cell": options.frame_cell}
     if options.observations == "vector":
         return "vector", {
             "shape": shape,
@@ -84,9 +96,12 @@ def _unit(space: spaces.Box, options: CodecOptions) -> Spec:
 
 
 def _is_image(space: spaces.Box) -> bool:
-    shape = space.shape
-    flat = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
-    return space.dtype == np.uint8 and flat and min(shape[:2]) >= 16
+    """Return whether a Box holds an image, or a stack of the last few."""
+    if space.dtype != np.uint8 or len(space.shape) not in (2, 3, 4):
+        return False
+    count, shape = stacked(space.shape)
+    depth = len(shape) == 2 or shape[2] in (1, 3)
+    return depth and count <= STACK and min(shape[:2]) >= PATCH
 
 
 @codec.register

@@ -39,17 +39,20 @@ class SlowSerializer:
     def text(self, text: str, target: float = 0.0) -> list[Token]:
         return [{**self.token("text", int(i)), "target": target} for i in self.text_ids(text)]
 
-    def image(self, image: np.ndarray) -> list[Token]:
+    def image(self, image: np.ndarray, cell: int = 16) -> list[Token]:
         height, width = image.shape[:2]
+        rows, columns = math.ceil(height / cell), math.ceil(width / cell)
         tokens = []
-        for row in range(math.ceil(height / 16)):
-            for column in range(math.ceil(width / 16)):
-                patch = np.zeros((16, 16, 3), np.uint8)
-                for y in range(min(16, height - row * 16)):
-                    for x in range(min(16, width - column * 16)):
-                        patch[y, x] = image[row * 16 + y, column * 16 + x]
-                grid = [row, column, math.ceil(height / 16), math.ceil(width / 16)]
-                tokens.append(self.token("image", None, patch=patch, grid=grid))
+        for row in range(rows):
+            for column in range(columns):
+                shown = np.zeros((cell, cell, 3), np.uint8)
+                for y in range(min(cell, height - row * cell)):
+                    for x in range(min(cell, width - column * cell)):
+                        shown[y, x] = image[row * cell + y, column * cell + x]
+                name, field = ("image", "patch") if cell == 16 else ("frame", "pixels")
+                grid, size = [row, column, rows, columns], [rows, columns]
+                known = {field: shown, "grid": grid, "host_size": size}
+                tokens.append(self.token(name, None, **known))
         return tokens
 
     def number(self, x: float, i: int, low: float | None, high: float | None, act: bool) -> Token:
@@ -62,7 +65,7 @@ class SlowSerializer:
         value = (bin_ + 0.5) / 512 - 1 if act else min(max(unit, -3.0), 3.0)
         return self.token("continuous", bin_, value=value, dimension=i)
 
-    def leaf(self, space: Any, value: Any, role: str) -> list[Token]:
+    def leaf(self, space: Any, value: Any, role: str, path: str) -> list[Token]:
         act = role == "action"
         match space:
             case spaces.Text():
@@ -83,7 +86,8 @@ class SlowSerializer:
                 pairs = zip(np.ravel(value), np.ravel(space.nvec), strict=True)
                 return [t for v, n in pairs for t in self.digits(int(v), int(n))]
         if space.dtype == np.uint8 and not act:
-            return self.image(value)
+            frames = value if path.endswith("stack") else [value]
+            return [t for frame in frames for t in self.image(frame, self.options.frame_cell)]
         numbers = np.ravel(value).astype(float).tolist()
         if act:
             low, high = np.ravel(space.low).tolist(), np.ravel(space.high).tolist()
@@ -112,12 +116,12 @@ class SlowSerializer:
     def step(self, task: TaskSpec, observed: Any, acted: Mapping[str, Any]) -> list[Token]:
         tokens: list[Token] = []
         for path, space in sorted(flatten_space(task.observation_space, "observation").items()):
-            tokens += self.leaf(space, observed[path], "observation")
+            tokens += self.leaf(space, observed[path], "observation", path)
         for i, token in enumerate(tokens):
             token["local"] = i + 1
         tokens.append(self.mark("<sep>"))
         for path, space in sorted(flatten_space(task.action_space, "action").items()):
-            for token in self.leaf(space, acted[path], "action"):
+            for token in self.leaf(space, acted[path], "action", path):
                 tokens.append({**token, "target": 1.0})
             if isinstance(space, spaces.Text):
                 tokens.append(self.mark("<eos>", 1.0))
@@ -165,6 +169,7 @@ TASK = TaskSpec(
             "z": spaces.Box(-np.inf, np.inf, (2, 7), np.float32),
             "camera": spaces.Box(0, 255, (24, 32, 3), np.uint8),
             "depth": spaces.Box(0, 255, (16, 16), np.uint8),
+            "stack": spaces.Box(0, 255, (2, 20, 17), np.uint8),
             "a": spaces.Tuple(
                 [
                     spaces.Discrete(5, start=-2),
@@ -239,10 +244,11 @@ OPTIONS = [
     CodecOptions(),
     CodecOptions(observations="vector", vector_group=5),
     CodecOptions(scales="mu_law"),
+    CodecOptions(frame_cell=32),
 ]
 
 
-@pytest.fixture(params=OPTIONS, ids=["scalar", "vector", "mu_law"])
+@pytest.fixture(params=OPTIONS, ids=["scalar", "vector", "mu_law", "frame"])
 def pair(request: pytest.FixtureRequest, text_model: bytes) -> tuple[Serializer, SlowSerializer]:
     fast = Serializer(request.param, {"text": {"text.model": text_model}})
     fast.add_task(TASK)

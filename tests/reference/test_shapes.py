@@ -26,6 +26,7 @@ def embedder(name: str, **options) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     [
         ("image", {"embedder": "patch"}),
         ("image", {"embedder": "conv"}),
+        ("frame", {}),
         ("continuous", {}),
         ("vector", {}),
     ],

@@ -308,6 +308,10 @@ def test_images_are_bytes_of_the_declared_shape(wrong):
         (spaces.Box(0, 255, (80, 80, 3), np.uint8), "observation", "vector", "image"),
         (spaces.Box(0, 255, (80, 80), np.uint8), "observation", "scalar", "image"),
         (spaces.Box(0, 255, (8, 8, 3), np.uint8), "observation", "scalar", "continuous"),
+        (spaces.Box(0, 255, (4, 84, 84), np.uint8), "observation", "scalar", "image"),
+        (spaces.Box(0, 255, (4, 20, 20, 3), np.uint8), "observation", "scalar", "image"),
+        (spaces.Box(0, 255, (17, 20, 20), np.uint8), "observation", "scalar", "continuous"),
+        (spaces.Box(0, 255, (20, 20, 4), np.uint8), "observation", "scalar", "continuous"),
         (spaces.Discrete(5, start=2), "action", "scalar", "discrete"),
         (spaces.MultiBinary((2, 3)), "observation", "vector", "discrete"),
         (spaces.MultiDiscrete([[9, 6, 4]] * 7), "observation", "vector", "symbols"),
@@ -342,6 +346,8 @@ def test_a_space_that_nothing_reads_is_refused():
         codec(spaces.Sequence(spaces.Discrete(2)), "observation", CodecOptions(), "toy: key")
     with pytest.raises(ValueError, match="scalar or vector; got 'vectors'"):
         CodecOptions(observations="vectors")
+    with pytest.raises(ValueError, match="one of 16, 32, 64; got 24"):
+        CodecOptions(frame_cell=24)
     with pytest.raises(ValueError, match="quantile or mu_law; got 'none'"):
         CodecOptions(scales="none")
 
