@@ -66,8 +66,8 @@ class PackedMeta:
         kernel = packed_backend(document.device.type, dtype, row_length, head_dim)
         if kernel not in kernels.FLASH:
             mask = packed_mask(document.view(rows, row_length), window)
-        if kernel == "products":
-            mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
+            if kernel == "products":
+                mask = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -math.inf)
         return cls(rows, row_length, batch.cu_seqlens, window, kernel, mask)
 
 
@@ -121,7 +121,7 @@ def attend_cached(
         window: tokens a query sees, itself included.
     """
     mask = cached_mask(key_position, query_position, window)
-    return attend_masked(q, k_cache, v_cache, mask)
+    return attend_masked(q, k_cache.transpose(1, 2), v_cache.transpose(1, 2), mask)
 
 
 def cached_mask(key_position: Tensor, query_position: Tensor, window: int) -> Tensor:
@@ -135,12 +135,11 @@ def cached_mask(key_position: Tensor, query_position: Tensor, window: int) -> Te
 
 
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Return (B, Q, H, K) for q (B, Q, H, K), k and v (B, S, G, K), mask (B, 1, Q, S)."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return _sdpa(q, k, v, mask).transpose(1, 2)
+    """Return (B, Q, H, K) for q (B, Q, H, K), k and v (B, G, S, K), mask (B, 1, Q, S)."""
+    return _sdpa(q.transpose(1, 2), k, v, mask).transpose(1, 2)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def packed_backend(
     device_type: str,
     dtype: torch.dtype,
@@ -182,7 +181,8 @@ def _varlen(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
     # One tensor object for both: cuDNN takes a causal window only if it is told so.
     cu, longest = meta.cu_seqlens, meta.row_length
     with _by(meta.kernel):
-        return varlen_attn(q, k, v, cu, cu, longest, longest, **extra)
+        out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, **extra)
+        return out
 
 
 def _by(kernel: str) -> contextlib.AbstractContextManager[None]:
@@ -205,7 +205,7 @@ def _flash_attn(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
     )
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _varlen_accepts(parameter: str) -> bool:
     from torch.nn.attention.varlen import varlen_attn
 

@@ -127,7 +127,7 @@ def _choose(wish: str, case: Case) -> tuple[str, str]:
     common = _no_flash(case)
     if common is not None:
         return "sdpa", f"{common}; one mask per batch"
-    told = []
+    told: list[str] = []
     for kernel in ("fa3", "fa4", "varlen", "flash_attn"):
         if kernel in HOOKS and not _at_home(kernel):
             continue  # nothing to tell
@@ -188,7 +188,7 @@ def _no_cudnn(case: Case) -> str | None:
         return f"torch {torch.__version__} cannot be told to take cuDNN; 2.14 can"
     if torch.version.hip is not None or _capability()[0] not in (9, 10):
         return "cuDNN's kernel is for compute capability 9 and 10"
-    found = torch.backends.cudnn.version() or 0
+    found = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
     return None if found >= 91800 else f"cuDNN 9.18 is needed; got {found}"
 
 
@@ -247,7 +247,7 @@ def _missing(module: str) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def honours_sdpa_kernel() -> bool:
     """Return whether varlen_attn prefers cuDNN, and obeys `sdpa_kernel` (torch 2.14 and later)."""
     found = re.match(r"(\d+)\.(\d+)", torch.__version__)
