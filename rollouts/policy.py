@@ -41,10 +41,10 @@ class _Row:
     generator: np.random.Generator
     together: int | None
     """How many ids of an action come from one forward; None where each waits for the last."""
-    execute: int
-    """Actions taken of a chunk before the next is decided."""
     kappa: float
     """How far the return to come is tilted upwards, where the task is conditioned on it."""
+    execute: int
+    """Actions taken of a chunk before the next is decided."""
     steps: int = 0
     """Decisions in memory."""
     pending: list[TokenSequence] = field(default_factory=list)
