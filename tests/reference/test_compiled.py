@@ -1,7 +1,7 @@
 """What is compiled is one graph: no breaks, and none anew for other documents in rows of one size.
 
-Compiled for no backend ("eager"), so that only the tracing is put to the test, in seconds; tests/gpu
-compiles in earnest.
+Compiled for no backend ("eager"), so that only the tracing is put to the test, in seconds;
+tests/gpu compiles in earnest.
 """
 
 from __future__ import annotations
@@ -83,9 +83,10 @@ def test_all_blocks_of_a_model_are_one_graph_with_gradients(make_model, make_bat
                 m.zero_grad()
                 with bf16(half):
                     m(batch).float().square().mean().backward()
-            for p, q in zip(model.parameters(), twin.parameters(), strict=True):
-                assert p.grad is not None
-                assert error(p.grad, q.grad) < (6e-2 if half else 1e-4)
+            got, expected = (
+                torch.cat([p.grad.flatten() for p in m.parameters()]) for m in (model, twin)
+            )
+            assert error(got, expected) < (3e-2 if half else 1e-5)
     assert counter.frame_count == 1
 
 
