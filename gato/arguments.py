@@ -182,9 +182,14 @@ def _classify(p: Parser) -> None:
 
 
 def _bench(p: Parser) -> None:
-    p.add_argument(
-        "names", nargs="*", metavar="NAME", help="serializer, train, rollout, data, collect"
-    )
+    about = "a bench; those of a minute or less where none is named; list: what there are"
+    p.add_argument("names", nargs="*", metavar="NAME", help=about)
+    p.add_argument("--repeats", type=whole(1), default=5, help="of everything measured (5)")
+    p.add_argument("--save", type=Path, metavar="FILE", help="write what was measured as a record")
+    about = "with a record: exit code 1 where something became slower beyond noise"
+    p.add_argument("--compare", type=Path, metavar="FILE", help=about)
+    about = "change from which on a difference that is no chance is told (0.1)"
+    p.add_argument("--tolerance", type=share, default=0.1, metavar="SHARE", help=about)
     add_attention(p)
     add_json(p)
 

@@ -1,12 +1,16 @@
 """`gato bench`: speed beside a baseline, on made-up tasks.
 
-Everything is measured beside a baseline on the same machine in the same minute, block by block in
-turns, and the medians are reported. No simulator takes part, so it runs wherever gato does; all
-but the last two, which take long and are measured only where they are named.
+Everything is measured beside a baseline on the same machine in the same minute, in turns, and the
+medians over the repeats are reported with their spread; beside each figure stands its floor, where
+one is known: what it would be if only the operations or bytes that the work cannot do without cost
+time, at this machine's measured peak. No simulator takes part, but in `collect`, so the benches run
+wherever gato does. Where none is named, those run that take less than a minute or two.
 
-    serializer   tokens/s of one core       beside the floor that the design asks for
+    serializer   tokens/s of one core       beside what is asked of it
     train        tokens/s of the trainer    beside forward, backward and step on batches at hand
     rollout      steps/s of 8 rows, cached  beside one row, the whole context anew for every token
+    latency      milliseconds of one live decision   beside what 20 Hz leaves
+    attention    every kernel that this machine has  beside SDPA with a mask
     data         speed and memory of reading   see `gato.bench_data`
     collect      episodes/s of two workers  beside one, from the command to complete stores
 """
@@ -14,60 +18,96 @@ but the last two, which take long and are measured only where they are named.
 from __future__ import annotations
 
 import difflib
-import os
-import platform
+import importlib
+import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from gato.bench_collect import collect_bench
+from gato import bench_machine
 from gato.bench_common import Result
-from gato.bench_data import data_bench
-from gato.bench_rollout import rollout_bench
-from gato.bench_serializer import serializer_bench
-from gato.bench_train import train_bench
 
-BENCHES: dict[str, Callable[[int], list[Result]]] = {
-    "serializer": serializer_bench,
-    "train": train_bench,
-    "rollout": rollout_bench,
-    "data": data_bench,
-    "collect": collect_bench,
+
+@dataclass(frozen=True)
+class Bench:
+    """One bench: `NAME_bench` of the module `gato.bench_NAME`."""
+
+    about: str
+    seconds: int
+    """What it takes on two CPU cores, with `REPEATS`."""
+    always: bool = True
+    """Whether it runs where none is named."""
+
+    @staticmethod
+    def run(name: str, repeats: int) -> list[Result]:
+        """Return what the bench of this name measured."""
+        found: Callable[[int], list[Result]]
+        found = getattr(importlib.import_module(f"gato.bench_{name}"), f"{name}_bench")
+        return found(repeats)
+
+
+BENCHES = {
+    "serializer": Bench("tokens/s of writing whole episodes, one core", 5),
+    "train": Bench("tokens/s of the trainer, beside a bare loop on batches at hand", 40),
+    "rollout": Bench("steps/s of rows decided together with a cache, beside the plain loop", 30),
+    "data": Bench("speed and memory of reading stores, small and of ten million steps", 90, False),
+    "collect": Bench("episodes/s of two workers of three simulators", 150, False),
 }
-LONG = ("data", "collect")
-"""Those that take a minute or more."""
+REPEATS = 5
 
 
-def run(names: Sequence[str] = (), repeats: int = 5) -> dict[str, Any]:
-    """Return what the benches `names` measured; where none is named, all without simulators.
+def run(
+    names: Sequence[str] = (),
+    repeats: int = REPEATS,
+    told: Callable[[str], object] = lambda message: None,
+) -> dict[str, Any]:
+    """Return what the benches `names` measured; where none is named, those that are quick.
+
+    A bench that fails is told and named in the record; the others run.
+
+    Args:
+        names: of `BENCHES`.
+        repeats: of everything measured.
+        told: takes a line before each bench, and one where something spoils what is measured.
 
     Raises:
         ValueError: for a name that is no bench, with the closest.
     """
+    chosen = list(dict.fromkeys(names)) or [n for n, bench in BENCHES.items() if bench.always]
+    check_names(chosen)
+    device, machine = bench_machine.device(), bench_machine.machine()
+    record: dict[str, Any] = {
+        "name": " ".join(chosen),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "hardware": bench_machine.in_words(machine),
+        "machine": machine,
+        "versions": bench_machine.versions(),
+        "warning": bench_machine.warning(machine),
+        "peaks": bench_machine.peaks(device),
+        "repeats": repeats,
+        "seconds": {},
+        "failed": {},
+        "results": [],
+    }
+    if record["warning"]:
+        told(record["warning"])
+    for name in chosen:
+        told(f"{name}: {BENCHES[name].about}")
+        begun = time.perf_counter()
+        try:
+            record["results"] += BENCHES[name].run(name, repeats)
+        except Exception as error:
+            if len(chosen) == 1:
+                raise
+            record["failed"][name] = f"{type(error).__name__}: {error}"
+            told(f"{name} failed: {record['failed'][name]}")
+        record["seconds"][name] = round(time.perf_counter() - begun, 1)
+    return record
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise ValueError for a name that is no bench, with the closest."""
     for name in names:
         if name not in BENCHES:
             close = difflib.get_close_matches(name, BENCHES) or list(BENCHES)
             raise ValueError(f"expected a bench, such as {' or '.join(close)}; got {name!r}")
-    chosen = list(dict.fromkeys(names)) or [name for name in BENCHES if name not in LONG]
-    packages = ("gato", "torch", "numpy", "gymnasium")
-    return {
-        "name": " ".join(chosen),
-        "hardware": _hardware(),
-        "versions": {"python": platform.python_version(), **{p: _version(p) for p in packages}},
-        "results": [result for name in chosen for result in BENCHES[name](repeats)],
-    }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except ImportError:
-        return "not installed"
-
-
-def _hardware() -> str:
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{gpu}"

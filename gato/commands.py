@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from gato.printing import print_json, print_table
+from gato.printing import print_json
 
 Arguments = argparse.Namespace
 
@@ -84,16 +84,3 @@ def _image(path: Path) -> Any:
     from gato.terminal import read_image
 
     return read_image(path)
-
-
-def bench(chosen: Arguments) -> None:
-    """Measure speed."""
-    from gato import kernels
-    from gato.bench import run
-
-    kernels.use(chosen.attention)
-    result = run(chosen.names)
-    if chosen.json:
-        print_json(result)
-    else:
-        print_table(result["results"], result["name"])
