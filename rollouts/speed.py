@@ -1,0 +1,95 @@
+"""How fast episodes are played, and what the time goes into.
+
+    wall clock    | model | waiting for simulators | the rest: messages, dealing out, starting |
+    each worker   | simulator ........ | idle |
+
+Where the model takes most of it, a larger batch or fewer workers help; where waiting does, more
+workers or cores.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class Speed:
+    """Filled in while `runner.run` plays; read at any time, also by another thread."""
+
+    workers: int = 0
+    """Processes that step simulators; with 0, this one does."""
+    steps: int = 0
+    """Actions taken, those of episodes that are played once more included."""
+    batches: int = 0
+    """Times that the model was asked for the actions of some rows."""
+    model_seconds: float = 0.0
+    simulator_seconds: float = 0.0
+    """Steps, resets and starts of environments, and what experts thought, all workers together."""
+    waiting_seconds: float = 0.0
+    """In which this process had nothing to decide; with 0 workers, in which it was a simulator."""
+    _began: float | None = None
+    _seconds: float = 0.0
+
+    @contextmanager
+    def running(self, workers: int) -> Iterator[None]:
+        """Measure the whole."""
+        self.workers, self._began = workers, time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds, self._began = self.seconds, None
+
+    @contextmanager
+    def model(self) -> Iterator[None]:
+        """Count what is inside as the model's."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.model_seconds += time.perf_counter() - began
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count what is inside as waiting."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.waiting_seconds += time.perf_counter() - began
+
+    @property
+    def seconds(self) -> float:
+        """Wall clock until now, or the end."""
+        if self._began is None:
+            return self._seconds
+        return self._seconds + time.perf_counter() - self._began
+
+    def figures(self) -> dict[str, Any]:
+        """Return all of it as JSON-able data."""
+        seconds = self.seconds
+        return {
+            "steps": self.steps,
+            "seconds": round(seconds, 3),
+            "steps_per_second": round(self.steps / seconds, 1) if seconds else 0.0,
+            "model_seconds": round(self.model_seconds, 3),
+            "simulator_seconds": round(self.simulator_seconds, 3),
+            "waiting_seconds": round(self.waiting_seconds, 3),
+            "workers": self.workers,
+            "mean_batch": round(self.steps / self.batches, 2) if self.batches else 0.0,
+        }
+
+    def __str__(self) -> str:
+        """Return it in one line."""
+        found = self.figures()
+        seconds = found["seconds"] or 1.0
+        model, waiting = (found[f"{k}_seconds"] / seconds for k in ("model", "waiting"))
+        simulators = found["simulator_seconds"] / seconds
+        return (
+            f"{found['steps_per_second']:,.0f} steps/s; model {model:.0%} of the time, waiting for "
+            f"simulators {waiting:.0%}; simulators {simulators:.2f} of {max(self.workers, 1)} busy; "
+            f"{found['mean_batch']:.1f} rows a batch"
+        )
