@@ -69,6 +69,26 @@ def test_orthogonalised_matrices_have_singular_values_near_one(shape):
     assert orthogonalise(torch.zeros(1, 4, 4)).abs().max() == 0
 
 
+@pytest.mark.parametrize("shape", [(4, 128, 1024), (2, 96, 24), (3, 16, 32)])
+@pytest.mark.parametrize("rank", [None, 3])
+def test_long_matrices_are_orthogonalised_as_the_plain_iteration_does_it(shape, rank):
+    n, a, b = shape
+    generator = torch.Generator().manual_seed(0)
+    matrices = torch.randn(shape, generator=generator)
+    if rank:  # the momentum of a real layer has few large directions, and many that are almost 0
+        left = torch.randn(n, a, rank, generator=generator)
+        matrices = left @ torch.randn(n, rank, b, generator=generator) + 1e-3 * matrices
+    expected = matrices.double()
+    expected = expected / expected.norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = expected @ expected.mT
+        expected = 3.4445 * expected + (-4.7750 * gram + 2.0315 * gram @ gram) @ expected
+    error = (orthogonalise(matrices) - expected).norm() / expected.norm()
+    assert error < 2e-3
+    rough = (expected.float().bfloat16().float() - expected).norm() / expected.norm()
+    assert error < rough  # nearer than bf16 can say it
+
+
 def test_muon_is_momentum_orthogonalised():
     parameter = nn.Parameter(torch.randn(4, 6, generator=torch.Generator().manual_seed(1)))
     muon = Muon([parameter], lr=0.1, weight_decay=0.01, momentum=0.9)
