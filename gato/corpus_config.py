@@ -24,6 +24,9 @@ class CorpusConfig:
     window: int = 0
     """Steps per episode window; 0 takes as many as fit in a row. The policy's memory is the same
     number of steps, so that what is trained is what is deployed."""
+    start: float = 0.0
+    """Probability that a window begins where its episode does, as the memory does at rollout; else
+    it begins anywhere. 1 is for rows that hold whole episodes, see `ModelConfig.window`."""
     prompt: float = 0.25
     """Probability that a window is preceded by steps of another episode of the same task."""
     prompt_steps: int = 1
@@ -73,7 +76,12 @@ class CorpusConfig:
                 f"corpus {self.name!r}: joint must not be negative, and 0 where returns are "
                 f"predicted; got {self.joint}"
             )
-        for name in ("prompt", "hide_actions"):
+        if self.start == 1.0 and self.window:
+            raise ValueError(
+                f"corpus {self.name!r}: windows of {self.window} steps that all begin at step 0 "
+                f"(start = 1) leave out the steps behind them; take window = 0 or a lower start"
+            )
+        for name in ("start", "prompt", "hide_actions"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"corpus {self.name!r}: {name} is a probability")
 
@@ -114,7 +122,10 @@ class CorpusConfig:
         return power
 
 
-_OF_EPISODES = ("window", "prompt", "prompt_steps", "hide_actions", "temperature", "kappa", "joint")
+_OF_EPISODES = (
+    *("window", "start", "prompt", "prompt_steps", "hide_actions", "temperature", "kappa"),
+    "joint",
+)
 
 
 def without_effect(config: CorpusConfig, *, episodes: bool) -> list[str]:

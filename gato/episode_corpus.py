@@ -85,12 +85,8 @@ class EpisodeCorpus:
     def sample(self, rng: np.random.Generator, limit: int) -> TokenSequence:
         which = pick(rng, len(self.stores), self._shares)
         store, items = self.stores[which], self.items[which]
-        # one draw over all steps: every logged step is as likely as any other
-        ends = self._ends[which]
-        step = int(rng.integers(ends[-1]))
-        place = int(np.searchsorted(ends, step, side="right"))
+        place, within = self._place(rng, which)
         index = int(items[place])
-        within = step - int(ends[place] - store.lengths[index])
         written, at = self._written(which, index, within, limit)
         head = written.head
         parts, used = [head], len(head)
@@ -102,11 +98,40 @@ class EpisodeCorpus:
                 parts.append(piece)
                 used += len(piece)
         stop = self._stop(written, at, limit - used, store)
+        if self.config.start == 1.0:
+            self._require_whole(which, index, written, stop - at, limit)
         parts.append(written.window(at, stop))
         sequence = concatenate(parts)
         if self.config.hide_actions > 0:
             sequence = self._hide(sequence, rng)
         return sequence
+
+    def _place(self, rng: np.random.Generator, which: int) -> tuple[int, int]:
+        """Return the place of an episode among a store's items, and the step to begin at."""
+        if self.config.start and rng.random() < self.config.start:
+            return int(rng.integers(len(self.items[which]))), 0
+        # one draw over all steps: every logged step is as likely as any other
+        ends = self._ends[which]
+        step = int(rng.integers(ends[-1]))
+        place = int(np.searchsorted(ends, step, side="right"))
+        length = int(self.stores[which].lengths[self.items[which][place]])
+        return place, step - int(ends[place] - length)
+
+    def _require_whole(
+        self, which: int, index: int, written: SerializedEpisode, steps: int, limit: int
+    ) -> None:
+        """Raise ValueError where steps behind a row's end would never be trained on."""
+        store = self.stores[which]
+        if steps == store.lengths[index] and self._even(which):  # the first tells it for all
+            index = int(self.items[which][store.lengths[self.items[which]].argmax()])
+            steps = (limit - len(written.head)) // self._step_tokens(written, 0)
+        length = int(store.lengths[index])
+        if steps < length:
+            raise ValueError(
+                f"corpus {self.config.name!r}: start = 1 is for rows that hold whole episodes, and "
+                f"of the {length} steps of episode {index} of {store.path} only {steps} fit in a "
+                f"row of {limit} tokens; take a longer model.context, or a lower start"
+            )
 
     def _prompt(self, which: int, index: int, rng: np.random.Generator) -> TokenSequence:
         """Return the prompt steps of an episode: its end or, half the time, anywhere."""

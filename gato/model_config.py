@@ -30,7 +30,9 @@ class ModelConfig:
     kv_heads: int | None = None
     """Number of key and value heads, a divisor of `heads`; None means as many as `heads`."""
     window: int | None = None
-    """Tokens a query sees, itself included, in training and at rollout; None means its document."""
+    """Tokens a query sees, itself included, in training and at rollout; None means its document in
+    training and the last `context` tokens at rollout. With a window, episodes that fit in a row are
+    trained as they are rolled out, however much longer than the window they are."""
     local_positions: int = 512
     """Rows of the learned table of positions inside a step; later tokens share the last row."""
     qk_norm: bool = False
@@ -71,8 +73,12 @@ class ModelConfig:
                 raise ValueError(f"{name} must be even; got {getattr(self, name)}.")
         if self.ffn not in FFN_KINDS:
             raise ValueError(f"ffn must be one of {', '.join(FFN_KINDS)}; got {self.ffn!r}.")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1 or None; got {self.window}.")
+        if self.window is not None and not 1 <= self.window <= self.context:
+            raise ValueError(
+                f"window must be from 1 to context={self.context}, the tokens of a row, or None; "
+                f"got {self.window}. No token is ever trained to see more than its row holds: "
+                "take a longer context."
+            )
         if self.soft_bins < 0 or self.loss_chunk < 0:
             raise ValueError(
                 "soft_bins and loss_chunk must be at least 0; "
