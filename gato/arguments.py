@@ -62,6 +62,7 @@ def _show(p: Parser) -> None:
     p.add_argument("--codec", help="scalar (Gato's, the default) or vector observations")
     p.add_argument("--checkpoint", type=Path, help="show what this model reads")
     p.add_argument("--returns", action="store_true", help="with the return to come in every step")
+    p.add_argument("--joint", type=whole(0), default=0, metavar="C", help="actions beside a step")
     p.add_argument("--pairs", type=whole(1), default=1, help="captions in one sequence")
     add_import(p)
     add_seed(p)

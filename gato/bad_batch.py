@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 from gato.distributed import World
 from gato.envs.files import atomic_file, write_atomically
 from gato.tokenizers.serializer import Serializer
-from gato.tokenizers.stream import TokenBatch, TokenSequence
+from gato.tokenizers.stream import JointTargets, TokenBatch, TokenSequence
 
 _LISTED = 100  # documents named at most
 
@@ -173,7 +173,8 @@ def read(folder: Path, index: int, serializer: Serializer) -> TokenSequence:
         raise ValueError(f"expected a bad batch in {folder}: {error}") from error
     ids = batch["inputs"][start:stop].astype(np.int32)
     target = np.zeros(len(batch["inputs"]), np.float32)
-    target[batch["target_at"]] = batch["target_weight"]
+    slot = batch.get("target_slot", np.zeros(len(batch["target_at"]), np.int64))
+    target[batch["target_at"][slot == 0]] = batch["target_weight"][slot == 0]
     payload: dict[str, dict[str, np.ndarray]] = {}
     for key, values in batch.items():
         if key.startswith("payload."):
@@ -181,9 +182,19 @@ def read(folder: Path, index: int, serializer: Serializer) -> TokenSequence:
             payload.setdefault(modality, {})[name] = values
     owners = [serializer.layout.owner(int(i)) if i >= 0 else None for i in ids]
     modality = np.array([serializer.number.get(owner or "", 0) for owner in owners], np.uint8)
-    whole = TokenSequence(batch["inputs"], target, batch["local"], target, payload)
-    found = whole.slice(start, stop).payload
-    for name, rows in found.items():
+    joint = _joint(batch, np.flatnonzero(slot))
+    whole = TokenSequence(batch["inputs"], target, batch["local"], target, payload, joint=joint)
+    cut = whole.slice(start, stop)
+    for name, rows in cut.payload.items():
         modality[rows["at"][ids[rows["at"]] < 0]] = serializer.number[name]
     local = batch["local"][start:stop].astype(np.int16)
-    return TokenSequence(ids, modality, local, target[start:stop], found)
+    return replace(cut, ids=ids, modality=modality, local=local)
+
+
+def _joint(batch: Mapping[str, np.ndarray], which: np.ndarray) -> JointTargets | None:
+    """Return those targets of a batch which are joint, in the order of a sequence."""
+    if not len(which):
+        return None
+    which = which[np.lexsort((batch["target_slot"][which], batch["target_at"][which]))]
+    names = ("at", "slot", "ids", "modality", "weight")
+    return JointTargets(*(batch[f"target_{name}"][which] for name in names))

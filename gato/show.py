@@ -25,7 +25,7 @@ from gato.envs.score import RandomExpert
 from gato.envs.store import EpisodeStore, open_store
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.spaces import CodecOptions
-from gato.tokenizers.stream import TokenSequence, concatenate
+from gato.tokenizers.stream import JointTargets, TokenSequence, concatenate
 from gato.tokenizers.task_codec import History, to_come
 from gato.tokenizers.text import MODEL_FILE, train_text_model
 
@@ -48,6 +48,7 @@ def show(
     codec: str | None = None,
     checkpoint: str | Path | None = None,
     returns: bool = False,
+    joint: int = 0,
     pairs: int = 1,
 ) -> list[dict[str, Any]]:
     """Return the tokens of a task's or store's example: one dict of plain values each.
@@ -61,6 +62,8 @@ def show(
         codec: ``scalar`` (the default) or ``vector``.
         checkpoint: write the tokens as this model reads them, instead of by `codec`.
         returns: write the return to come before every action; a checkpoint says so itself.
+        joint: actions predicted beside every step, which is its observation alone; a checkpoint
+            says so itself.
         pairs: captions, or questions about pictures, from `index` on, as one sequence.
 
     Raises:
@@ -70,8 +73,8 @@ def show(
         raise ValueError(f"expected at least 1 step; got {steps}.")
     if checkpoint is not None and codec is not None:
         raise ValueError("expected a codec or a checkpoint, which has its own; got both.")
-    if checkpoint is not None and returns:
-        raise ValueError("expected returns or a checkpoint, which says so itself; got both.")
+    if checkpoint is not None and (returns or joint):
+        raise ValueError("expected returns, joint or a checkpoint, which says so itself; got both.")
     if pairs < 1:
         raise ValueError(f"expected at least 1 as pairs; got {pairs}.")
     folder = Path(what)
@@ -93,21 +96,26 @@ def show(
         episode = _played(spec, steps, seed)
     serializer = _serializer(list(_episode_texts(spec, episode)), codec, checkpoint)
     if checkpoint is None:
-        serializer.add_task(spec, history=_history(episode) if returns else None)
+        due = _returns(episode) if returns else None
+        serializer.add_task(spec, history=History(0, joint > 0, returns=due, joint=joint))
     written = serializer.episode(episode)
     return describe(
         serializer, concatenate([written.head, written.window(0, min(steps, len(written)))])
     )
 
 
-def _history(episode: Episode) -> History:
-    """Return the history of a task that is conditioned on the returns to come of one episode."""
+def _returns(episode: Episode) -> tuple[float, float]:
+    """Return between what the returns to come of one episode lie."""
     pool = to_come(episode.rewards)
-    return History(returns=(min(0.0, float(pool.min())), float(pool.max())))
+    return min(0.0, float(pool.min())), float(pool.max())
 
 
 def describe(serializer: Serializer, sequence: TokenSequence) -> list[dict[str, Any]]:
-    """Return one dict per token: position, modality, id, value, target and local."""
+    """Return one dict per token: position, modality, id, value, target and local.
+
+    Where ids are predicted beside the stream, they follow the token beside which they stand, with
+    its position, and all have a ``slot``.
+    """
     rows: list[dict[str, np.ndarray]] = [{} for _ in range(len(sequence))]
     for payload in sequence.payload.values():
         fields = {k: v for k, v in payload.items() if k != "at"}
@@ -135,13 +143,39 @@ def describe(serializer: Serializer, sequence: TokenSequence) -> list[dict[str, 
                 "local": int(sequence.local[p]),
             }
         )
-    return tokens
+    if sequence.joint is None:
+        return tokens
+    beside = _beside(serializer, sequence.joint)
+    return [row for t in tokens for row in ({**t, "slot": None}, *beside.get(t["position"], ()))]
+
+
+def _beside(serializer: Serializer, joint: JointTargets) -> dict[int, list[dict[str, Any]]]:
+    """Return by position what is predicted beside the token there."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for at, slot, token, number in zip(
+        joint.at, joint.slot, joint.ids, joint.modality, strict=True
+    ):
+        name = serializer.names[int(number)]
+        modality, local = serializer.modalities[name], int(token) - serializer.offset[name]
+        row = {k: v[0] for k, v in modality.rows_of(np.array([local]), {}, 0).items()}
+        found.setdefault(int(at), []).append(
+            {
+                "position": int(at),
+                "modality": name,
+                "id": int(token),
+                "value": modality.describe(local, row, serializer.net_options().get(name, {})),
+                "target": True,
+                "local": None,
+                "slot": int(slot),
+            }
+        )
+    return found
 
 
 def table(tokens: list[dict[str, Any]], console: Console) -> None:
     """Print tokens as a table; those the model learns to predict stand out."""
     shown = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("position", "modality", "id", "value", "target", "local"):
+    for heading in tokens[0]:
         shown.add_column(heading, justify="left" if heading in ("modality", "value") else "right")
     for token in tokens:
         cells = ["" if v is None else _cell(v) for v in token.values()]

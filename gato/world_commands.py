@@ -200,6 +200,7 @@ def show(chosen: Arguments) -> None:
         codec=chosen.codec,
         checkpoint=chosen.checkpoint,
         returns=chosen.returns,
+        joint=chosen.joint,
         pairs=chosen.pairs,
     )
     if chosen.json:

@@ -40,6 +40,10 @@ class History:
     joint: int = 0
     """Steps whose actions are all predicted from one hidden state; 0 for one id after another."""
 
+    def __post_init__(self) -> None:
+        if self.joint < 0:
+            raise ValueError(f"joint must be at least 0; got {self.joint}")
+
     @property
     def bare(self) -> bool:
         """Whether a step is its observation alone: actions are predicted beside it, never shown."""
