@@ -23,6 +23,7 @@ def evaluate(chosen: Arguments) -> int:
     from gato.envs.files import make_folder
     from gato.envs.readers.video import require_av
     from gato.rollouts.evaluate import evaluate as run
+    from gato.rollouts.speed import Speed
     from gato.rollouts.video import Recorder
 
     for option in ("json", "report"):
@@ -33,8 +34,15 @@ def evaluate(chosen: Arguments) -> int:
     player, ids = _player(chosen)
     wanted = chosen.video is not None or chosen.report is not None
     recorder = Recorder(chosen.video_episodes) if wanted else None
+    speed = Speed()
     with progress_bar() as bar:
         bars = {task: bar.add_task(task, total=chosen.episodes) for task in ids}
+        whole = bar.add_task("all", total=chosen.episodes * len(ids))
+
+        def progress(task: str, played: int, wanted: int) -> None:
+            bar.update(bars[task], completed=played)
+            bar.update(whole, advance=1, description=str(speed))
+
         result = run(
             player,
             ids,
@@ -47,7 +55,8 @@ def evaluate(chosen: Arguments) -> int:
             prompt_store=chosen.prompts,
             timeout=chosen.timeout,
             recorder=recorder,
-            progress=lambda task, played, wanted: bar.update(bars[task], completed=played),
+            progress=progress,
+            speed=speed,
         )
     try:  # the figures first: what follows may fail, and must not for a reader who has left
         if chosen.json == "-":
@@ -141,6 +150,8 @@ def _show(result: dict[str, Any], recorder: Recorder, chosen: Arguments) -> None
 
 
 def _print(result: dict[str, Any]) -> None:
+    from gato.rollouts.speed import describe
+
     shown = ("random_score", "expert_score", "mean_return", "success_rate", "expert_normalised")
     rows = [
         {"task": t, **{k: row.get(k) for k in shown}, "failed": len(row["failures"])}
@@ -157,6 +168,8 @@ def _print(result: dict[str, Any]) -> None:
         )
     if found["no_intervals"]:
         print(found["no_intervals"])
+    speed = result["speed"]
+    print(f"{speed['steps']:,} steps in {speed['seconds']:.0f} s: {describe(speed)}")
     for name, why in found["excluded_because"].items():
         print(f"left out of that: {name} ({why})")
 

@@ -34,6 +34,7 @@ from gato.rollouts.agent import Agent, load
 from gato.rollouts.language import evaluate_language
 from gato.rollouts.players import PLAYERS, HostPlayer
 from gato.rollouts.runner import Job, Played, run
+from gato.rollouts.speed import Speed
 from gato.rollouts.statistics import of_task, summary
 from gato.rollouts.video import Recorder
 
@@ -60,6 +61,7 @@ def evaluate(
     timeout: float | None = 600.0,
     progress: Progress | None = None,
     recorder: Recorder | None = None,
+    speed: Speed | None = None,
 ) -> dict[str, Any]:
     """Return scores per task and over tasks, as JSON-able data.
 
@@ -82,6 +84,7 @@ def evaluate(
             process (`workers` 0) nothing ends it.
         progress: see `Progress`.
         recorder: is given the episodes that it makes videos of.
+        speed: is told where the time goes while it does; at the end it is in the result.
 
     Raises:
         ValueError: for an unknown task, one the model does not know, a missing simulator, or
@@ -101,6 +104,7 @@ def evaluate(
     settings["prompt"] = prompts and {"store": str(prompt_store), "steps": prompt_steps}
     logged = seeds[: recorder.per_task] if recorder else ()
     began = time.perf_counter()
+    speed = Speed() if speed is None else speed
     with _threads(threads, workers):
         played = run(
             lambda tasks, draws: player.policy(tasks, temperature, draws, prompts, **tilt),
@@ -110,6 +114,7 @@ def evaluate(
             seed=seed,
             timeout=timeout,
             on_played=_counted(progress, episodes),
+            speed=speed,
         )
     if recorder:
         recorder.episodes += [p for p in played if p.job.logged]
@@ -118,6 +123,7 @@ def evaluate(
         "checkpoint": player.name,
         "settings": settings,
         **_result(specs, played, seed, seconds),
+        "speed": speed.figures(),
     }
 
 

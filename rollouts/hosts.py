@@ -1,7 +1,9 @@
 """Where environments run: worker processes, or this one. Both take and return the same messages.
 
     to a host     (group, [("reset", slot, task, seed) | ("step", slot, action), ...])
-    from a host   (group, [Reply, ...])   in the same order
+    from a host   Answer(group, [Reply, ...], seconds)   replies in the same order
+
+What a worker process observes goes through shared memory where it can (see `shared`).
 
 An action may be `players.Acts`: the host then asks an expert, who may look inside the simulator.
 
@@ -13,11 +15,13 @@ dies, its environments are gone; it is told which slot's command it was at.
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +30,7 @@ from gato.envs import registry
 from gato.envs.check import Inside
 from gato.envs.workers import Pool, WorkerDiedError
 from gato.rollouts.players import Acts, make_actor
+from gato.rollouts.shared import SharedMemory
 
 SPARE = 8
 """Most environments that a host keeps without using them: a simulator may hold 100 MB."""
@@ -40,6 +45,7 @@ class Reply:
 
     slot: Slot
     observation: Any = None
+    """None where the episode has ended."""
     reward: float = 0.0
     ended: bool = False
     success: bool | None = None
@@ -47,6 +53,15 @@ class Reply:
     """The traceback where the environment raised; the episode is over."""
     acted: Any = None
     """What was done in place of `Acts`."""
+
+
+class Answer(NamedTuple):
+    """What became of the commands that one message held."""
+
+    group: Any
+    replies: list[Reply]
+    seconds: float
+    """That carrying them out took."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +83,17 @@ class UnavailableError(ValueError):
 class Host:
     """The environments of some slots, in this process."""
 
-    def __init__(self, tick: Callable[[], None] = lambda: None) -> None:
-        """Start without environments; `tick` is called after each command."""
+    def __init__(
+        self, tick: Callable[[], None] = lambda: None, shared: SharedMemory | None = None
+    ) -> None:
+        """Start without environments; `tick` is called after each command.
+
+        Args:
+            tick: see above.
+            shared: where observations are put, if anywhere.
+        """
         self._tick = tick
+        self._put = shared.put if shared is not None else lambda slot, observation: observation
         self._used: dict[Slot, tuple[str, gym.Env]] = {}
         self._spaces: dict[str, Inside] = {}
         """By task."""
@@ -80,9 +103,11 @@ class Host:
         self._spare: deque[tuple[str, gym.Env]] = deque()
         """Not in use, each with its task; the oldest first."""
 
-    def answer(self, message: tuple[Any, Sequence[Command]]) -> tuple[Any, list[Reply]]:
+    def answer(self, message: tuple[Any, Sequence[Command]]) -> Answer:
         """Carry out a group's commands."""
-        return message[0], self.run(message[1])
+        began = time.perf_counter()
+        replies = self.run(message[1])
+        return Answer(message[0], replies, time.perf_counter() - began)
 
     def run(self, commands: Sequence[Command]) -> list[Reply]:
         """Carry out commands in order."""
@@ -128,7 +153,7 @@ class Host:
         self._inside(slot).require(observation, "reset")
         self._seen[slot] = seed, observation
         self._actors.pop(slot, None)
-        return Reply(slot, observation)
+        return Reply(slot, self._put(slot, observation))
 
     def _inside(self, slot: Slot) -> Inside:
         task, env = self._used[slot]
@@ -159,12 +184,12 @@ class Host:
         require_finite(np.asarray(reward, float), "reward")
         self._inside(slot).require(observation, "a step")
         self._seen[slot] = self._seen[slot][0], observation
-        success = info.get("success")
+        success, ended = info.get("success"), bool(terminated or truncated)
         return Reply(
             slot,
-            observation,
+            None if ended else self._put(slot, observation),  # nobody acts on the last one
             float(reward),
-            bool(terminated or truncated),
+            ended,
             None if success is None else bool(success),
             acted=acted,
         )
@@ -207,15 +232,22 @@ def require_finite(value: Any, name: str) -> None:
 class Hosts:
     """Several hosts working side by side while the model decodes."""
 
-    def __init__(self, workers: int, timeout: float | None = None) -> None:
+    def __init__(
+        self,
+        workers: int,
+        timeout: float | None = None,
+        rooms: Mapping[Slot, int] | None = None,
+    ) -> None:
         """Make the hosts.
 
         Args:
             workers: how many processes; with 0, one host is this process.
             timeout: seconds that one command may take before its worker process is ended.
+            rooms: bytes that an observation of a slot may take in shared memory.
         """
         self._here = Host()
-        make = _serve if workers else lambda tick: self._here.answer
+        self._shared = SharedMemory(rooms) if workers and rooms else None
+        make = partial(_serve, self._shared) if workers else lambda tick: self._here.answer
         self._pool = Pool(workers, make, timeout=timeout)
         self.count = count = self._pool.count
         self._asked: list[deque[tuple[Any, Sequence[Command]]]] = [deque() for _ in range(count)]
@@ -227,7 +259,7 @@ class Hosts:
         self._asked[host].append((group, commands))
         self._pool.send(host, (group, list(commands)))
 
-    def receive(self) -> list[tuple[Any, list[Reply]] | Death]:
+    def receive(self) -> list[Answer | Death]:
         """Return the answers and deaths that are there, at least one.
 
         Raises:
@@ -236,12 +268,15 @@ class Hosts:
         """
         return [self._told(host, answer) for host, answer in self._pool.receive()]
 
-    def _told(self, host: int, answer: Any) -> tuple[Any, list[Reply]] | Death:
+    def _told(self, host: int, answer: Answer | WorkerDiedError) -> Answer | Death:
         asked = self._asked[host]
         if not isinstance(answer, WorkerDiedError):
             _, commands = asked.popleft()
             self._ticks[host] += len(commands)
-            return answer  # type: ignore[no-any-return]
+            if self._shared is not None:
+                for reply in answer.replies:
+                    reply.observation = self._shared.get(reply.observation)
+            return answer
         slots = [command[1] for _, commands in asked for command in commands]
         # a process that can be asked has ticked, and then once per command
         at = answer.ticks - self._ticks[host]
@@ -257,6 +292,8 @@ class Hosts:
         self._here.close()
 
 
-def _serve(tick: Callable[[], None]) -> Callable[[tuple[Any, list[Command]]], Any]:
+def _serve(
+    shared: SharedMemory | None, tick: Callable[[], None]
+) -> Callable[[tuple[Any, list[Command]]], Answer]:
     """Return what answers a worker's messages."""
-    return Host(tick).answer
+    return Host(tick, shared).answer

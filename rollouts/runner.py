@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from gato.envs import registry
 from gato.rollouts.hosts import Command, Death, Hosts, Reply
+from gato.rollouts.shared import room
+from gato.rollouts.speed import Speed
 from gato.telling import tell
 
 
@@ -164,7 +167,7 @@ class _Group:
             hosts.send(death.host, self.number, commands)
         return owed and self.awaited == 0
 
-    def advance(self, hosts: Hosts, seed_of: Callable[[Job], int]) -> list[Played]:
+    def advance(self, hosts: Hosts, seed_of: Callable[[Job], int], speed: Speed) -> list[Played]:
         """Act for every row, start the next episodes; return those that ended."""
         assert self.policy is not None
         ended = [i for i, row in enumerate(self.rows) if row.observation is None]
@@ -180,9 +183,12 @@ class _Group:
                 row.begin(job)
                 commands.append((row, _reset(row)))
         again = {i for i, row in enumerate(self.rows) if row.again}
-        self._reset_policy(sorted({*ended, *again} - idle), seed_of)
         active = np.array([row.observation is not None for row in self.rows])
-        actions = self.policy.select_action([row.observation for row in self.rows], active)
+        with speed.model():
+            self._reset_policy(sorted({*ended, *again} - idle), seed_of)
+            actions = self.policy.select_action([row.observation for row in self.rows], active)
+        speed.steps += int(active.sum())
+        speed.batches += bool(active.any())
         for i in np.flatnonzero(active).tolist():
             commands.append((self.rows[i], ("step", self.rows[i].slot, actions[i])))
             if self.rows[i].played.job.logged:
@@ -191,7 +197,8 @@ class _Group:
             kept = [i for i in range(len(self.rows)) if i not in idle]
             self.rows = [self.rows[i] for i in kept]
             if kept:
-                self.policy.keep(kept)
+                with speed.model():
+                    self.policy.keep(kept)
         self._send(hosts, commands)
         return finished
 
@@ -223,6 +230,7 @@ def run(
     seed: int = 0,
     timeout: float | None = 600.0,
     on_played: Callable[[Played], None] | None = None,
+    speed: Speed | None = None,
 ) -> list[Played]:
     """Play every job and return what became of each, in the order of the jobs.
 
@@ -235,6 +243,7 @@ def run(
         timeout: seconds that one step or reset may take before its worker process is ended, which
             is a death like any other. In this process (`workers` 0) nothing ends it.
         on_played: called as episodes end.
+        speed: is told where the time goes.
 
     Raises:
         ValueError: where an environment cannot be started at all (a missing simulator).
@@ -250,35 +259,61 @@ def run(
         key = [seed, job.seed, zlib.crc32(job.task.encode())]
         return int(np.random.SeedSequence(key).generate_state(1)[0])
 
-    hosts = Hosts(workers, timeout)
-    groups = {g.number: g for g in _deal(jobs, workers, hosts.count, max_batch)}
-    results: dict[Job, Played] = {}
-    try:
-        for group in groups.values():
-            group.start(make_policy, hosts, seed_of)
-        while groups:
-            ready: list[_Group] = []
-            for told in hosts.receive():
-                if isinstance(told, Death):
-                    tell(f"{told.reason}; playing its episodes again")
-                    ready += [g for g in groups.values() if g.lose(hosts, told)]
-                elif groups[told[0]].take(told[1]):
-                    ready.append(groups[told[0]])
-            for group in ready:
-                if group.awaited:
-                    continue  # a death has taken back what had been answered
-                for played in group.advance(hosts, seed_of):
-                    results[played.job] = played
-                    if on_played:
-                        on_played(played)
-                if not group.rows:
-                    del groups[group.number]
-    finally:
-        hosts.close()
+    speed = Speed() if speed is None else speed
+    with speed.running(workers):
+        groups = {g.number: g for g in _deal(jobs, workers, max_batch)}
+        hosts = Hosts(workers, timeout, _rooms(groups.values()) if workers else None)
+        try:
+            for group in groups.values():
+                group.start(make_policy, hosts, seed_of)
+            results = _play(groups, hosts, seed_of, speed, on_played or (lambda played: None))
+        finally:
+            hosts.close()
     return [results[job] for job in jobs]
 
 
-def _deal(jobs: Sequence[Job], workers: int, hosts: int, max_batch: int) -> list[_Group]:
+def _play(
+    groups: dict[int, _Group],
+    hosts: Hosts,
+    seed_of: Callable[[Job], int],
+    speed: Speed,
+    on_played: Callable[[Played], None],
+) -> dict[Job, Played]:
+    """Play until no group has rows left."""
+    results: dict[Job, Played] = {}
+    while groups:
+        with speed.waiting():
+            received = hosts.receive()
+        ready: list[_Group] = []
+        for told in received:
+            if isinstance(told, Death):
+                tell(f"{told.reason}; playing its episodes again")
+                ready += [g for g in groups.values() if g.lose(hosts, told)]
+                continue
+            speed.simulator_seconds += told.seconds
+            if groups[told.group].take(told.replies):
+                ready.append(groups[told.group])
+        for group in ready:
+            if group.awaited:
+                continue  # a death has taken back what had been answered
+            for played in group.advance(hosts, seed_of, speed):
+                results[played.job] = played
+                on_played(played)
+            if not group.rows:
+                del groups[group.number]
+    return results
+
+
+def _rooms(groups: Iterable[_Group]) -> dict[Any, int]:
+    """Return how many bytes an observation of each slot takes at most."""
+    rooms = {}
+    for group in groups:
+        size = room(registry.spec(task).observation_space for task in group.queues)
+        rooms |= {row.slot: size for row in group.rows}
+    return rooms
+
+
+def _deal(jobs: Sequence[Job], workers: int, max_batch: int) -> list[_Group]:
     """Return groups: per suite two halves, so that one steps while the other is decoded."""
     suites: dict[str, list[Job]] = {}
     for job in jobs:
@@ -289,5 +324,5 @@ def _deal(jobs: Sequence[Job], workers: int, hosts: int, max_batch: int) -> list
         for half in range(halves):
             # every task's episodes are dealt out in turn
             dealt = [j for i, j in enumerate(members) if i % halves == half]
-            groups.append(_Group(len(groups), dealt, -(-max_batch // halves), hosts))
+            groups.append(_Group(len(groups), dealt, -(-max_batch // halves), max(workers, 1)))
     return groups

@@ -10,7 +10,7 @@ workers or cores.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -84,12 +84,17 @@ class Speed:
 
     def __str__(self) -> str:
         """Return it in one line."""
-        found = self.figures()
-        seconds = found["seconds"] or 1.0
-        model, waiting = (found[f"{k}_seconds"] / seconds for k in ("model", "waiting"))
-        simulators = found["simulator_seconds"] / seconds
-        return (
-            f"{found['steps_per_second']:,.0f} steps/s; model {model:.0%} of the time, waiting for "
-            f"simulators {waiting:.0%}; simulators {simulators:.2f} of {max(self.workers, 1)} busy; "
-            f"{found['mean_batch']:.1f} rows a batch"
-        )
+        return describe(self.figures())
+
+
+def describe(figures: Mapping[str, Any]) -> str:
+    """Return `Speed.figures` in one line."""
+    seconds = figures["seconds"] or 1.0
+    model, waiting = (figures[f"{what}_seconds"] / seconds for what in ("model", "waiting"))
+    busy = figures["simulator_seconds"] / seconds
+    workers = max(figures["workers"], 1)
+    return (
+        f"{figures['steps_per_second']:,.0f} steps/s of {figures['mean_batch']:.1f} rows a batch; "
+        f"model {model:.0%} of the time, waiting for simulators {waiting:.0%}; simulators "
+        f"{busy / workers:.0%} of the time of {workers} {'worker' if workers == 1 else 'workers'}"
+    )

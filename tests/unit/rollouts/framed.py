@@ -1,0 +1,45 @@
+"""A world of pictures, numbers and words, registered in any process that imports this file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class Framed(gym.Env):
+    """Lasts 6 steps; what it shows depends on seed and step."""
+
+    observation_space = spaces.Dict(
+        {
+            "picture": spaces.Box(0, 255, (210, 160, 3), np.uint8),
+            "places": spaces.Tuple(
+                [spaces.Box(-np.inf, np.inf, (39,), np.float32), spaces.Discrete(9)]
+            ),
+            "words": spaces.Text(12),
+        }
+    )
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        self.steps += 1
+        return self._observe(), float(action), self.steps == 6, False, {}
+
+    def _observe(self) -> dict[str, Any]:
+        picture = self.np_random.integers(0, 256, (210, 160, 3)).astype(np.uint8)
+        numbers = self.np_random.normal(size=39).astype(np.float32)
+        return {
+            "picture": picture,
+            "places": (numbers, np.int64(self.steps)),
+            "words": "red" * (1 + self.steps % 3),
+        }
+
+
+gym.register("Framed-v0", Framed)
