@@ -12,15 +12,25 @@ nothing is renumbered when old tokens leave, and no shape ever changes.
 What it computes is a full forward under a sliding window of the same size (memory in the manner of
 Transformer-XL), not the re-encoding of a truncated window.
 
-Legend: B rows, Q tokens in a chunk, S slots, G key/value heads, K head width.
+Two ways to write a chunk, one function: `advance` takes B x Q tokens, padding included, and never
+asks the device anything, as a CUDA graph must; `place` takes the N tokens that are real, which is
+cheaper where rows read chunks of different lengths on a CPU.
+
+Legend: B rows, Q tokens in a chunk, N tokens written, S slots, U slots looked at, G key/value
+heads, K head width.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gato.attention import cached_mask
+
+USED = 16
+"""Slots are looked at in multiples of so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +38,31 @@ class CacheStep:
     """Where one chunk goes and what its queries may see; shared by all layers."""
 
     position: Tensor
-    """(B, Q) absolute positions, as if every token of the chunk were valid."""
-    slot: Tensor
-    """(B, Q) slot written by each token."""
+    """(N,) absolute positions, as if every token of the chunk were valid."""
+    index: Tensor
+    """(N * G,) place of each token's heads among all B * G * S of a layer."""
+    rows: slice
+    """The rows that look, R of them."""
+    used: int
+    """Slots U that they look at, from the first on: the others hold nothing yet."""
+    shape: tuple[int, int]
+    """(R, Q), the grid of queries."""
+    at: Tensor | None
+    """(N,) place of each token in the grid; None where they fill it in order."""
     mask: Tensor
-    """(B, 1, Q, S), True where a query may look."""
+    """(R, 1, Q, U): 0 where a query may look, -inf elsewhere."""
+
+    def to_grid(self, q: Tensor) -> Tensor:
+        """Return (R, Q, H, K) for queries (N, H, K)."""
+        if self.at is None:
+            return q.view(*self.shape, *q.shape[1:])
+        grid = q.new_zeros(self.shape[0] * self.shape[1], *q.shape[1:])
+        return grid.index_copy_(0, self.at, q).view(*self.shape, *q.shape[1:])
+
+    def from_grid(self, x: Tensor) -> Tensor:
+        """Return (N, H * K) for what was attended (R, Q, H, K)."""
+        flat = x.reshape(self.shape[0] * self.shape[1], -1)
+        return flat if self.at is None else flat.index_select(0, self.at)
 
 
 class KVCache:
@@ -64,21 +94,28 @@ class KVCache:
         if window < 1 or chunk < 1:
             raise ValueError(f"window and chunk must be at least 1; got {window} and {chunk}.")
         self.window, self.chunk, self.slots = window, chunk, window + chunk
-        shape = (layers, batch, self.slots, kv_heads, head_dim)
+        shape = (layers, batch, kv_heads, self.slots, head_dim)
         # Zeros, not empty: masked slots have weight 0, and 0 times NaN would be NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = _zeros(shape, dtype, torch.device(device))
+        self.values = _zeros(shape, dtype, torch.device(device))
         self.key_position = torch.full((batch, self.slots), -1, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         """(B,) tokens seen by each row since its reset; the position of its next token."""
+        self._head = torch.arange(kv_heads, device=device)
 
     @property
     def batch(self) -> int:
         """Number of rows."""
         return self.lengths.shape[0]
 
-    def reset(self, mask: Tensor | None = None) -> None:
-        """Forget everything in the rows where `mask` (B,) is True; in all rows without one."""
+    def reset(self, mask: Tensor | None = None, kept: Tensor | None = None) -> None:
+        """Forget everything in the rows where `mask` (B,) is True; in all rows without one.
+
+        Args:
+            mask: bool (B,).
+            kept: (B,) the first tokens that these rows are not to forget; none may have left the
+                ring.
+        """
         if mask is None:
             self.key_position.fill_(-1)
             self.lengths.zero_()
@@ -89,8 +126,10 @@ class KVCache:
                 f"reset mask must have shape {tuple(self.lengths.shape)}, one entry per row; "
                 f"got {tuple(mask.shape)}."
             )
-        self.key_position.masked_fill_(mask[:, None], -1)
-        self.lengths.masked_fill_(mask, 0)
+        kept = torch.zeros_like(self.lengths) if kept is None else kept
+        forgotten = mask[:, None] & (self.key_position >= kept[:, None])
+        self.key_position.masked_fill_(forgotten, -1)
+        self.lengths.copy_(torch.where(mask, kept, self.lengths))
 
     def advance(self, tokens: int, valid: Tensor | None = None) -> CacheStep:
         """Make room for a chunk and return where it goes.
@@ -99,26 +138,88 @@ class KVCache:
             tokens: tokens Q per row in the chunk, padding included, at most `chunk`.
             valid: (B,) how many of them are real in each row, the first ones; None means all.
         """
+        self._check(tokens)
+        device = self.lengths.device
+        inside = torch.arange(tokens, device=device)
+        position = self.lengths[:, None] + inside  # (B, Q)
+        slot = position % self.slots
+        query_position = position
+        if valid is not None:
+            query_position = position.where(inside < valid[:, None], -1)
+        self.key_position.scatter_(1, slot, query_position)
+        self.lengths += tokens if valid is None else valid
+        mask = self._mask(self.key_position, query_position)
+        row = torch.arange(self.batch, device=device)
+        index = self._index(row[:, None].expand(slot.shape).reshape(-1), slot.reshape(-1))
+        rows, shape = slice(0, self.batch), (self.batch, tokens)
+        return CacheStep(position.reshape(-1), index, rows, self.slots, shape, None, mask)
+
+    def place(self, counts: np.ndarray) -> CacheStep:
+        """Make room for `counts` (B,) tokens, row after row without padding; on the CPU.
+
+        What is returned looks only at the rows from the first to the last that has tokens, and
+        only at the slots in use.
+        """
+        most = int(counts.max())
+        self._check(most)
+        active = np.flatnonzero(counts)
+        first, stop = int(active[0]), int(active[-1]) + 1
+        counts, lengths = counts[first:stop], self.lengths.numpy()[first:stop]
+        n = int(counts.sum())
+        row = np.repeat(np.arange(stop - first), counts)
+        inside = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+        position = lengths[row] + inside
+        slot = position % self.slots
+        key_position = self.key_position.numpy()[first:stop]
+        key_position[row, slot] = position
+        full = n == most * len(counts)
+        at = row * most + inside
+        query = position
+        if not full:
+            query = np.full(len(counts) * most, -1)
+            query[at] = position
+        lengths += counts
+        used = min(self.slots, -(-int(lengths.max()) // USED) * USED)
+        mask = self._mask(
+            torch.from_numpy(key_position[:, :used]),
+            torch.from_numpy(query.reshape(len(counts), most)),
+        )
+        index = self._index(torch.from_numpy(row + first), torch.from_numpy(slot))
+        where = None if full else torch.from_numpy(at)
+        rows, shape = slice(first, stop), (len(counts), most)
+        return CacheStep(torch.from_numpy(position), index, rows, used, shape, where, mask)
+
+    def _check(self, tokens: int) -> None:
         if not 1 <= tokens <= self.chunk:
             raise ValueError(
                 f"a chunk holds 1 to {self.chunk} tokens; got {tokens}. Split it or make the cache "
                 "with a larger chunk."
             )
-        index = torch.arange(tokens, device=self.lengths.device)
-        position = self.lengths[:, None] + index  # (B, Q)
-        slot = position % self.slots
-        query_position = position
-        if valid is not None:
-            query_position = position.where(index < valid[:, None], -1)
-        self.key_position.scatter_(1, slot, query_position)
-        self.lengths += tokens if valid is None else valid
-        mask = cached_mask(self.key_position, query_position, self.window)
-        return CacheStep(position, slot, mask)
+
+    def _mask(self, key_position: Tensor, query_position: Tensor) -> Tensor:
+        mask = cached_mask(key_position, query_position, self.window)
+        # Added, not bool: SDPA would make it so in every layer.
+        return torch.zeros(mask.shape, dtype=self.keys.dtype, device=mask.device).masked_fill_(
+            ~mask, -math.inf
+        )
+
+    def _index(self, row: Tensor, slot: Tensor) -> Tensor:
+        heads = row[:, None] * len(self._head) + self._head  # (N, G)
+        return (heads * self.slots + slot[:, None]).view(-1)
 
     def write(self, layer: int, step: CacheStep, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (B, Q, G, K) of one layer; return all its slots, each (B, S, G, K)."""
-        index = step.slot[:, :, None, None].expand(k.shape)
-        keys, values = self.keys[layer], self.values[layer]
-        keys.scatter_(1, index, k.to(keys.dtype))
-        values.scatter_(1, index, v.to(values.dtype))
-        return keys, values
+        """Store k and v (N, G, K) of one layer; return what rows look at, each (R, G, U, K)."""
+        seen = []
+        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
+            flat = new.to(store.dtype).reshape(-1, new.shape[-1])
+            store.view(-1, new.shape[-1]).index_copy_(0, step.index, flat)
+            seen.append(store[step.rows, :, : step.used])
+        return seen[0], seen[1]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros; on a CPU their memory is not taken before it is written."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(size, np.uint8)).view(dtype).view(shape)

@@ -1,11 +1,13 @@
-"""Token sequences of different lengths as one padded chunk, read into a cache; ids drawn from it.
+"""Token sequences of different lengths as one chunk, read into a cache; ids drawn from it.
 
-Legend: B rows, Q tokens of the chunk, D width, U rows that draw, n tokens per row of a block.
+Legend: B rows, N tokens of the chunk, D width, U rows that draw, n tokens per row of a block.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,24 +21,48 @@ from gato.tokenizers.stream import TokenSequence, to_device
 CHUNK = 64
 """Tokens of one row read at once, at most; longer pieces are split."""
 STEP = 16
-"""Tokens by which a memory grows."""
+"""The slots of a memory, and the most tokens it takes at once, are multiples of this."""
+BUCKETS = (1, 8, 16, 32, CHUNK)
+"""Lengths of a chunk where shapes must not change."""
 EXPECTED = 0.95
 """Mass of the returns to come that may be drawn."""
 Spans = tuple[tuple[int, int], ...]
 """Ranges [start, stop) of stream ids that may come next."""
 
 
-class Chunk:
-    """What B rows read next: written piece by piece, padded at the rows' ends."""
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """One row's share of a block of tokens that L rows have."""
 
-    def __init__(self, lengths: np.ndarray, control: dict[str, int]) -> None:
+    block: TokenSequence
+    index: int
+    rows: int
+    """How many rows L the block has."""
+
+    def __len__(self) -> int:
+        return len(self.block) // self.rows
+
+
+class Chunk:
+    """What B rows read next: written piece by piece, row after row without padding.
+
+    Where all shapes must stay the same, every row has room for `width` tokens instead.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, control: dict[str, int], width: int | None = None
+    ) -> None:
         """Make room for `lengths` (B,) tokens; `control` has the ids of <pad> and <masked>."""
         self.lengths = lengths
         self.masked = control["<masked>"]
-        shape = (len(lengths), int(lengths.max(initial=1)))
-        self.inputs = np.full(shape, control["<pad>"], np.int64)
-        self.local = np.zeros(shape, np.int64)
-        self.filled = np.zeros(len(lengths), np.int64)
+        if width is None:
+            self.start, total = np.cumsum(lengths) - lengths, int(lengths.sum())
+        else:
+            self.start, total = np.arange(len(lengths)) * width, len(lengths) * width
+        self.inputs = np.full(total, control["<pad>"], np.int64)
+        self.local = np.zeros(total, np.int64)
+        self.next = self.start.copy()
+        """(B,) where each row's next token is written."""
         self._payload: dict[str, list[dict[str, np.ndarray]]] = {}
 
     def write(self, rows: Sequence[int] | np.ndarray, block: TokenSequence) -> None:
@@ -45,99 +71,172 @@ class Chunk:
         n = len(block) // len(where)
         if n == 0:
             return
-        start = self.filled[where]
-        columns = start[:, None] + np.arange(n)  # (L, n)
+        start = self.next[where]
+        at = start if n == 1 else (start[:, None] + np.arange(n)).reshape(-1)  # (L * n,)
         shown = (
             block.ids if block.hidden is None else np.where(block.hidden, self.masked, block.ids)
         )
-        self.inputs[where[:, None], columns] = shown.reshape(-1, n)
-        self.local[where[:, None], columns] = block.local.reshape(-1, n)
+        self.inputs[at] = shown
+        self.local[at] = block.local
         for name, fields in block.payload.items():
-            share, offset = np.divmod(fields["at"], n)
-            at = where[share] * self.inputs.shape[1] + start[share] + offset
-            self._payload.setdefault(name, []).append({**fields, "at": at})
-        self.filled[where] += n
+            self._payload.setdefault(name, []).append({**fields, "at": at[fields["at"]]})
+        self.next[where] += n
+
+    def write_pieces(self, rows: Sequence[int], pieces: Sequence[Sequence[Piece]]) -> None:
+        """Append to each row its pieces; those of one block, where all are there, in one go."""
+        for k in range(max((len(p) for p in pieces), default=0)):
+            blocks: dict[int, list[tuple[int, Piece]]] = {}
+            for row, some in zip(rows, pieces, strict=True):
+                if k < len(some):
+                    blocks.setdefault(id(some[k].block), []).append((row, some[k]))
+            for members in blocks.values():
+                block, count = members[0][1].block, members[0][1].rows
+                if [p.index for _, p in members] == list(range(count)):
+                    self.write([row for row, _ in members], block)
+                    continue
+                n = len(block) // count
+                for row, piece in members:
+                    self.write([row], block.slice(piece.index * n, (piece.index + 1) * n))
 
     def fill(self, rows: np.ndarray, counts: np.ndarray) -> None:
         """Append `counts` (L,) <masked> tokens to each of L rows."""
-        for row, count in zip(rows, counts, strict=True):
-            self.inputs[row, self.filled[row] : self.filled[row] + count] = self.masked
-        self.filled[rows] += counts
+        if counts.any():
+            inside = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            self.inputs[np.repeat(self.next[rows], counts) + inside] = self.masked
+            self.next[rows] += counts
 
     def embed(self, model: GatoModel) -> Tensor:
-        """Return the embeddings (B, Q, D)."""
-        assert (self.filled == self.lengths).all(), "a chunk must be written in full"
+        """Return the embeddings (N, D)."""
+        assert (self.next == self.start + self.lengths).all(), "a chunk must be written in full"
         device = model.table.weight.device
         payload = {}
         for name, pieces in self._payload.items():
-            joined = {k: np.concatenate([p[k] for p in pieces]) for k in pieces[0]}
-            payload[name] = to_device(joined, lambda v: torch.from_numpy(v).to(device))
-        inputs, local = (
-            torch.from_numpy(a.reshape(-1)).to(device) for a in (self.inputs, self.local)
-        )
-        return model.embed(inputs, local, payload).view(*self.inputs.shape, -1)
+            joined = pieces[0]
+            if len(pieces) > 1:
+                joined = {k: np.concatenate([p[k] for p in pieces]) for k in joined}
+            payload[name] = to_device(joined, lambda v: _tensor(v).to(device))
+        inputs, local = (torch.from_numpy(a).to(device) for a in (self.inputs, self.local))
+        return model.embed(inputs, local, payload)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+class States:
+    """The hidden states behind a chunk's tokens, by row and place in the row's share of it."""
+
+    def __init__(self, hidden: Tensor, start: np.ndarray) -> None:
+        """`hidden` (N, D); row i's tokens begin at `start[i]`."""
+        self.hidden, self.start = hidden, start
+
+    def __getitem__(self, at: tuple[Any, Any]) -> Tensor:
+        """Return (U, D) for rows (U,) and places (U,)."""
+        rows, places = at
+        index = torch.from_numpy(self.start[rows] + np.asarray(places))
+        return self.hidden[index.to(self.hidden.device)]
 
 
 class Memory:
-    """The cache of B rows, never larger than what they have read so far.
+    """The cache of B rows. Only what has been read of it so far is looked at, or takes memory.
 
-    Until a row has read as many tokens as the model's memory holds, nothing has left the ring, so
-    a smaller ring computes the same and costs less.
+    Where a shape must not change (`static`), chunks are padded to the next of `BUCKETS` tokens and
+    all slots are looked at; on a GPU that is replayed as a CUDA graph (see `graphs.py`).
     """
 
-    def __init__(self, model: GatoModel, rows: int) -> None:
+    def __init__(self, model: GatoModel, rows: int, static: bool | None = None) -> None:
+        """Make an empty memory; `static` where the model is on a GPU, unless it is said."""
         self.model = model
         self.lengths = np.zeros(rows, np.int64)
-        self.cache = self._new(rows, min(STEP, model.config.memory), STEP)
+        self.static = model.table.weight.device.type != "cpu" if static is None else static
+        self.cache = self._new(rows, CHUNK if self.static else STEP)
 
-    def _new(self, rows: int, window: int, chunk: int) -> KVCache:
-        c, weight = self.model.config, self.model.table.weight
+    def _new(self, rows: int, chunk: int) -> KVCache:
+        c, weight = self.model.config, self.model.blocks[0].attention.qkv.weight
         assert c.kv_heads is not None
+        chunk += -(c.memory + chunk) % STEP  # whole steps of slots, which kernels like
         return KVCache(
-            c.layers, rows, window, c.kv_heads, c.head_dim, weight.dtype, weight.device, chunk
+            c.layers, rows, c.memory, c.kv_heads, c.head_dim, weight.dtype, weight.device, chunk
         )
 
-    @torch.inference_mode()
-    def reset(self, rows: np.ndarray) -> None:
-        """Forget everything in the rows where `rows` (B,) is true."""
-        self.cache.reset(torch.from_numpy(rows).to(self.cache.lengths.device))
-        self.lengths[rows] = 0
+    def chunk(self, lengths: np.ndarray, control: dict[str, int]) -> Chunk:
+        """Return a chunk of `lengths` (B,) tokens to be written, and then to be read."""
+        if not self.static:
+            return Chunk(lengths, control)
+        most = int(lengths.max())
+        parts, rest = divmod(most, BUCKETS[-1])
+        return Chunk(lengths, control, parts * BUCKETS[-1] + bucket(rest) if rest else most)
 
     @torch.inference_mode()
-    def read(self, chunk: Chunk) -> Tensor:
-        """Return the hidden states (B, Q, D) of a chunk's tokens, and remember them."""
-        self._reserve(int((self.lengths + chunk.lengths).max()), int(chunk.lengths.max()))
+    def reset(self, rows: np.ndarray, kept: np.ndarray | None = None) -> None:
+        """Forget the rows where `rows` (B,) is true, but for their first `kept` (B,) tokens."""
+        device = self.cache.lengths.device
+        kept = np.zeros_like(self.lengths) if kept is None else kept
+        assert not kept[rows].any() or self.whole()[rows & (kept > 0)].all()
+        self.cache.reset(torch.from_numpy(rows).to(device), torch.from_numpy(kept).to(device))
+        self.lengths = np.where(rows, kept, self.lengths)
+
+    def whole(self) -> np.ndarray:
+        """Return bool (B,), true where no token has left the ring since the row was forgotten."""
+        return self.lengths <= self.cache.window
+
+    @torch.inference_mode()
+    def read(self, chunk: Chunk) -> States:
+        """Return the hidden states of a chunk's tokens, and remember them."""
+        self._reserve(int(chunk.lengths.max()))
         x = chunk.embed(self.model)
-        valid = torch.from_numpy(chunk.lengths).to(x.device)
-        self.lengths += chunk.lengths
+        self.lengths = self.lengths + chunk.lengths
+        if self.static:
+            valid = torch.from_numpy(chunk.lengths).to(x.device)
+            grid = x.view(len(chunk.lengths), -1, x.shape[-1])
+            return States(self._decode(grid, valid).flatten(0, 1), chunk.start)
+        return States(self._packed(x, chunk.lengths), chunk.start)
+
+    def _packed(self, x: Tensor, lengths: np.ndarray) -> Tensor:
+        """Return (N, D) for tokens without padding, read in parts where rows have many."""
+        size = self.cache.chunk
+        if lengths.max() <= size:
+            return self.model.decode_tokens(x, self.cache, lengths)
+        out = torch.empty_like(x)
+        inside = np.arange(len(x)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        for part in range(-(-int(lengths.max()) // size)):
+            at = torch.from_numpy(np.flatnonzero(inside // size == part))
+            counts = np.clip(lengths - part * size, 0, size)
+            out[at] = self.model.decode_tokens(x[at], self.cache, counts)
+        return out
+
+    def _decode(self, x: Tensor, valid: Tensor) -> Tensor:
         return self.model.decode(x, self.cache, valid)
 
     @torch.inference_mode()
     def keep(self, rows: np.ndarray) -> None:
         """Go on with these rows only, in this order."""
         old, index = self.cache, torch.from_numpy(rows).to(self.cache.lengths.device)
-        self.cache = self._new(len(rows), old.window, old.chunk)
-        self.cache.keys.copy_(old.keys[:, index])
-        self.cache.values.copy_(old.values[:, index])
-        self.cache.key_position.copy_(old.key_position[index])
-        self.cache.lengths.copy_(old.lengths[index])
         self.lengths = self.lengths[rows]
+        self.cache = self._new(len(rows), old.chunk)
+        self._copy(old, index)
 
-    def _reserve(self, tokens: int, chunk: int) -> None:
-        """Have room for rows of so many tokens, and for so many at once."""
-        most, old = self.model.config.memory, self.cache
-        window = max(old.window, min(most, -(-tokens // STEP) * STEP))
-        chunk = max(old.chunk, min(CHUNK, -(-chunk // STEP) * STEP))
-        wrapped = (self.lengths > old.window).any()
-        if wrapped or (window, chunk) == (old.window, old.chunk):
-            return
-        # Nothing has left the old ring: every token still lies in the slot of its position.
-        self.cache = self._new(old.batch, window, chunk)
-        kept = min(old.slots, self.cache.slots)
-        self.cache.keys[:, :, :kept] = old.keys[:, :, :kept]
-        self.cache.values[:, :, :kept] = old.values[:, :, :kept]
-        self.cache.key_position[:, :kept] = old.key_position[:, :kept]
-        self.cache.lengths.copy_(old.lengths)
+    def _reserve(self, chunk: int) -> None:
+        """Have room for chunks of so many tokens at once."""
+        old = self.cache
+        chunk = min(CHUNK, -(-chunk // STEP) * STEP)
+        if chunk > old.chunk and self.whole().all():
+            self.cache = self._new(old.batch, chunk)
+            self._copy(old, torch.arange(old.batch, device=old.lengths.device))
+
+    def _copy(self, old: KVCache, rows: Tensor) -> None:
+        # Nothing is in the slots behind the longest row's; and in a larger ring, while nothing has
+        # left the old one, every token lies in the slot of its position too.
+        used = min(int(self.lengths.max(initial=0)), old.slots)
+        self.cache.keys[..., :used, :] = old.keys[:, rows, :, :used]
+        self.cache.values[..., :used, :] = old.values[:, rows, :, :used]
+        self.cache.key_position[:, :used] = old.key_position[rows, :used]
+        self.cache.lengths.copy_(old.lengths[rows])
+
+
+def bucket(tokens: int) -> int:
+    """Return the least of `BUCKETS` that holds so many tokens."""
+    return next(b for b in BUCKETS if b >= tokens)
 
 
 def choose(
@@ -161,13 +260,23 @@ def choose(
         top_p: the mass of the smallest set of ids to draw from.
     """
     chosen = np.zeros(len(spans), np.int64)
+    warm = np.asarray(temperatures) > 0
     for allowed in dict.fromkeys(spans):
-        rows = [i for i, s in enumerate(spans) if s == allowed]
+        rows = np.array([i for i, s in enumerate(spans) if s is allowed or s == allowed])
         logits = span_logits(model, states if len(rows) == len(spans) else states[rows], allowed)
-        best = logits.argmax(-1).cpu().numpy()
-        for i, row in enumerate(rows):
-            if temperatures[row] > 0:
-                best[i] = _draw(logits[i], temperatures[row], generators[row], top_p)
+        if logits.device.type == "cpu":
+            best = logits.numpy().argmax(-1)  # faster than torch's
+        else:
+            best = logits.argmax(-1).cpu().numpy()
+        drawn = np.flatnonzero(warm[rows])
+        if len(drawn):
+            own = [rows[i] for i in drawn]
+            best[drawn] = _draw(
+                logits[torch.from_numpy(drawn)].double().cpu().numpy(),
+                np.array([temperatures[i] for i in own]),
+                [generators[i] for i in own],
+                top_p,
+            )
         ids = np.concatenate([np.arange(start, stop) for start, stop in allowed])
         chosen[rows] = ids[best]
     return chosen
@@ -188,11 +297,9 @@ def choose_returns(
     """
     logits = span_logits(model, states, spans).double().cpu().numpy()  # (U, levels)
     level = np.linspace(0.0, 1.0, logits.shape[1])
-    chosen = np.zeros(len(logits), np.int64)
-    for i, (row, kappa, generator) in enumerate(zip(logits, kappas, generators, strict=True)):
-        tilted = np.where(_likely(row, EXPECTED), row + kappa * level, -np.inf)
-        chosen[i] = spans[0][0] + _draw(torch.from_numpy(tilted), 1.0, generator, 1.0)
-    return chosen
+    likely = np.stack([_likely(row, EXPECTED) for row in logits])
+    tilted = np.where(likely, logits + np.asarray(kappas)[:, None] * level, -np.inf)
+    return spans[0][0] + _draw(tilted, np.ones(len(logits)), generators, 1.0)
 
 
 def span_logits(model: GatoModel, states: Tensor, spans: Spans) -> Tensor:
@@ -202,15 +309,23 @@ def span_logits(model: GatoModel, states: Tensor, spans: Spans) -> Tensor:
     return torch.cat(parts, -1).float() if len(parts) > 1 else parts[0].float()
 
 
-def _draw(logits: Tensor, temperature: float, generator: np.random.Generator, top_p: float) -> int:
-    scaled = logits.double().cpu().numpy() / temperature
-    probability = np.exp(scaled - scaled.max())
-    probability /= probability.sum()
+def _draw(
+    logits: np.ndarray,
+    temperatures: np.ndarray,
+    generators: Sequence[np.random.Generator],
+    top_p: float,
+) -> np.ndarray:
+    """Return a place (U,) in each row of logits (U, n), by one number of each row's generator."""
+    scaled = logits / temperatures[:, None]
+    probability = np.exp(scaled - scaled.max(1, keepdims=True))
+    probability /= probability.sum(1, keepdims=True)
     if top_p < 1.0:
-        probability[~_likely(scaled, top_p)] = 0.0
-    cumulative = np.cumsum(probability)
-    drawn = np.searchsorted(cumulative, generator.random() * cumulative[-1], side="right")
-    return int(min(drawn, len(cumulative) - 1))
+        for row, given in zip(probability, scaled, strict=True):
+            row[~_likely(given, top_p)] = 0.0
+    cumulative = np.cumsum(probability, axis=1)
+    random = np.array([g.random() for g in generators])
+    drawn = (cumulative <= (random * cumulative[:, -1])[:, None]).sum(1)
+    return np.minimum(drawn, logits.shape[1] - 1)
 
 
 def _likely(logits: np.ndarray, mass: float) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gato.model import GatoModel
-from gato.rollouts.batching import Chunk, Memory, Spans, check_sampling, choose, span_logits
+from gato.rollouts.batching import Memory, Spans, check_sampling, choose, span_logits
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
 
@@ -61,7 +61,7 @@ class Writer:
         rows = np.flatnonzero(running)
         lengths = np.zeros(len(self._rows), np.int64)
         lengths[rows] = [len(self._next[self._rows[r]]) for r in rows]
-        chunk = Chunk(lengths, self.serializer.control)
+        chunk = self._memory.chunk(lengths, self.serializer.control)
         for r in rows.tolist():
             chunk.write([r], self._next[self._rows[r]])
         states = self._memory.read(chunk)[rows, lengths[rows] - 1]

@@ -23,8 +23,16 @@ from torch import Tensor
 
 from gato.envs.episode import Episode, flatten_value
 from gato.model import GatoModel
-from gato.rollouts.batching import Chunk, Memory, check_sampling, choose, choose_returns
-from gato.rollouts.grammar import ActionGrammar, action_count, single
+from gato.rollouts.batching import (
+    Chunk,
+    Memory,
+    Piece,
+    States,
+    check_sampling,
+    choose,
+    choose_returns,
+)
+from gato.rollouts.grammar import ActionPlan, Actions, action_count, tokens
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 from gato.tokenizers.task_codec import TaskCodec
@@ -47,12 +55,42 @@ class _Row:
     """Actions taken of a chunk before the next is decided."""
     steps: int = 0
     """Decisions in memory."""
-    pending: list[TokenSequence] = field(default_factory=list)
+    pending: list[Piece] = field(default_factory=list)
     """What is still to be read of the last action and, where actions were due, of observations."""
-    due: list[tuple[Any, list[TokenSequence]]] = field(default_factory=list)
+    due: list[tuple[Any, list[Piece]]] = field(default_factory=list)
     """Actions that are decided and still to be taken, and what the model is then shown of them."""
-    empty: bool = True
-    """Whether nothing is in memory, not even the head."""
+    read: TokenSequence | None = None
+    """The head that is in memory; None where nothing is."""
+
+
+@dataclass
+class _Writing:
+    """Rows of one task whose actions are being written."""
+
+    rows: np.ndarray
+    """int64 (L,)"""
+    actions: Actions
+    hides: bool
+    """Whether the model is not shown its actions."""
+    together: int | None
+    left: int
+    """How many ids the states at hand still decide."""
+    states: States
+    at: np.ndarray
+    """int64 (L,): where in each row's share of the chunk lies the state that decides next."""
+    asked: bool = False
+    """Whether the last id was the return to come."""
+
+    @property
+    def given(self) -> Tensor:
+        """The states (L, D) that decide the next id of each row."""
+        return self.states[self.rows, self.at]
+
+    def push(self, ids: np.ndarray) -> None:
+        """Take the next id (L,) of each row."""
+        self.asked = self.actions.awaits_return
+        self.actions.push(ids)
+        self.at, self.left = self.at + 1, self.left - 1
 
 
 class Policy:
@@ -105,7 +143,7 @@ class Policy:
         chosen = list(range(len(names)) if seeds is None else seeds)
         self.rows = [self._row(t, s) for t, s in zip(names, chosen, strict=True)]
         self.memory = Memory(model, len(names))
-        self._masked = single(serializer.control["<masked>"], serializer.number[CONTROL])
+        self._plans: dict[str, ActionPlan] = {}
 
     @property
     def tasks(self) -> list[str]:
@@ -160,20 +198,27 @@ class Policy:
             raise ValueError(f"mask must have one entry per row, {len(self.rows)}; got {mask!r}")
         for row in np.flatnonzero(chosen).tolist():
             if tasks is not None:
-                generator = self.rows[row].generator
+                old = self.rows[row]
                 self.rows[row] = self._row(tasks[row], 0)
-                self.rows[row].generator = generator
+                self.rows[row].generator, self.rows[row].read = old.generator, old.read
             if seeds is not None:
                 self.rows[row].generator = np.random.default_rng(seeds[row])
             self.rows[row].due = []
         self._forget(chosen)
 
     def _forget(self, rows: np.ndarray) -> None:
-        if rows.any():
-            self.memory.reset(rows)
-            for row in np.flatnonzero(rows):
-                self.rows[row].pending, self.rows[row].steps = [], 0
-                self.rows[row].empty = True
+        """Forget the episodes of `rows` (B,) bool, but not a head that is to be read again."""
+        if not rows.any():
+            return
+        kept, whole = np.zeros(len(rows), np.int64), self.memory.whole()
+        for r in np.flatnonzero(rows).tolist():
+            row = self.rows[r]
+            row.pending, row.steps = [], 0
+            if row.read is not row.head or not whole[r]:
+                row.read = None
+            else:
+                kept[r] = len(row.head)
+        self.memory.reset(rows, kept)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order; a batch of finished episodes costs time."""
@@ -231,70 +276,90 @@ class Policy:
             if not window or self.rows[r].steps + ahead < window:
                 read.append(r)
         for members, block in self._observed(observations, read):
-            n = len(block) // len(members)
             for i, r in enumerate(members):
-                self.rows[r].pending.append(block.slice(i * n, (i + 1) * n))
+                self.rows[r].pending.append(Piece(block, i, len(members)))
 
     def _decide(self, observations: Sequence[Any], rows: list[int]) -> None:
         """Let the model decide what these rows do next: an action, or several in a joint row."""
         chunk, at = self._chunk(observations, rows)
         states = self.memory.read(chunk)
         for r in rows:
-            self.rows[r].pending, self.rows[r].empty = [], False
-        joint = [r for r in rows if self.rows[r].task.history.joint]
-        others = [r for r in rows if not self.rows[r].task.history.joint]
-        if others:
-            grammars = {r: ActionGrammar(self.serializer, self.rows[r].task) for r in others}
-            self._write(grammars, states, at)
-            for r in others:
-                self.rows[r].due.append((grammars[r].value(), []))
-        if joint:
-            self._write_joint(joint, states, at)
+            self.rows[r].pending, self.rows[r].read = [], self.rows[r].head
+        writing: list[_Writing] = []
+        for name, members in self._by_task(rows).items():
+            row, where = self.rows[members[0]], np.array(members)
+            if row.task.history.joint:
+                self._write_joint(where, states[where, at[where]])
+            else:
+                writing += self._begin(name, where, states, at[where])
+        self._write(writing)
+        for w in writing:
+            shown = self._shown(w)
+            for i, (r, action) in enumerate(zip(w.rows.tolist(), w.actions.values(), strict=True)):
+                self.rows[r].due.append((action, [Piece(shown, i, len(w.rows))]))
 
-    def _write_joint(self, rows: list[int], states: Tensor, at: np.ndarray) -> None:
-        """Decide all actions that are due in these rows from the states (B, Q, D) at `at` (B,)."""
-        counts = {r: self.rows[r].together or 0 for r in rows}
-        slots = max(self.rows[r].execute * counts[r] for r in rows)
-        slot = torch.arange(1, slots + 1, device=states.device)
-        given = states[rows, at[rows]][:, None].expand(-1, slots, -1)  # (U, S, D)
-        found = self.model.joint(given, slot.expand(len(rows), -1))
-        place = {r: i for i, r in enumerate(rows)}
-        for k in range(max(self.rows[r].execute for r in rows)):
-            taking = [r for r in rows if k < self.rows[r].execute]
-            grammars = {r: ActionGrammar(self.serializer, self.rows[r].task) for r in taking}
-            shown: dict[int, list[TokenSequence]] = {r: [] for r in taking}
-            for i in range(max(counts[r] for r in taking)):
-                unfinished = [r for r in taking if i < counts[r]]
-                which = [place[r] for r in unfinished]
-                ids = self._choose(
-                    unfinished, grammars, found[which, [k * counts[r] + i for r in unfinished]]
-                )
-                for r, token in zip(unfinished, ids.tolist(), strict=True):
-                    grammars[r].push(token)
-                    if not self.rows[r].task.history.hide_actions:
-                        shown[r].append(grammars[r].last())
-            for r in taking:
-                self.rows[r].due.append((grammars[r].value(), shown[r]))
+    def _by_task(self, rows: list[int]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for r in rows:
+            found.setdefault(self.rows[r].task.task.id, []).append(r)
+        return found
+
+    def _begin(self, name: str, rows: np.ndarray, states: States, at: np.ndarray) -> list[_Writing]:
+        """Return what writes the actions of a task's `rows` (L,), in one or one by one."""
+        if name not in self._plans:
+            self._plans[name] = ActionPlan(self.serializer, self.rows[rows[0]].task)
+        row, done, writing = self.rows[rows[0]], 0, []
+        for count, actions in self._plans[name].begin(len(rows)):
+            part = slice(done, done + count)
+            left = 1 if actions.awaits_return else row.together or 1
+            hides = row.task.history.hide_actions
+            writing.append(
+                _Writing(rows[part], actions, hides, row.together, left, states, at[part])
+            )
+            done += count
+        return writing
+
+    def _write_joint(self, rows: np.ndarray, given: Tensor) -> None:
+        """Decide all actions that are due in a task's `rows` (L,) from one state (L, D) each."""
+        row = self.rows[rows[0]]
+        count = row.together or 0
+        slot = torch.arange(1, row.execute * count + 1, device=given.device)
+        wide = given[:, None].expand(-1, len(slot), -1)  # (L, S, D)
+        found = self.model.joint(wide, slot.expand(len(rows), -1))
+        states = States(found.flatten(0, 1), np.arange(len(self.rows)))
+        states.start[rows] = np.arange(len(rows)) * len(slot)
+        for k in range(row.execute):
+            at = np.full(len(rows), k * count)
+            for w in self._begin(row.task.task.id, rows, states, at):
+                shown = []
+                while w.actions.allowed is not None:
+                    w.push(self._choose([w]))
+                    if not w.hides:
+                        shown.append(w.actions.last())
+                actions = w.actions.values()
+                for i, (r, action) in enumerate(zip(w.rows.tolist(), actions, strict=True)):
+                    self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
 
     def _chunk(self, observations: Sequence[Any], rows: list[int]) -> tuple[Chunk, np.ndarray]:
         """Return what the rows read before they act, and where (B,) the first id is decided."""
-        before = {
-            r: [*([self.rows[r].head] if self.rows[r].empty else []), *self.rows[r].pending]
+        before = [
+            [
+                *([] if self.rows[r].read is not None else [Piece(self.rows[r].head, 0, 1)]),
+                *self.rows[r].pending,
+            ]
             for r in rows
-        }
+        ]
         blocks = self._observed(observations, rows)
         lengths, fill = np.zeros((2, len(self.rows)), np.int64)
         for members, block in blocks:
             lengths[members] = len(block) // len(members)
-        for r in rows:
+        for r, pieces in zip(rows, before, strict=True):
             history = self.rows[r].task.history
             if history.returns is None and not history.joint:  # else the return to come is first
                 fill[r] = (self.rows[r].together or 1) - 1
-            lengths[r] += fill[r] + sum(len(p) for p in before[r])
-        chunk = Chunk(lengths, self.serializer.control)
-        for r in rows:
-            for piece in before[r]:
-                chunk.write([r], piece)
+            lengths[r] += fill[r] + sum(len(p) for p in pieces)
+        chunk = self.memory.chunk(lengths, self.serializer.control)
+        chunk.write_pieces(rows, before)
         for members, block in blocks:
             chunk.write(members, block)
         chunk.fill(np.array(rows), fill[rows])
@@ -317,68 +382,66 @@ class Policy:
             blocks.append(([r for r, _ in members], self.serializer.observations(name, columns)))
         return blocks
 
-    def _write(self, grammars: Mapping[int, ActionGrammar], states: Tensor, at: np.ndarray) -> None:
-        """Complete every row's action, one id of each unfinished row at a time.
-
-        Args:
-            grammars: by row.
-            states: (B, Q, D) of the chunk just read.
-            at: (B,) position in the chunk whose state decides the first id.
-        """
-        unfinished = list(grammars)
-        source = dict.fromkeys(grammars, states)  # by row: where its next id's state lies
-        left = {r: 1 if grammars[r].awaits_return else self.rows[r].together for r in grammars}
+    def _write(self, unfinished: list[_Writing]) -> None:
+        """Complete every row's action, one id of each unfinished row at a time."""
         while unfinished:
-            if len({id(source[r]) for r in unfinished}) == 1:
-                current = source[unfinished[0]][unfinished, at[unfinished]]  # (U, D)
-            else:
-                current = torch.stack([source[r][r, at[r]] for r in unfinished])  # (U, D)
-            ids = self._choose(unfinished, grammars, current)
-            for r, token in zip(unfinished, ids.tolist(), strict=True):
-                hides = self.rows[r].task.history.hide_actions and not grammars[r].awaits_return
-                grammars[r].push(token)
-                self.rows[r].pending = [self._masked if hides else grammars[r].last()]
-                at[r], left[r] = at[r] + 1, (left[r] or 1) - 1
-            unfinished = [r for r in unfinished if grammars[r].allowed is not None]
-            waiting = [r for r in unfinished if not left[r]]
+            ids = self._choose(unfinished)
+            done = 0
+            for w in unfinished:
+                w.push(ids[done : done + len(w.rows)])
+                done += len(w.rows)
+            unfinished = [w for w in unfinished if w.actions.allowed is not None]
+            waiting = [w for w in unfinished if not w.left]
             if waiting:
-                source |= dict.fromkeys(waiting, self._read(waiting))
-                at[waiting] = 0
-                left |= {r: self.rows[r].together for r in waiting}
+                self._read(waiting)
 
-    def _choose(
-        self, rows: list[int], grammars: Mapping[int, ActionGrammar], states: Tensor
-    ) -> np.ndarray:
-        """Return the next id of each row, decided by its state in (U, D)."""
-        asked = np.array([grammars[r].awaits_return for r in rows])
-        ids = np.zeros(len(rows), np.int64)
-        for which, returns in ((np.flatnonzero(~asked), False), (np.flatnonzero(asked), True)):
-            if not len(which):
+    def _choose(self, writing: list[_Writing]) -> np.ndarray:
+        """Return the next id of each row of `writing`, one after another."""
+        ids = []
+        for returns in (False, True):  # neighbours of one kind are decided at once
+            some = [w for w in writing if w.actions.awaits_return == returns]
+            if not some:
                 continue
-            chosen = [rows[i] for i in which]
-            given = states if len(which) == len(rows) else states[which]
-            generators = [self.rows[r].generator for r in chosen]
-            spans = [grammars[r].allowed for r in chosen]
+            states = torch.cat([w.given for w in some]) if len(some) > 1 else some[0].given
+            rows = [self.rows[r] for w in some for r in w.rows.tolist()]
+            spans = [w.actions.allowed for w in some for _ in w.rows]
             offered = [s for s in spans if s is not None]
+            generators = [row.generator for row in rows]
             if returns:
-                kappas = [self.rows[r].kappa for r in chosen]
-                ids[which] = choose_returns(self.model, given, offered[0], kappas, generators)
+                kappas = [row.kappa for row in rows]
+                chosen = choose_returns(self.model, states, offered[0], kappas, generators)
             else:
-                warmth = [self.rows[r].temperature for r in chosen]
-                ids[which] = choose(self.model, given, offered, warmth, generators)
-        return ids
+                warmth = [row.temperature for row in rows]
+                chosen = choose(self.model, states, offered, warmth, generators)
+            if len(some) == len(writing):
+                return chosen
+            ids.append(chosen)
+        whole = np.zeros(sum(len(w.rows) for w in writing), np.int64)
+        kind = np.repeat([w.actions.awaits_return for w in writing], [len(w.rows) for w in writing])
+        whole[~kind], whole[kind] = ids
+        return whole
 
-    def _read(self, waiting: list[int]) -> Tensor:
-        """Read what is pending of these rows; return the states (B, Q, D) behind each token.
+    def _shown(self, w: _Writing) -> TokenSequence:
+        """Return what the model sees (L,) of the ids written last."""
+        if not w.hides or w.asked:
+            return w.actions.last()
+        masked = self.serializer.control["<masked>"]
+        return tokens(np.full(len(w.rows), masked), self.serializer.number[CONTROL])
 
-        Of a row whose ids are decided together, this is the return to come, and <masked> in place
+    def _read(self, waiting: list[_Writing]) -> None:
+        """Read the ids written last, to decide the next from the states behind them.
+
+        Of rows whose ids are decided together, these are the return to come, and <masked> in place
         of all ids but the last.
         """
-        lengths, fill = np.zeros((2, len(self.rows)), np.int64)
-        fill[waiting] = [(self.rows[r].together or 1) - 1 for r in waiting]
-        lengths[waiting] = 1 + fill[waiting]
-        chunk = Chunk(lengths, self.serializer.control)
-        for r in waiting:
-            chunk.write([r], self.rows[r].pending[0])
-        chunk.fill(np.array(waiting), fill[waiting])
-        return self.memory.read(chunk)
+        lengths = np.zeros(len(self.rows), np.int64)
+        for w in waiting:
+            w.left, w.at = w.together or 1, np.zeros(len(w.rows), np.int64)
+            lengths[w.rows] = w.left
+        chunk = self.memory.chunk(lengths, self.serializer.control)
+        for w in waiting:
+            chunk.write(w.rows, self._shown(w))
+            chunk.fill(w.rows, np.full(len(w.rows), w.left - 1))
+        states = self.memory.read(chunk)
+        for w in waiting:
+            w.states = states

@@ -75,14 +75,20 @@ class Continuous(Modality):
         return {"value": value, "dimension": np.broadcast_to(dims, value.shape)}
 
     def decode(self, ids: np.ndarray, spec: Spec) -> np.ndarray:
-        value = denormalise(bin_centre(np.asarray(ids)), spec)
+        return self.decode_many(np.asarray(ids)[None], spec).reshape(spec["shape"])
+
+    def decode_many(self, ids: np.ndarray, spec: Spec) -> np.ndarray:
+        value = denormalise(bin_centre(ids), spec)
         dtype = np.dtype(spec.get("dtype", "float32"))
         if np.issubdtype(dtype, np.integer):
             value = np.rint(value)
-        return value.astype(dtype).reshape(spec["shape"])
+        return value.astype(dtype).reshape(len(ids), *spec["shape"])
 
     def allowed(self, prefix: np.ndarray, spec: Spec) -> tuple[int, int] | None:
         return None if len(prefix) >= self.count(spec) else (0, BINS)
+
+    def ranges(self, spec: Spec) -> list[tuple[int, int]]:
+        return [(0, BINS)] * self.count(spec)
 
     def rows_of(self, ids: np.ndarray, spec: Spec, first: int) -> dict[str, np.ndarray]:
         return self._rows(bin_centre(ids).astype(np.float32), first)

@@ -76,6 +76,11 @@ class Discrete(Modality):
             at += n
         return None
 
+    def ranges(self, spec: Spec) -> list[tuple[int, int]] | None:
+        if max(spec["sizes"], default=0) > BASE:
+            return None  # the low digits of the largest value depend on the high ones
+        return [(0, size) for size in spec["sizes"]]
+
     def _bound(self, size: int, n: int, written: np.ndarray) -> int:
         """Return one more than the largest next digit that keeps the number below `size`."""
         last = [(size - 1) // BASE**p % BASE for p in reversed(range(n))]

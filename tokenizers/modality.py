@@ -70,6 +70,17 @@ class Modality:
         """Return the range [start, stop) of local ids that may follow; None when complete."""
         return None
 
+    def ranges(self, spec: Spec) -> list[tuple[int, int]] | None:
+        """Return what `allowed` says of every token of a value; None where an id decides another's.
+
+        Where it says so, values are written many at once: `rows_of` is given (L, n) ids too.
+        """
+        return None
+
+    def decode_many(self, ids: np.ndarray, spec: Spec) -> Any:
+        """Return the values of L sequences of local ids (L, n)."""
+        return [self.decode(one, spec) for one in ids]
+
     def rows_of(self, ids: np.ndarray, spec: Spec, first: int) -> dict[str, np.ndarray]:
         """Return the payload rows (n, ...) of emitted local ids, the first being token `first`."""
         return {}
