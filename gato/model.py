@@ -95,22 +95,27 @@ class GatoModel(nn.Module):
         if self.joint is not None:
             self.joint.init_weights()
 
-    def embed(self, inputs: Tensor, local: Tensor, payload: Payload | None = None) -> Tensor:
+    def embed(
+        self, inputs: Tensor, local: Tensor, payload: Payload | None = None, spare: int = 0
+    ) -> Tensor:
         """Return (N, D), or (..., D) where there is no payload.
 
         Args:
             inputs: int64 ids as the model may see them, negative where a token has none.
             local: int64 index of each token inside its step.
             payload: per net, its tensors, among them "at" (r,): the tokens its rows belong to.
+            spare: rows past the last token that payload may belong to; they are dropped.
         """
         ids = inputs.where(inputs >= 0, self.vocabulary_size)
         x = self.table(ids) + self.local(local.clamp(max=self.config.local_positions - 1))
+        if spare:
+            x = F.pad(x, (0, 0, 0, spare))
         for name, rows in (payload or {}).items():
             if name not in self.nets:
                 known = ", ".join(self.nets) or "none"
                 raise ValueError(f"no net for payload {name!r}; this model has: {known}.")
             x.index_add_(0, rows["at"], self.nets[name](rows).to(x.dtype))
-        return x
+        return x[: len(inputs)] if spare else x
 
     def trunk(self, x: Tensor, batch: TokenBatch) -> Tensor:
         """Return hidden states (N, D) for embedded tokens x (N, D) of a packed batch."""
@@ -123,7 +128,8 @@ class GatoModel(nn.Module):
 
     def forward(self, batch: TokenBatch) -> Tensor:
         """Return hidden states (N, D) of a packed `TokenBatch` of tensors."""
-        return self.trunk(self.embed(batch.inputs, batch.local, batch.payload), batch)
+        x = self.embed(batch.inputs, batch.local, batch.payload, batch.spare)
+        return self.trunk(x, batch)
 
     def logits(self, hidden: Tensor, span: tuple[int, int] | None = None) -> Tensor:
         """Return (..., V) for hidden states (..., D); of ids [start, stop) only, with a span."""

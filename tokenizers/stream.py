@@ -191,6 +191,8 @@ class TokenBatch:
     row_length: int
     joint: tuple[tuple[int, int], ...] = ()
     """(modality, count) of the last targets, which are joint."""
+    spare: int = 0
+    """Rows past the last token, to which payload rows that are padding are added."""
 
     @property
     def state_at(self) -> Any:
@@ -205,7 +207,7 @@ class TokenBatch:
             return tensor.to(device, non_blocking=non_blocking)
 
         payload = {m: to_device(rows, move) for m, rows in self.payload.items()}
-        skipped = ("payload", "rows", "row_length", "joint")
+        skipped = ("payload", "rows", "row_length", "joint", "spare")
         arrays = {
             f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in skipped
         }
