@@ -7,6 +7,7 @@ objects and goal; the published environments ignore the seed of `reset`.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -103,7 +104,7 @@ def make(spec: TaskSpec) -> gym.Env:
     load_mujoco()
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
-    base = ALL_V3_ENVIRONMENTS[spec.id.split("/")[1]](render_mode="rgb_array")
+    base = quicker(ALL_V3_ENVIRONMENTS[spec.id.split("/")[1]])(render_mode="rgb_array")
     base._partially_observable = False
     base._freeze_rand_vec = False  # objects and goal are drawn anew at each reset ...
     base.seeded_rand_vec = True  # ... from the environment's own generator
@@ -126,6 +127,43 @@ def _observation_space() -> spaces.Box:
     now_low, now_high = [*hand_low, -1.0, *[-np.inf] * 14], [*hand_high, 1.0, *[np.inf] * 14]
     low, high = [*now_low * 2, *[-np.inf] * 3], [*now_high * 2, *[np.inf] * 3]
     return spaces.Box(np.array(low, np.float32), np.array(high, np.float32), dtype=np.float32)
+
+
+@cache
+def quicker(environment: type) -> type:
+    """Return a class of Meta-World with the same results, bit for bit, in less time.
+
+    What it asks of every contact of the scene one by one is asked of all at once, and what it
+    joins piece by piece is written where it belongs.
+    """
+
+    class Quicker(environment):
+        def touching_object(self, object_geom_id: int) -> bool:
+            contacts = self.data.contact.geom  # (contacts, 2)
+            of_object = (contacts == object_geom_id).any(1)
+            if not of_object.any():
+                return False
+            for pad in ("leftpad_geom", "rightpad_geom"):
+                both = of_object & (contacts == self.data.geom(pad).id).any(1)
+                addresses = self.data.contact.efc_address[both]
+                if not 0 < sum(self.data.efc_force[addresses]):
+                    return False
+            return True
+
+        def _get_curr_obs_combined_no_goal(self) -> np.ndarray:
+            right, left = self.data.body("rightclaw"), self.data.body("leftclaw")
+            apart = np.linalg.norm(right.xpos - left.xpos) / 0.1
+            positions, quaternions = self._get_pos_objects(), self._get_quat_objects()
+            seen = np.zeros(4 + self._obs_obj_max_len)
+            seen[:3], seen[3] = self.get_endeff_pos(), min(max(apart, 0.0), 1.0)
+            for i in range(len(positions) // 3):
+                at = 4 + 7 * i
+                seen[at : at + 3] = positions[3 * i : 3 * i + 3]
+                seen[at + 3 : at + 7] = quaternions[4 * i : 4 * i + 4]
+            return seen
+
+    Quicker.__name__ = Quicker.__qualname__ = environment.__name__  # which Meta-World's tasks know
+    return Quicker
 
 
 class MetaWorldEnv(Rendered, gym.Wrapper):
