@@ -11,12 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gato.tokenizers.cells import LARGE, cell_count, cells, described
-from gato.tokenizers.image import IMAGES, GridPosition, per_size, scaled
+from gato.tokenizers.image import IMAGES, GridPosition, per_size, strided
 from gato.tokenizers.modality import Modality, Segment, Spec, register
 
 STRIDE = 16
@@ -87,10 +85,5 @@ class FrameNet(nn.Module):
         return out + self.position(payload["grid"])
 
     def _cells(self, pixels: Tensor, rows: int, columns: int) -> Tensor:
-        side = self.cell
-        frames = pixels.view(-1, rows, columns, side, side, 3).permute(0, 5, 1, 3, 2, 4)
-        x = scaled(frames.reshape(-1, 3, rows * side, columns * side)) * 4.0
-        x = x.contiguous(memory_format=torch.channels_last)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.gelu(norm(conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        return self.out(x).permute(0, 2, 3, 1).reshape(len(pixels), -1)  # (r, D)
+        x = strided(pixels, rows, columns, self.convs, self.norms)
+        return self.out(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(len(pixels), -1)

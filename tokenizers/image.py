@@ -8,7 +8,7 @@ same 16 x 16 cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -99,14 +99,17 @@ class GridPosition(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """Return (r, D) for ``grid`` (r, 4): row, column, rows, columns."""
-        out: Tensor = self.row(self._index(grid[:, 0], grid[:, 2]))
-        return out + self.column(self._index(grid[:, 1], grid[:, 3]))
+        at, size = grid.long().split(2, 1)
+        index = self._index(at, size)
+        out: Tensor = self.row(index[:, 0])
+        return out + self.column(index[:, 1])
 
     def _index(self, at: Tensor, size: Tensor) -> Tensor:
-        start = at.float() / size * POSITIONS
-        extent = POSITIONS / size
-        inside = torch.rand_like(start) if self.training else 0.5
-        return (start + inside * extent).long().clamp(max=POSITIONS - 1)
+        if not self.training:
+            return (2 * at + 1) * (POSITIONS // 2) // size
+        start = at / size * POSITIONS
+        inside = torch.rand(2, len(at), device=at.device).T  # rows first
+        return (start + inside * (POSITIONS / size)).long().clamp(max=POSITIONS - 1)
 
 
 class PatchNet(nn.Module):
@@ -181,16 +184,40 @@ class ConvNet(nn.Module):
         return out + alone + self.position(payload["grid"])
 
     def _alone(self, patch: Tensor) -> Tensor:
-        embedded: Tensor = self.patch(torch.flatten(scaled(patch), 1) * 4.0)
+        embedded: Tensor = self.patch(unit(torch.flatten(patch, 1)))
         return embedded
 
     def _cells(self, patches: Tensor, rows: int, columns: int) -> Tensor:
-        images = patches.view(-1, rows, columns, PATCH, PATCH, 3).permute(0, 5, 1, 3, 2, 4)
-        x = scaled(images.reshape(-1, 3, rows * PATCH, columns * PATCH)) * 4.0
-        x = x.contiguous(memory_format=torch.channels_last)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.gelu(norm(conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
-        return self.out(x).permute(0, 2, 3, 1).reshape(len(patches), -1)  # (r, D)
+        x = strided(patches, rows, columns, self.convs, self.norms)
+        return self.out(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).reshape(len(patches), -1)
+
+
+def strided(
+    cells: Tensor, rows: int, columns: int, convs: Iterable[nn.Module], norms: Iterable[nn.Module]
+) -> Tensor:
+    """Return the map (n, h, w, C) of n images, uint8 cells (r, c, c, 3) in raster order.
+
+    Channels stay last throughout, where each convolution is normalised and oneDNN and cuDNN want
+    them. Pixels of the first, whose stride is its size, do not overlap: it is a linear map.
+    """
+    first, *others = convs
+    norm, *norms = norms
+    size, side = first.kernel_size[0], cells.shape[1] // first.kernel_size[0]
+    x = cells.view(-1, rows, columns, side, size, side, size * 3)
+    x = x.permute(0, 1, 3, 2, 5, 4, 6).reshape(-1, rows * side, columns * side, size * size * 3)
+    weight = first.weight.permute(0, 2, 3, 1).flatten(1)
+    x = F.gelu(norm(F.linear(unit(x), weight, first.bias)))
+    for conv, norm in zip(others, norms, strict=True):
+        x = F.gelu(norm(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+    return x
+
+
+def unit(pixels: Tensor) -> Tensor:
+    """Return uint8 pixels as floats in [-1, 1], at once in the dtype that is computed in."""
+    kind = pixels.device.type
+    mixed = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    low = torch.get_autocast_dtype(kind) if mixed else torch.float32
+    return pixels.to(low).sub_(127.5).mul_(1 / 127.5)  # exact in bfloat16 but for the last
 
 
 def scaled(pixels: Tensor) -> Tensor:
