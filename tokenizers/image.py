@@ -99,8 +99,7 @@ class GridPosition(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """Return (r, D) for ``grid`` (r, 4): row, column, rows, columns."""
-        at, size = grid.long().split(2, 1)
-        index = self._index(at, size)
+        index = self._index(grid[:, :2].long(), grid[:, 2:].long())
         out: Tensor = self.row(index[:, 0])
         return out + self.column(index[:, 1])
 
@@ -193,7 +192,7 @@ class ConvNet(nn.Module):
 
 
 def strided(
-    cells: Tensor, rows: int, columns: int, convs: Iterable[nn.Module], norms: Iterable[nn.Module]
+    cells: Tensor, rows: int, columns: int, convs: Iterable[Any], norms: Iterable[Any]
 ) -> Tensor:
     """Return the map (n, h, w, C) of n images, uint8 cells (r, c, c, 3) in raster order.
 
