@@ -146,7 +146,10 @@ def describe(serializer: Serializer, sequence: TokenSequence) -> list[dict[str, 
     if sequence.joint is None:
         return tokens
     beside = _beside(serializer, sequence.joint)
-    return [row for t in tokens for row in ({**t, "slot": None}, *beside.get(t["position"], ()))]
+    every: list[dict[str, Any]] = []
+    for p, described in enumerate(rows):
+        every += [{**described, "slot": None}, *beside.get(p, [])]
+    return every
 
 
 def _beside(serializer: Serializer, joint: JointTargets) -> dict[int, list[dict[str, Any]]]:

@@ -310,7 +310,7 @@ def pack(
 
 def _targets(
     sequence: TokenSequence,
-) -> tuple[dict[str, np.ndarray], tuple[tuple[int, int], ...]]:
+) -> tuple[dict[str, Any], tuple[tuple[int, int], ...]]:
     """Return what is predicted, as a batch holds it: joint targets last, by their modality."""
     at = np.flatnonzero(sequence.target)
     columns = {
