@@ -43,6 +43,8 @@ class CodecOptions:
             raise ValueError(f"observations must be scalar or vector; got {self.observations!r}")
         if self.scales not in ("quantile", "mu_law"):
             raise ValueError(f"scales must be quantile or mu_law; got {self.scales!r}")
+        if self.vector_group < 1:
+            raise ValueError(f"vector_group must be at least 1; got {self.vector_group}")
         if self.frame_cell not in (PATCH, *LARGE):
             known = ", ".join(map(str, (PATCH, *LARGE)))
             raise ValueError(f"frame_cell must be one of {known}; got {self.frame_cell!r}")
