@@ -147,7 +147,7 @@ def describe(serializer: Serializer, sequence: TokenSequence) -> list[dict[str, 
         return tokens
     beside = _beside(serializer, sequence.joint)
     every: list[dict[str, Any]] = []
-    for p, described in enumerate(rows):
+    for p, described in enumerate(tokens):
         every += [{**described, "slot": None}, *beside.get(p, [])]
     return every
 
