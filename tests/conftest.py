@@ -35,8 +35,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs a GPU where there is none."""
-    if torch.cuda.is_available():
+    """Deselect what needs a GPU where there is none, but for those who only want a list."""
+    if torch.cuda.is_available() or config.option.collectonly:
         return
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     config.hook.pytest_deselected(items=gpu)

@@ -139,28 +139,63 @@ def flash_varlen(
     return _document_attention(q, k, v, cu_seqlens_q, None if left < 0 else left + 1, causal)
 
 
-@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("window", [None, 1, 6, 100])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(
     ("kernel", "module", "name", "function"),
     [
         ("varlen", "torch.nn.attention.varlen", "varlen_attn", varlen_2_10),
         ("varlen", "torch.nn.attention.varlen", "varlen_attn", varlen_2_11),
         ("varlen", "torch.nn.attention.varlen", "varlen_attn", varlen_2_13),
+        ("fa3", "torch.nn.attention.varlen", "varlen_attn", varlen_2_13),
+        ("cudnn", "torch.nn.attention.varlen", "varlen_attn", varlen_2_13),
         ("flash_attn", "flash_attn", "flash_attn_varlen_func", flash_varlen),
     ],
 )
 def test_flash_kernels_are_called_as_their_version_wants(
-    make_batch, monkeypatch, kernel, module, name, function, window
+    make_batch, monkeypatch, kernel, module, name, function, kv_heads, window
 ):
     fake = ModuleType(module)
     setattr(fake, name, function)
     monkeypatch.setitem(sys.modules, module, fake)
     batch = make_batch(LENGTHS, T)
-    q, k, v = packed_inputs(torch.float32, kv_heads=2)
-    meta = PackedMeta(len(LENGTHS), T, batch.cu_seqlens, window, kernel, None)
+    q, k, v = packed_inputs(torch.float32, kv_heads)
+    monkeypatch.setattr(kernels, "chosen", lambda case: (kernel, "for the test"))
+    meta = PackedMeta.build(batch, window, torch.bfloat16)
+    assert meta.mask is None
+    window = None if window == 100 else window  # longer than any row: none at all
+    assert meta.window == window
     if function is varlen_2_10 and window is not None:
         with pytest.raises(ValueError, match=r"torch 2\.11"):
             attend_packed(q, k, v, meta)
         return
-    expected = attend_packed(q, k, v, PackedMeta.build(batch, window, torch.float32))
-    torch.testing.assert_close(attend_packed(q, k, v, meta), expected)
+    expected = slow_packed(q, k, v, batch.cu_seqlens.tolist(), window)
+    torch.testing.assert_close(
+        attend_packed(q, k, v, meta).double(), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("kernel", "wanted"), [("varlen", "flash"), ("cudnn", "cudnn")])
+def test_who_computes_is_pinned_where_torch_can_be_told(make_batch, monkeypatch, kernel, wanted):
+    """From torch 2.14 on varlen_attn takes what `sdpa_kernel` allows, cuDNN before flash."""
+    allowed: list[str] = []
+
+    def varlen_attn(q, k, v, cu_q, cu_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
+        found = {
+            "flash": torch.backends.cuda.flash_sdp_enabled(),
+            "cudnn": torch.backends.cuda.cudnn_sdp_enabled(),
+        }
+        allowed.extend(name for name, enabled in found.items() if enabled)
+        return q
+
+    fake = ModuleType("torch.nn.attention.varlen")
+    fake.varlen_attn = varlen_attn
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", fake)
+    monkeypatch.setattr(kernels, "chosen", lambda case: (kernel, "for the test"))
+    batch = make_batch(LENGTHS, T)
+    meta = PackedMeta.build(batch, None, torch.bfloat16)
+    for can_be_told in (False, True):
+        monkeypatch.setattr(kernels, "honours_sdpa_kernel", lambda told=can_be_told: told)
+        attend_packed(*packed_inputs(torch.bfloat16), meta)
+    assert sorted(allowed[:2]) == ["cudnn", "flash"], "left as it is where it cannot be told"
+    assert allowed[2:] == [wanted]

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gato import kernels
 from gato.attention import PackedMeta, attend_cached, attend_packed
 from gato.corpus_config import CorpusConfig
 from gato.envs.store import EpisodeStore, EpisodeWriter
@@ -81,8 +82,10 @@ def test_packed_and_cached_attention_equal_the_oracle(data, kv_heads, group, hea
             "row_length": T,
         }
     )
-    packed = attend_packed(q, k, v, PackedMeta.build(batch, window, torch.float32))
-    torch.testing.assert_close(packed.double(), expected, atol=1e-5, rtol=1e-5)
+    for kernel in ("sdpa", "products"):
+        with kernels.using(kernel):
+            packed = attend_packed(q, k, v, PackedMeta.build(batch, window, torch.float32))
+        torch.testing.assert_close(packed.double(), expected, atol=1e-5, rtol=1e-5)
     # the same documents as rows of a cache, their keys in any order
     for start, stop in pairwise(bounds):
         order = torch.randperm(stop - start, generator=generator)

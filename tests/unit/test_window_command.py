@@ -50,6 +50,9 @@ def test_a_run_with_a_window_rolls_out_with_it(command, tmp_path, capsys):
     for _ in range(40):  # longer than the window
         action = policy.select_action(np.zeros(5, np.float32))
         assert TASK.action_space.contains(action)
+    capsys.readouterr()
+    assert cli.main(["eval", str(tmp_path / "run")]) == cli.BAD_INPUT  # there is no such world
+    assert "attention: sdpa over the cache on cpu in float32" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
