@@ -33,7 +33,7 @@ from gato.envs.store import EpisodeStore
 from gato.rollouts.agent import Agent, load
 from gato.rollouts.language import evaluate_language
 from gato.rollouts.players import PLAYERS, HostPlayer
-from gato.rollouts.runner import Job, Played, run
+from gato.rollouts.runner import MAX_BATCH, Job, Played, run
 from gato.rollouts.speed import Speed
 from gato.rollouts.statistics import of_task, summary
 from gato.rollouts.video import Recorder
@@ -56,7 +56,7 @@ def evaluate(
     kappa: float | None = None,
     prompt_store: str | Path | None = None,
     prompt_steps: int = 1,
-    max_batch: int = 20,
+    max_batch: int = MAX_BATCH,
     threads: int | None = None,
     timeout: float | None = 600.0,
     progress: Progress | None = None,
@@ -78,7 +78,7 @@ def evaluate(
             default what each task was trained for.
         prompt_store: a store, or a folder of stores, of demonstrations to prompt with.
         prompt_steps: last steps of a demonstration that are shown.
-        max_batch: most rows decoded at once.
+        max_batch: most episodes that are under way at once.
         threads: of the model in this process; by default one per core that no worker has.
         timeout: seconds that one step may take before its worker process is ended; in this
             process (`workers` 0) nothing ends it.

@@ -1,9 +1,13 @@
 """Plays episodes: many simulators step in worker processes while the model decodes one batch.
 
-Episodes are dealt to groups, tasks of one suite together so that their chunks have like lengths.
-A group's rows are decoded in one batch once all its environments have answered; meanwhile those of
-the other groups step. A row whose episode ends takes the next one, of its own task while there is
-one; as rows fall idle the batch shrinks.
+Episodes of all tasks are dealt to two groups. A group's rows are decoded in one batch once all its
+environments have answered; meanwhile those of the other step.
+
+    model     | A | B | A | B | ...
+    workers     B | A | B | A | ...
+
+The longest tasks begin. A row whose episode ends takes the next one, of its own task while there is
+one, else of that with the most left to do; as rows fall idle the batch shrinks.
 
 Where a worker process dies, what it was playing is played again from its seed; the episode that
 was being stepped then has one more chance.
@@ -24,6 +28,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gato.envs import registry
+from gato.envs.episode import TaskSpec
 from gato.rollouts.hosts import Command, Death, Hosts, Reply
 from gato.rollouts.shared import room
 from gato.rollouts.speed import Speed
@@ -48,6 +53,12 @@ class RowPolicy(Protocol):
     def select_action(self, observations: Sequence[Any], active: np.ndarray) -> Sequence[Any]:
         """Return an action per row; of rows that are not active, anything."""
 
+
+MAX_BATCH = 64
+"""Rows of both groups, unless told otherwise: a row of 64 is decoded in 0.4 of the time of one of
+10, and so many simulators hold 1.5 GB."""
+HALVED = 16
+"""Episodes from which on there are two groups: of a few rows, two batches cost nearly twice one."""
 
 MakePolicy = Callable[[list[str], list[int]], RowPolicy]
 """Called with the tasks and seeds of a group's rows."""
@@ -98,15 +109,26 @@ class _Row:
 class _Group:
     """Rows decoded together."""
 
-    def __init__(self, number: int, jobs: Sequence[Job], width: int, hosts: int) -> None:
-        self.number = number
+    def __init__(
+        self, number: int, jobs: Sequence[Job], width: int, hosts: int, steps: Mapping[str, int]
+    ) -> None:
+        """Make rows and begin with the jobs' tasks in turn, another group with those after.
+
+        Args:
+            number: of the group.
+            jobs: what it plays.
+            width: rows, at most.
+            hosts: how many there are.
+            steps: that an episode of each task may take.
+        """
+        self.number, self._steps = number, steps
         self.queues: dict[str, deque[Job]] = {}
         for job in jobs:
             self.queues.setdefault(job.task, deque()).append(job)
         names = list(self.queues)
         self.rows: list[_Row] = []
         for i in range(min(width, len(jobs))):
-            first = self._next(names[i % len(names)])
+            first = self._next(names[(number * width + i) % len(names)])
             assert first is not None
             # Convention: rows go to hosts in turn, an uneven rest to another host per group.
             self.rows.append(_Row((number, i), (number + i) % hosts, Played(first)))
@@ -114,8 +136,11 @@ class _Group:
         self.policy: RowPolicy | None = None
 
     def _next(self, task: str) -> Job | None:
-        """Return the next episode of a task; of the fullest queue where it has none left."""
-        queue = self.queues[task] or max(self.queues.values(), key=len)
+        """Return the next episode of a task; where it has none left, of whose are most to do."""
+        queue = self.queues[task]
+        if not queue:
+            most = max(self.queues, key=lambda name: len(self.queues[name]) * self._steps[name])
+            queue = self.queues[most]
         return queue.popleft() if queue else None
 
     def start(self, make_policy: MakePolicy, hosts: Hosts, seed_of: Callable[[Job], int]) -> None:
@@ -226,7 +251,7 @@ def run(
     jobs: Sequence[Job],
     *,
     workers: int = 2,
-    max_batch: int = 20,
+    max_batch: int = MAX_BATCH,
     seed: int = 0,
     timeout: float | None = 600.0,
     on_played: Callable[[Played], None] | None = None,
@@ -236,9 +261,9 @@ def run(
 
     Args:
         make_policy: returns the policy of a group of rows.
-        jobs: episodes to play; their order decides who shares a batch.
+        jobs: episodes to play; their order decides who shares a batch, after their length.
         workers: processes that step simulators; 0 steps them in this one.
-        max_batch: most rows decoded at once.
+        max_batch: most episodes that are under way at once.
         seed: of the policies' own draws, together with each job's task and seed.
         timeout: seconds that one step or reset may take before its worker process is ended, which
             is a death like any other. In this process (`workers` 0) nothing ends it.
@@ -261,12 +286,14 @@ def run(
 
     speed = Speed() if speed is None else speed
     with speed.running(workers):
-        groups = {g.number: g for g in _deal(jobs, workers, max_batch)}
-        hosts = Hosts(workers, timeout, _rooms(groups.values()) if workers else None)
+        specs = {task: registry.spec(task) for task in dict.fromkeys(job.task for job in jobs)}
+        groups = _deal(jobs, specs, workers, max_batch)
+        hosts = Hosts(workers, timeout, _rooms(groups, specs) if workers else None)
         try:
-            for group in groups.values():
+            for group in groups:
                 group.start(make_policy, hosts, seed_of)
-            results = _play(groups, hosts, seed_of, speed, on_played or (lambda played: None))
+            playing = {group.number: group for group in groups}
+            results = _play(playing, hosts, seed_of, speed, on_played or (lambda played: None))
         finally:
             hosts.close()
     return [results[job] for job in jobs]
@@ -304,25 +331,23 @@ def _play(
     return results
 
 
-def _rooms(groups: Iterable[_Group]) -> dict[Any, int]:
+def _deal(
+    jobs: Sequence[Job], specs: Mapping[str, TaskSpec], workers: int, max_batch: int
+) -> list[_Group]:
+    """Return two groups, so that one steps while the other is decoded; of few jobs, one."""
+    steps = {task: spec.max_steps for task, spec in specs.items()}
+    longest_first = sorted(jobs, key=lambda job: -steps[job.task])
+    count = 2 if workers and len(jobs) >= HALVED and max_batch > 1 else 1
+    # every task's episodes are dealt out in turn
+    dealt = [longest_first[number::count] for number in range(count)]
+    width = -(-max_batch // count)
+    return [_Group(n, part, width, max(workers, 1), steps) for n, part in enumerate(dealt) if part]
+
+
+def _rooms(groups: Iterable[_Group], specs: Mapping[str, TaskSpec]) -> dict[Any, int]:
     """Return how many bytes an observation of each slot takes at most."""
-    rooms = {}
+    rooms: dict[Any, int] = {}
     for group in groups:
-        size = room(registry.spec(task).observation_space for task in group.queues)
+        size = room(specs[task].observation_space for task in group.queues)
         rooms |= {row.slot: size for row in group.rows}
     return rooms
-
-
-def _deal(jobs: Sequence[Job], workers: int, max_batch: int) -> list[_Group]:
-    """Return groups: per suite two halves, so that one steps while the other is decoded."""
-    suites: dict[str, list[Job]] = {}
-    for job in jobs:
-        suites.setdefault(job.task.split("/")[0], []).append(job)
-    groups: list[_Group] = []
-    for members in suites.values():
-        halves = 2 if workers and len(members) >= 8 else 1
-        for half in range(halves):
-            # every task's episodes are dealt out in turn
-            dealt = [j for i, j in enumerate(members) if i % halves == half]
-            groups.append(_Group(len(groups), dealt, -(-max_batch // halves), max(workers, 1)))
-    return groups

@@ -1,7 +1,8 @@
-"""A world of pictures, numbers and words, registered in any process that imports this file."""
+"""A world of pictures, numbers and words, and a slow one, in any process that imports this."""
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gymnasium as gym
@@ -42,4 +43,22 @@ class Framed(gym.Env):
         }
 
 
+class Slow(gym.Env):
+    """Six steps of 25 ms each."""
+
+    observation_space = spaces.Box(0, 9, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        time.sleep(0.025)
+        self.steps += 1
+        return np.full(2, self.steps, np.float32), 0.0, self.steps == 6, False, {}
+
+
 gym.register("Framed-v0", Framed)
+gym.register("Slow-v0", Slow)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,10 +19,11 @@ from gymnasium import spaces
 from gato import cli
 from gato.envs import registry
 from gato.envs.episode import EVALUATION_SEED_START
-from gato.rollouts import hosts
+from gato.rollouts import hosts, runner
 from gato.rollouts.agent import Agent
 from gato.rollouts.players import HostPolicy
-from gato.rollouts.runner import Job, run
+from gato.rollouts.runner import HALVED, MAX_BATCH, Job, _deal, run
+from gato.rollouts.speed import Speed, describe
 from gato.tokenizers.serializer import History
 
 from .conftest import SPECS
@@ -251,7 +254,7 @@ Outcome = dict[int, tuple[float, int, str | None]]
 
 @pytest.fixture
 def deadly(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Outcome]:
-    """Return what plays 12 episodes, those of the given seeds failing as told."""
+    """Return what plays two groups of episodes, those of the given seeds failing as told."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("DEADLY", str(tmp_path))
     history = History(window=3, hide_actions=False)
@@ -260,7 +263,7 @@ def deadly(agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cal
     def outcome(faults: dict[int, str], **settings: Any) -> Outcome:
         for seed, fault in faults.items():
             (tmp_path / str(seed)).write_text(fault)
-        jobs = [Job(DEADLY, seed) for seed in range(12)]
+        jobs = [Job(DEADLY, seed) for seed in range(HALVED)]
         played = play(agent, jobs, temperature=1.0, **{"max_batch": 6, **settings})
         assert [p.job for p in played] == jobs
         for seed in faults:
@@ -349,3 +352,156 @@ def test_what_a_simulator_breaks_is_named_and_it_is_closed(
     assert next(seed for seed in closed if seed is not None) == 6
     assert told in played.pop(6)[2]
     assert played == {seed: undisturbed[seed] for seed in played}
+
+
+# ---- who shares a batch, and where the time goes ---------------------------------------------
+
+
+class Counting(HostPolicy):
+    """Leaves every action to chance; notes its tasks, and how many rows want one each time."""
+
+    def __init__(self, tasks: list[str], seconds: float = 0.0) -> None:
+        super().__init__("random")
+        self.tasks, self.seconds = tasks, seconds
+        self.sizes: list[int] = []
+        self.spans: list[tuple[float, float]] = []
+
+    def select_action(self, observations, active):
+        began = time.perf_counter()
+        time.sleep(self.seconds)
+        self.sizes.append(int(active.sum()))
+        self.spans.append((began, time.perf_counter()))
+        return super().select_action(observations, active)
+
+
+def counted(jobs: list[Job], seconds: float = 0.0, **settings: Any) -> list[Counting]:
+    """Play and return the policies of the groups."""
+    policies: list[Counting] = []
+
+    def make_policy(tasks: list[str], seeds: list[int]) -> Counting:
+        policies.append(Counting(tasks, seconds))
+        return policies[-1]
+
+    assert [p.error for p in run(make_policy, jobs, **settings)] == [None] * len(jobs)
+    return policies
+
+
+def two_suites(suite: ModuleType, longest: dict[str, int]) -> None:
+    """Let the made-up suite have copies of its tasks that may last so long."""
+    specs = {
+        task: replace(SPECS[TASKS[i % 2]], id=task, max_steps=steps)
+        for i, (task, steps) in enumerate(longest.items())
+    }
+    suite.specs = lambda: specs
+
+
+def test_all_tasks_are_under_way_together(suite: ModuleType) -> None:
+    """Fifty tasks of ten episodes: whatever their spaces, in two batches that stay full."""
+    two_suites(suite, {f"made/task-v{i}": 9 for i in range(50)})
+    jobs = [Job(f"made/task-v{i}", seed) for i in range(50) for seed in range(10)]
+    groups = [g.rows for g in _deal(jobs, registry_specs(jobs), 2, MAX_BATCH)]
+    assert [len(rows) for rows in groups] == [MAX_BATCH // 2] * 2
+    begun = [row.played.job for rows in groups for row in rows]
+    assert len({job.task for job in begun}) == 50
+    assert len(set(begun)) == MAX_BATCH
+    assert [Counter(row.host for row in rows) for rows in groups] == [Counter({0: 16, 1: 16})] * 2
+    [policy] = counted(jobs, workers=0)
+    assert policy.sizes[0] == MAX_BATCH
+    resets = len(jobs) - MAX_BATCH  # a row sits out one decision for each
+    full = sum(size for size in policy.sizes if size < MAX_BATCH // 2)
+    assert full + resets < 0.35 * sum(policy.sizes)
+    assert sum(policy.sizes) == sum(min(3 + job.seed % 6, 9) for job in jobs)
+
+
+def registry_specs(jobs: list[Job]) -> dict[str, Any]:
+    return {job.task: registry.spec(job.task) for job in jobs}
+
+
+def test_the_longest_tasks_begin_and_the_most_to_do_goes_on(suite: ModuleType) -> None:
+    longest = {"made/short-v0": 3, "made/long-v0": 9, "made/middle-v0": 6, "made/none-v0": 1}
+    two_suites(suite, longest)
+    jobs = [Job(task, seed) for task in longest for seed in range(4)]
+    [group] = _deal(jobs, registry_specs(jobs), 0, 2)
+    assert [row.played.job.task for row in group.rows] == ["made/long-v0", "made/middle-v0"]
+    group.queues["made/none-v0"].clear()
+    taken = [group._next("made/none-v0") for _ in range(4)]
+    assert [job.task.split("/")[1] for job in taken if job] == [
+        "long-v0",  # 3 times 9 steps were left
+        "long-v0",  # 2 times 9, as many as of the next
+        "middle-v0",  # 3 times 6
+        "middle-v0",  # 2 times 6, as many as of the short ones
+    ]
+
+
+def test_few_episodes_share_one_batch(suite: ModuleType) -> None:
+    two_suites(suite, {TASKS[0]: 9})
+    for count, groups in ((1, 1), (HALVED - 1, 1), (HALVED, 2)):
+        jobs = [Job(TASKS[0], seed) for seed in range(count)]
+        dealt = _deal(jobs, registry_specs(jobs), 2, MAX_BATCH)
+        assert len(dealt) == groups
+        assert sum(len(g.rows) for g in dealt) == count
+        assert len(_deal(jobs, registry_specs(jobs), 0, MAX_BATCH)) == 1, "nothing would overlap"
+        assert len(_deal(jobs, registry_specs(jobs), 2, 1)) == 1
+
+
+def share_of_deciding(policies: list[Counting]) -> float:
+    """Return the share of the time from the first decision to the last that is spent deciding."""
+    spans = sorted(span for policy in policies for span in policy.spans if span)
+    return sum(end - began for began, end in spans) / (spans[-1][1] - spans[0][0])
+
+
+def test_one_group_steps_while_the_other_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decision takes as long as the steps of a group; in one group they take turns."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    task = "gym/framed:Slow-v0"
+    jobs = [Job(task, seed) for seed in range(HALVED)]
+    together = counted(jobs, 0.1, workers=2)
+    assert len(together) == 2
+    monkeypatch.setattr(runner, "HALVED", 1000)
+    in_turn = counted(jobs, 0.1, workers=2)
+    assert len(in_turn) == 1
+    assert share_of_deciding(together) > 0.75 > 0.6 > share_of_deciding(in_turn)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_is_told_where_the_time_goes(agent: Agent, workers: int) -> None:
+    task = registry.spec("gym/CartPole-v1")
+    agent.serializer.add_task(task, history=History(window=1, hide_actions=True))
+    speed = Speed()
+    seen: list[int] = []
+    played = play(
+        agent,
+        [Job(task.id, seed) for seed in range(5)],
+        workers=workers,
+        speed=speed,
+        on_played=lambda played: seen.append(speed.figures()["steps"]),
+    )
+    found = speed.figures()
+    assert found.keys() == {
+        "steps",
+        "seconds",
+        "steps_per_second",
+        "model_seconds",
+        "simulator_seconds",
+        "waiting_seconds",
+        "workers",
+        "mean_batch",
+    }
+    assert found["steps"] == sum(p.length for p in played) == seen[-1]
+    assert sorted(seen) == seen
+    assert found["steps_per_second"] == pytest.approx(found["steps"] / found["seconds"], rel=0.1)
+    assert found["workers"] == workers
+    assert 1 < found["mean_batch"] <= 5
+    assert 0 < found["model_seconds"] + found["waiting_seconds"] <= found["seconds"] + 0.01
+    assert 0 < found["simulator_seconds"] < found["seconds"] * max(workers, 1)
+    assert found["simulator_seconds"] <= found["waiting_seconds"] or workers
+    assert speed.figures()["seconds"] == found["seconds"], "it has stopped"
+    assert f"{found['mean_batch']:.1f} rows a batch" in describe(found) == str(speed)
+
+
+def test_what_is_played_in_the_end_is_added_up(suite: ModuleType) -> None:
+    speed = Speed()
+    for _ in range(2):
+        run(lambda tasks, seeds: HostPolicy("random"), JOBS, workers=0, max_batch=4, speed=speed)
+    assert speed.steps == 2 * sum(min(3 + j.seed % 6, SPECS[j.task].max_steps) for j in JOBS)
+    assert describe(Speed().figures()).startswith("0 steps/s"), "nothing is divided by nothing"
