@@ -60,6 +60,8 @@ def _show(p: Parser) -> None:
     p.add_argument("--steps", type=whole(1), default=2, help="of an episode")
     p.add_argument("--index", type=int, default=0, help="of the episode or record in a store")
     p.add_argument("--codec", help="scalar (Gato's, the default) or vector observations")
+    about = "pixels a side that a token shows of a frame: 16 (the default), 32 or 64"
+    p.add_argument("--frame-cell", type=whole(1), metavar="N", help=about)
     p.add_argument("--checkpoint", type=Path, help="show what this model reads")
     p.add_argument("--returns", action="store_true", help="with the return to come in every step")
     p.add_argument("--joint", type=whole(0), default=0, metavar="C", help="actions beside a step")
@@ -105,6 +107,10 @@ def _train(p: Parser) -> None:
     p.add_argument("--seed", type=whole(0), help="of weights, batches and noise (0)")
     about = "go on where the run in --out was, or set it aside and begin anew (--resume)"
     p.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help=about)
+    about = "compile the model: yes, no or auto, which does on a GPU (auto)"
+    p.add_argument("--compile", choices=("auto", "yes", "no"), default="auto", help=about)
+    about = "show what the time of N steps goes to, and keep a trace in the run's folder"
+    p.add_argument("--profile", type=whole(1), default=0, metavar="N", help=about)
     about = "processes that make batches ahead (2 on a GPU, 0 on a CPU)"
     p.add_argument("--workers", type=whole(0), metavar="N", help=about)
     about = "leave out items of other formats that cannot be read, and count them"

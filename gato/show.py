@@ -7,6 +7,7 @@ of text and of everything behind it in the vocabulary are not those of any train
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def show(
     checkpoint: str | Path | None = None,
     returns: bool = False,
     joint: int = 0,
+    frame_cell: int | None = None,
     pairs: int = 1,
 ) -> list[dict[str, Any]]:
     """Return the tokens of a task's or store's example: one dict of plain values each.
@@ -64,6 +66,8 @@ def show(
         returns: write the return to come before every action; a checkpoint says so itself.
         joint: actions predicted beside every step, which is its observation alone; a checkpoint
             says so itself.
+        frame_cell: pixels along a side of what one token shows of a task's frames; by default 16,
+            or what a checkpoint says.
         pairs: captions, or questions about pictures, from `index` on, as one sequence.
 
     Raises:
@@ -71,8 +75,10 @@ def show(
     """
     if steps < 1:
         raise ValueError(f"expected at least 1 step; got {steps}.")
-    if checkpoint is not None and codec is not None:
-        raise ValueError("expected a codec or a checkpoint, which has its own; got both.")
+    if checkpoint is not None and (codec, frame_cell) != (None, None):
+        raise ValueError(
+            "expected a codec, a frame_cell or a checkpoint, which has its own; got both."
+        )
     if checkpoint is not None and (returns or joint):
         raise ValueError("expected returns, joint or a checkpoint, which says so itself; got both.")
     if pairs < 1:
@@ -94,7 +100,8 @@ def show(
     else:
         spec = registry.spec(what)
         episode = _played(spec, steps, seed)
-    serializer = _serializer(list(_episode_texts(spec, episode)), codec, checkpoint)
+    texts = list(_episode_texts(spec, episode))
+    serializer = _serializer(texts, codec, checkpoint, frame_cell)
     if checkpoint is None:
         due = _returns(episode) if returns else None
         serializer.add_task(spec, history=History(0, joint > 0, returns=due, joint=joint))
@@ -213,7 +220,12 @@ def _played(spec: TaskSpec, steps: int, seed: int) -> Episode:
         env.close()
 
 
-def _serializer(texts: list[str], codec: str | None, checkpoint: str | Path | None) -> Serializer:
+def _serializer(
+    texts: list[str],
+    codec: str | None,
+    checkpoint: str | Path | None,
+    frame_cell: int | None = None,
+) -> Serializer:
     if checkpoint is not None:
         from gato.checkpoint import load_checkpoint
 
@@ -221,7 +233,10 @@ def _serializer(texts: list[str], codec: str | None, checkpoint: str | Path | No
     if codec is not None and codec not in CODECS:
         raise ValueError(f"expected a codec of {', '.join(CODECS)}; got {codec!r}.")
     model = train_text_model(texts, TEXT_PIECES)
-    return Serializer(CODECS[codec or "scalar"], {"text": {MODEL_FILE: model}})
+    options = CODECS[codec or "scalar"]
+    if frame_cell is not None:
+        options = replace(options, frame_cell=frame_cell)
+    return Serializer(options, {"text": {MODEL_FILE: model}})
 
 
 def _episode_texts(spec: TaskSpec, episode: Episode) -> Iterator[str]:

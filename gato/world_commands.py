@@ -201,6 +201,7 @@ def show(chosen: Arguments) -> None:
         checkpoint=chosen.checkpoint,
         returns=chosen.returns,
         joint=chosen.joint,
+        frame_cell=chosen.frame_cell,
         pairs=chosen.pairs,
     )
     if chosen.json:

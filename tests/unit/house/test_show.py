@@ -54,6 +54,17 @@ def test_values_are_what_went_in(stores):
     assert patches == [{"row": 0, "column": c, "rgb": [mean] * 3} for c in range(2)]
 
 
+def test_frames_are_shown_in_larger_cells(stores, tmp_path):
+    cells = show(str(stores / "grid"), steps=1, frame_cell=32)
+    frames = [t["value"] for t in cells if t["modality"] == "frame"]
+    assert [(f["row"], f["column"]) for f in frames] == [(0, 0)]  # half of it is black
+    assert not any(t["modality"] == "image" for t in cells)
+    with pytest.raises(ValueError, match="one of 16, 32, 64; got 24"):
+        show(str(stores / "grid"), frame_cell=24)
+    with pytest.raises(ValueError, match="a checkpoint, which has its own; got both"):
+        show(str(stores / "grid"), frame_cell=32, checkpoint=tmp_path)
+
+
 def test_an_index_beyond_the_store(stores, capsys):
     assert cli.main(["show", str(stores / "arm"), "--index", "20"]) == cli.BAD_INPUT
     assert "[0, 20)" in capsys.readouterr().err
