@@ -91,11 +91,20 @@ class Muon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(p)
             buffers.append(state["momentum"])
         gradients = [p.grad for p in params]
+        closed: Tensor | None = getattr(self, "found_inf", None)  # as AdamW is told
+        kept: Tensor | float = 1.0 - group["lr"] * group["weight_decay"]
+        if closed is not None:
+            # momentum, weights and what is added to them stay as they are, whatever came
+            shut = closed > 0
+            gradients = [*torch.where(shut, torch.stack(buffers), torch.stack(gradients)).unbind()]
+            kept = torch.where(shut, 1.0, kept)
         torch._foreach_lerp_(buffers, gradients, 1.0 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, buffers, group["momentum"])  # Nesterov
         direction = orthogonalise(torch.stack(ahead))
+        if closed is not None:
+            direction = torch.where(shut, 0.0, direction)
         scale = 0.2 * math.sqrt(max(params[0].shape))
-        torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(params, kept)
         torch._foreach_add_(params, list(direction.unbind()), alpha=-group["lr"] * scale)
 
 
@@ -174,13 +183,21 @@ class Optimizers:
         """Return the norm of the gradient, a scalar."""
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
-    def step(self, rate: float, norm: Tensor | None = None) -> Tensor:
-        """Clip, update at learning rate `rate`, clear; return the gradient's norm, a scalar."""
+    def step(self, rate: float, norm: Tensor | None = None, closed: Tensor | None = None) -> Tensor:
+        """Clip, update at learning rate `rate`, clear; return the gradient's norm, a scalar.
+
+        Args:
+            rate: of all of them.
+            norm: the gradient's, where it is known already.
+            closed: a scalar on the device; where it is not 0, nothing is changed, and the host
+                need not know.
+        """
         norm = self.norm() if norm is None else norm
         nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = rate
+            optimizer.found_inf = closed  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return norm
@@ -223,10 +240,16 @@ class Average:
         self.values = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights that `step` led to."""
-        kept = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([*self.values.values()], [*self.parameters.values()], 1.0 - kept)
+    def update(self, step: int, closed: Tensor | None = None) -> None:
+        """Take in the weights that `step` led to, unless `closed` is given and not 0."""
+        taken = 1.0 - min(self.decay, (1 + step) / (10 + step))
+        own, new = [*self.values.values()], [p.detach() for p in self.parameters.values()]
+        if closed is None:
+            torch._foreach_lerp_(own, new, taken)
+            return
+        change = [a - b for a, b in zip(new, own, strict=True)]
+        torch._foreach_mul_(change, torch.where(closed > 0, 0.0, taken))
+        torch._foreach_add_(own, change)
 
     @torch.no_grad()
     def load(self, tensors: dict[str, Tensor]) -> None:

@@ -175,6 +175,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.config import to_json
     from gato.damage import without_damage
     from gato.distributed import is_first, local_device
+    from gato.execution import Execution
     from gato.monitor import open_watchers
     from gato.preparation import Shown, evaluated, judged_by_returns, opened, validated
     from gato.text_model import read_text_model
@@ -182,6 +183,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
     from gato.train import train as run
 
     device, again = local_device(), _again(chosen.given)
+    execution = Execution(compile=chosen.compile, profile=chosen.profile)
     kernels.use(chosen.attention)
     attention = kernels.describe(
         device,
@@ -212,6 +214,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
             tell(note)
         tell(json.dumps(to_json(config), indent=1))
         tell(attention)
+        tell(execution.describe(device))
     with progress_bar() as bar:
         shown = Shown(bar, config.steps)
 
@@ -230,6 +233,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
                 workers=workers,
                 watchers=watchers,
                 evaluate=evaluate,
+                execution=execution,
             )
         except KeyboardInterrupt as error:
             raise KeyboardInterrupt(

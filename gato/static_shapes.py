@@ -68,16 +68,24 @@ class Capacities:
         columns = self._columns(batch, pin)
         payload = {name: self._rows(batch, name, pin) for name in self._modalities()}
         joint = tuple((k[1], n) for k, n in self._targets() if k[1] is not None)
-        whole = {
+        whole: dict[str, Any] = {
             name: _filled([(getattr(batch, name), len(batch.inputs))], 0, pin)
             for name in ("inputs", "local", "position", "document")
         }
         n = len(batch.inputs)
         bounds = [(batch.cu_seqlens[: needs["documents",]], self.sizes["documents",])]
         cu_seqlens = _filled(bounds, n, pin)
-        return replace(
-            batch, **whole, **columns, cu_seqlens=cu_seqlens, payload=payload, joint=joint, spare=1
-        )
+        whole |= {**columns, "cu_seqlens": cu_seqlens}
+        return replace(batch, **whole, payload=payload, joint=joint, spare=1)
+
+    def real(self, batch: TokenBatch) -> torch.Tensor:
+        """Return where the targets of a batch stand once it is padded."""
+        has = {("targets", kind): n for kind, n in _kinds(batch)}
+        found, start = [], 0
+        for key, size in self._targets():
+            found.append(torch.arange(start, start + has.get(key, 0)))
+            start += size
+        return torch.cat(found)
 
     def _targets(self) -> list[tuple[Key, int]]:
         """Return the kinds of targets in the order they stand in, and how many of each."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,12 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gato import damage
-from gato.bad_batch import NonFiniteLossError, Part, refuse
+from gato.bad_batch import NonFiniteLossError as NonFiniteLossError
 from gato.checkpoint import (
-    build_model,
     left_behind,
     load_checkpoint,
     load_tensors,
@@ -36,19 +33,22 @@ from gato.checkpoint import (
 )
 from gato.config import TrainConfig, require_same
 from gato.contents import require_same_data
-from gato.corpora import Corpus, open_corpus
+from gato.corpora import Corpus
 from gato.distributed import World, joined, local_device
+from gato.execution import Execution
+from gato.feed import Feed
 from gato.fitting import shared_serializer
+from gato.flops import peak
 from gato.loader import Loader
 from gato.memory import give_back, resident
-from gato.mixture import Mixture
 from gato.monitor import Watcher
-from gato.optim import Average, Optimizers
+from gato.profiling import Profiler
 from gato.run_log import Clock, Record, alone_in, made
+from gato.step import Stepper
+from gato.step import compute_dtype as compute_dtype
 from gato.stopping import Stop, stop_on_signals
 from gato.text_model import require_same_text_model
 from gato.tokenizers.serializer import Serializer
-from gato.tokenizers.stream import TokenBatch
 from gato.validation import Validator
 
 Evaluate = Callable[[Path], dict[str, float]]
@@ -64,6 +64,8 @@ class Progress:
     losses: dict[str, float]
     tokens_per_second: float
     seconds_left: float
+    mfu: float | None = None
+    """The share of the device's peak, see `gato.flops`."""
 
 
 def train(
@@ -79,6 +81,7 @@ def train(
     evaluate: Evaluate | None = None,
     skip_bad_shards: bool = False,
     verify: bool = False,
+    execution: Execution | None = None,
 ) -> Path:
     """Train a model and return the folder of its last checkpoint.
 
@@ -99,6 +102,7 @@ def train(
         skip_bad_shards: leave damaged shards out, and say so; a run that goes on leaves out those
             that it began without.
         verify: compare the data with their checksums first; else only sizes and headers.
+        execution: how it is computed; by default as suits the device.
 
     Raises:
         NonFiniteLossError: where the loss stops being a number; nothing of that step is kept.
@@ -120,18 +124,18 @@ def train(
             config, begun, world, skip=skip_bad_shards, verify=verify, watchers=watching
         )
         if begun is not None:
-            trainer = Trainer.resumed(config, run, device, world, stop)
+            trainer = Trainer.resumed(config, run, device, world, stop, execution)
             if text_model is not None:
                 require_same_text_model(trainer.serializer, text_model, trainer.saved or run)
         else:
             if config.parts == 1:
                 config = replace(config, parts=world.size)
             serializer = shared_serializer(config, text_model, world)
-            trainer = Trainer(config, run, device, serializer, world, stop)
+            trainer = Trainer(config, run, device, serializer, world, stop, execution)
         return trainer.run(on_progress, workers, watching, evaluate)
 
 
-class Trainer:
+class Trainer(Stepper):
     """The state of a run and its loop."""
 
     def __init__(
@@ -142,24 +146,12 @@ class Trainer:
         serializer: Serializer,
         world: World | None = None,
         stop: Stop | None = None,
+        execution: Execution | None = None,
     ) -> None:
-        self.config, self.folder, self.device, self.serializer = config, run, device, serializer
-        self.world, self.stop = world or World(), stop or Stop()
-        self.share = self.world.share(config.parts)
-        torch.manual_seed(config.seed)
-        self.model = build_model(config, serializer).to(device).train()
-        self.optimizers = Optimizers(self.model, config.optim)
-        self.average = Average(self.model, config.ema) if config.ema else None
-        self.names = {id(p): n for n, p in self.model.named_parameters()}
-        corpora = [open_corpus(c, serializer) for c in config.corpora]
-        self.mixture = Mixture.of(config, corpora, serializer)
-        self.step = 0
+        super().__init__(config, run, device, serializer, world, execution)
+        self.stop = stop or Stop()
         self.saved: Path | None = None
-        n = len(self.mixture.names)
-        self.sums = torch.zeros(2, n, dtype=torch.float64, device=device)
-        self.dtype = compute_dtype(config.precision, device)
-        self.ordinal = serializer.ordinal_span()
-        self.validator = self._validator(corpora) if config.validate_every else None
+        self.validator = self._validator(self.corpora) if config.validate_every else None
         self.record = Record(run, config, self.world)
         self.evaluate: Evaluate | None = None
 
@@ -171,13 +163,14 @@ class Trainer:
         device: torch.device,
         world: World | None = None,
         stop: Stop | None = None,
+        execution: Execution | None = None,
     ) -> Trainer:
         """Return the trainer as it was when the newest checkpoint of `run` was saved."""
         saved = load_checkpoint(run, device, averaged=False)
         if config.parts == 1:  # however many processes began it
             config = replace(config, parts=saved.config.parts)
         require_same(saved.config, config, run)
-        trainer = cls(config, run, device, saved.serializer, world, stop)
+        trainer = cls(config, run, device, saved.serializer, world, stop, execution)
         require_same_data(saved.data, trainer.contents(), run)
         trainer.model.load_state_dict(saved.model.state_dict())
         if trainer.average is not None:
@@ -229,11 +222,20 @@ class Trainer:
         if again and not self._stopping():
             self._evaluate()  # where a kill came before
         with Loader(self.mixture, self.step, self.share, workers, stop=config.steps) as loader:
+            chosen = self.execution
+            feed = Feed(loader, len(self.share), self.device, self.measured(), bool(chosen.ahead))
+            profiler = Profiler(self.folder, chosen.profile, self.step, config.steps)
             while self.step < config.steps and not self._stopping():
                 with clock.waiting():
-                    parts = [next(loader) for _ in self.share]
+                    parts = feed.take()
+                profiler.before(self.step)
                 self.train_step(*parts)
+                with clock.waiting():
+                    feed.fetch()
                 self._attend(clock, on_progress)
+                profiler.after(self.step)
+            profiler.end()
+        self.settle()
         if self.saved is None or self.saved.name != f"step-{self.step:08d}":
             self.save()
         assert self.saved is not None
@@ -246,59 +248,14 @@ class Trainer:
         """Return whether what is done every so many steps, and at the end, is done now."""
         return every > 0 and (self.step % every == 0 or self.step == self.config.steps)
 
-    def train_step(self, *parts: TokenBatch) -> None:
-        """Take one optimizer step on this process's parts of a batch from the mixture."""
-        n = len(self.mixture.names)
-        told = torch.zeros(1 + 2 * n, dtype=torch.float64, device=self.device)
-        losses = []
-        for part, batch in zip(self.share, parts, strict=False):
-            loss, nll, corpus = self._backward(part, batch)
-            losses.append(nll)
-            sums = torch.zeros(2, n, dtype=torch.float64, device=self.device)
-            sums[0].index_add_(0, corpus, nll.double())
-            sums[1].index_add_(0, corpus, torch.ones_like(nll, dtype=torch.float64))
-            told[0] += loss
-            told[1:] += sums.flatten()
-        self.world.sum(told)
-        self.world.sum_gradients(self.optimizers.parameters)
-        norm = self.optimizers.norm()
-        # the one wait for the device in a step
-        loss, length = torch.stack([told[0], norm.double()]).tolist()
-        if not (math.isfinite(loss) and math.isfinite(length)):
-            raise self._refuse(loss, length, parts, losses)
-        self.optimizers.step(self.config.optim.rate(self.step, self.config.steps), norm)
-        if self.average is not None:
-            self.average.update(self.step)
-        self.step += 1
-        self.sums += told[1:].view(2, n)
-
-    def _backward(self, part: int, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Add a part's gradients; return its share of the loss, its targets' losses and corpora."""
-        # Convention: every step and part draws its random numbers anew from (seed, step, part).
-        torch.manual_seed(self.config.seed * 1_000_003 + self.step + part * 1_000_000_007)
-        tensors = batch.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            nll = self.model.loss(tensors, ordinal=self.ordinal)  # (M,)
-        tokens = self.config.rows * self.config.model.context
-        loss = (nll * tensors.target_weight).sum() / tokens
-        loss.backward()
-        return loss.detach(), nll.detach(), tensors.target_corpus
-
-    def _refuse(
-        self, loss: float, norm: float, parts: Sequence[TokenBatch], losses: Sequence[Tensor]
-    ) -> NonFiniteLossError:
-        found = [
-            Part(number, batch, nll.float().cpu().numpy())
-            for number, batch, nll in zip(self.share, parts, losses, strict=False)
-        ]
-        names = self.mixture.names
-        return refuse(self.folder, self.step, loss, norm, found, names, self.world)
-
     # ---- what is due after a step ------------------------------------------------------------
 
     def _attend(self, clock: Clock, on_progress: Callable[[Progress], None] | None) -> None:
         """Log, validate, save and evaluate, in this order, as far as it is due."""
         config, improved = self.config, False
+        every = (config.log_every, config.validate_every, config.save_every, config.eval_every)
+        if any(self._due(n) for n in every):
+            self.settle()
         if self._due(config.log_every):
             give_back()
             line = self._metrics(clock)
@@ -306,7 +263,9 @@ class Trainer:
             if on_progress is not None and self.world.rank == 0:
                 rate = line["tokens_per_second"]
                 left = clock.seconds_left(self.step, config.steps)
-                on_progress(Progress(self.step, config.steps, line["losses"], rate, left))
+                on_progress(
+                    Progress(self.step, config.steps, line["losses"], rate, left, line.get("mfu"))
+                )
         if self._due(config.validate_every):
             with clock.apart():
                 improved = self._validate()
@@ -323,11 +282,14 @@ class Trainer:
         losses = {n: t / c for n, t, c in zip(self.mixture.names, total, count, strict=True) if c}
         steps, seconds, waited = clock.lap(self.step)
         tokens = steps * self.config.rows * self.config.model.context
+        work, self.work = self.work, 0.0
+        best = peak(self.device, self.dtype)
         return {
             "step": self.step,
             "losses": losses,
             "lr": self.config.optim.rate(self.step - 1, self.config.steps),
             "tokens_per_second": tokens / seconds,
+            **({} if best is None else {"mfu": work / seconds / best}),
             "data_wait": waited / seconds,
             "memory_mb": resident(),
             "time": time.time(),
@@ -336,7 +298,7 @@ class Trainer:
     def _validate(self) -> bool:
         """Log the loss on what corpora hold out; return whether a checkpoint is due for it."""
         assert self.validator is not None
-        with self._weights_to_judge():
+        with self._weights_to_judge(), self.execution.uncompiled():
             share = (self.world.rank, self.world.size)
             sums = self.validator.sums(self.model, self.device, self.dtype, share)
         line = self.validator.figures(self.world.sum(sums))
@@ -395,10 +357,3 @@ class Trainer:
             reason = f"{error.strerror} while saving step {self.step}; {before}"
             raise OSError(error.errno, reason, str(self.folder)) from error
         return saved
-
-
-def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that a precision of the configuration stands for on a device."""
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return torch.bfloat16 if name == "bfloat16" else torch.float32

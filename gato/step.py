@@ -1,0 +1,163 @@
+"""One step of training: forward, backward, sum over processes, look, update.
+
+Every part of a batch is computed by itself and gradients add up. Before the weights are touched it
+is known that the loss and the gradient are numbers: on a CPU because the host looks, on a GPU
+because the update is kept from happening there, see `gato.finite`. On a GPU the host waits for the
+device nowhere in a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gato.bad_batch import NonFiniteLossError, Part, refuse
+from gato.checkpoint import build_model
+from gato.config import TrainConfig
+from gato.corpora import open_corpus
+from gato.distributed import World
+from gato.execution import Execution, compile_parts
+from gato.feed import Fed, Feed
+from gato.finite import Gate
+from gato.flops import FlopCounter
+from gato.mixture import Mixture
+from gato.optim import Average, Optimizers
+from gato.static_shapes import MEASURED, Capacities
+from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.stream import TokenBatch
+
+
+class Stepper:
+    """What a step of a run needs and changes."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        run: Path,
+        device: torch.device,
+        serializer: Serializer,
+        world: World | None = None,
+        execution: Execution | None = None,
+    ) -> None:
+        self.config, self.folder, self.device, self.serializer = config, run, device, serializer
+        self.world = world or World()
+        self.execution = (execution or Execution()).on(device)
+        self.share = self.world.share(config.parts)
+        torch.manual_seed(config.seed)
+        self.model = build_model(config, serializer).to(device).train()
+        self.optimizers = Optimizers(self.model, config.optim)
+        self.average = Average(self.model, config.ema) if config.ema else None
+        self.names = {id(p): n for n, p in self.model.named_parameters()}
+        self.corpora = [open_corpus(c, serializer) for c in config.corpora]
+        self.mixture = Mixture.of(config, self.corpora, serializer)
+        self.step = 0
+        self.sums = torch.zeros(2, len(self.mixture.names), dtype=torch.float64, device=device)
+        self.flops = FlopCounter(self.model)
+        self.work = 0.0
+        """Model FLOPs of this process's parts since the last line of losses."""
+        self.dtype = compute_dtype(config.precision, device)
+        self.ordinal = serializer.ordinal_span()
+        self.gate = Gate(device) if self.execution.lagged else None
+        self.capacities: Capacities | None = None
+        if self.execution.compile == "yes":
+            compile_parts(self.model, self.execution.backend)
+
+    def measured(self) -> Capacities | None:
+        """Return the shape of all batches, measured on the first ones, where shapes are static."""
+        if self.execution.static and self.capacities is None:
+            self.capacities = Capacities(len(self.mixture.names))
+            first = range(min(MEASURED, self.config.steps))
+            self.capacities.measure(self.mixture.part(k, p) for k in first for p in self.share)
+        return self.capacities
+
+    def train_step(self, *parts: TokenBatch | Fed) -> None:
+        """Take one optimizer step on this process's parts of a batch from the mixture."""
+        n = len(self.mixture.names)
+        told = torch.zeros(1 + 2 * n, dtype=torch.float64, device=self.device)
+        losses, drawn = [], []
+        for part, batch in zip(self.share, parts, strict=False):
+            given = batch.given if isinstance(batch, Fed) else self._given(batch)
+            drawn.append(batch.drawn if isinstance(batch, Fed) else batch)
+            loss, nll, corpus = self._backward(part, given)
+            losses.append(nll)
+            # one row more for the targets of padding, which belong to no corpus
+            sums = torch.zeros(2, n + 1, dtype=torch.float64, device=self.device)
+            sums[0].index_add_(0, corpus, nll.double())
+            sums[1].index_add_(0, corpus, torch.ones_like(nll, dtype=torch.float64))
+            told[0] += loss
+            told[1:] += sums[:, :n].flatten()
+            self.work += self.flops.of(drawn[-1])
+        self.world.sum(told)
+        self.world.sum_gradients(self.optimizers.parameters)
+        self._update(told, drawn, losses)
+
+    def _given(self, batch: TokenBatch) -> TokenBatch:
+        return Feed(iter(()), 1, self.device, self.measured()).give(batch)
+
+    def _backward(self, part: int, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Add a part's gradients; return its share of the loss, its targets' losses and corpora."""
+        # Convention: every step and part draws its random numbers anew from (seed, step, part).
+        torch.manual_seed(self.config.seed * 1_000_003 + self.step + part * 1_000_000_007)
+        tensors = batch.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            nll = self.model.loss(tensors, ordinal=self.ordinal)  # (M,)
+        tokens = self.config.rows * self.config.model.context
+        loss = (nll * tensors.target_weight).sum() / tokens
+        loss.backward()
+        return loss.detach(), nll.detach(), tensors.target_corpus
+
+    def _update(self, told: Tensor, drawn: Sequence[TokenBatch], losses: Sequence[Tensor]) -> None:
+        """Change the weights, where the loss and the gradient are numbers."""
+        norm, closed = self.optimizers.norm(), None
+        if self.gate is not None:
+            closed = self.gate.ask(self.step, told[0], norm, drawn, losses)
+            told = torch.where(closed > 0, 0.0, told)
+        else:
+            loss, length = torch.stack([told[0], norm.double()]).tolist()
+            if not (math.isfinite(loss) and math.isfinite(length)):
+                raise self._refuse(self.step, loss, length, drawn, losses)
+        rate = self.config.optim.rate(self.step, self.config.steps)
+        self.optimizers.step(rate, norm, closed)
+        if self.average is not None:
+            self.average.update(self.step, closed)
+        self.step += 1
+        self.sums += told[1:].view_as(self.sums)
+        self.settle(unread=1)
+
+    def settle(self, unread: int = 0) -> None:
+        """Make sure that the steps so far were taken, but for the newest `unread`.
+
+        Raises:
+            NonFiniteLossError: where one was not, and the ones after it neither.
+        """
+        asked = None if self.gate is None else self.gate.refused(unread)
+        if asked is not None:
+            self.step = asked.step
+            raise self._refuse(asked.step, *asked.told, asked.batches, asked.losses)
+
+    def _refuse(
+        self,
+        step: int,
+        loss: float,
+        norm: float,
+        drawn: Sequence[TokenBatch],
+        losses: Sequence[Tensor],
+    ) -> NonFiniteLossError:
+        found = []
+        for number, batch, nll in zip(self.share, drawn, losses, strict=False):
+            real = nll
+            if self.capacities is not None:
+                real = nll[self.capacities.real(batch).to(nll.device)]
+            found.append(Part(number, batch, real.float().cpu().numpy()))
+        return refuse(self.folder, step, loss, norm, found, self.mixture.names, self.world)
+
+
+def compute_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a precision of the configuration stands for on a device."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
