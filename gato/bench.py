@@ -24,7 +24,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gato import bench_machine
+import torch
+
+from gato import bench_machine, kernels
 from gato.bench_common import Result
 
 
@@ -50,6 +52,8 @@ BENCHES = {
     "serializer": Bench("tokens/s of writing whole episodes, one core", 5),
     "train": Bench("tokens/s of the trainer, beside a bare loop on batches at hand", 40),
     "rollout": Bench("steps/s of rows decided together with a cache, beside the plain loop", 30),
+    "latency": Bench("milliseconds of one live decision, quickstart and gato_79m", 40),
+    "attention": Bench("every kernel of attention that this machine has, beside SDPA's mask", 30),
     "data": Bench("speed and memory of reading stores, small and of ten million steps", 90, False),
     "collect": Bench("episodes/s of two workers of three simulators", 150, False),
 }
@@ -83,6 +87,7 @@ def run(
         "machine": machine,
         "versions": bench_machine.versions(),
         "warning": bench_machine.warning(machine),
+        "attention": kernels.describe(device, torch.bfloat16),
         "peaks": bench_machine.peaks(device),
         "repeats": repeats,
         "seconds": {},
@@ -91,6 +96,7 @@ def run(
     }
     if record["warning"]:
         told(record["warning"])
+    told(record["attention"])
     for name in chosen:
         told(f"{name}: {BENCHES[name].about}")
         begun = time.perf_counter()

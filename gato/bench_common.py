@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -111,18 +112,36 @@ def in_turns(
     *works: Callable[[], Any],
     device: torch.device | None = None,
     warmup: int = 1,
+    calls: int = 1,
 ) -> list[list[float]]:
     """Return the seconds of every repeat of each work, measured in turns after a warm-up.
 
-    What slows the machine for a while then slows all of them.
+    What slows the machine for a while then slows all of them. A repeat is `calls` calls, whose
+    mean is its time.
     """
     times: list[list[float]] = [[] for _ in works]
     for i in range(warmup + repeats):
         for work, taken in zip(works, times, strict=True):
-            one = seconds(work, device)
+            one = seconds(_again(work, calls), device) / calls
             if i >= warmup:
                 taken.append(one)
     return times
+
+
+def calls_that_last(
+    work: Callable[[], Any], device: torch.device | None = None, least: float = 0.03
+) -> int:
+    """Return how many calls of `work` take `least` seconds: no clock's tick, no launch decides."""
+    work()
+    return max(1, math.ceil(least / max(seconds(work, device), 1e-6)))
+
+
+def _again(work: Callable[[], Any], calls: int) -> Callable[[], None]:
+    def run() -> None:
+        for _ in range(calls):
+            work()
+
+    return run
 
 
 def made_up(task: TaskSpec, steps: int, seed: int = 0) -> Episode:

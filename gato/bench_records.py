@@ -4,8 +4,8 @@ Two records are compared by what a machine's mood changes least: where a case ha
 was measured beside it, by the ratio to that; else by the value, if the hardware is the same. A
 change is told where the medians differ by more than the tolerance *and* the ranks of the repeats
 would seldom come about by chance (Mann-Whitney, exact: below `LEVEL`, for which five repeats beside
-five must hardly overlap). Where there are too few repeats for that, it is told from `FEW` times the
-tolerance on.
+five must hardly overlap). Where there are too few repeats for that, or where a machine was busy and
+there is no baseline, it is told from `FEW` times the tolerance on.
 
     verdict   slower, faster, same, not compared (no baseline, and other hardware), new, missing
 """
@@ -100,10 +100,11 @@ def compare(now: Record, before: Record, tolerance: float = TOLERANCE) -> Record
     Only cases of the benches that ran now are looked at.
     """
     alike = now["hardware"] == before["hardware"]
+    calm = not (now.get("warning") or before.get("warning"))
     ran = set(now["name"].split())
     old = {r["case"]: r for r in before["results"] if bench_of(r["case"]) in ran}
     cases = [
-        _compared(result, old[result["case"]], alike, tolerance)
+        _compared(result, old[result["case"]], alike, calm, tolerance)
         if result["case"] in old
         else {"case": result["case"], "verdict": "new"}
         for result in now["results"]
@@ -125,7 +126,7 @@ def bench_of(case: str) -> str:
     return case.partition(":")[0]
 
 
-def _compared(now: Result, before: Result, alike: bool, tolerance: float) -> Record:
+def _compared(now: Result, before: Result, alike: bool, calm: bool, tolerance: float) -> Record:
     found: Record = {"case": now["case"]}
     live = bool(now.get("ratios")) and bool(before.get("ratios"))
     if not live and not alike:
@@ -136,7 +137,7 @@ def _compared(now: Result, before: Result, alike: bool, tolerance: float) -> Rec
     after, first = now.get(repeats) or [now[by]], before.get(repeats) or [before[by]]
     chance = chance_of(after, first)
     ranked = 2 / math.comb(len(after) + len(first), len(after)) < LEVEL  # else no ranks would do
-    limit = 1 + (tolerance if ranked else FEW * tolerance)
+    limit = 1 + (tolerance if ranked and (live or calm) else FEW * tolerance)
     gain = max(now[by], TINY) / max(before[by], TINY)
     gain = 1 / gain if now.get("better") == "less" else gain
     verdict = "same"

@@ -1,0 +1,265 @@
+"""Records of benches: what is beyond noise is told, what is not is not, damage is named."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gato import bench, bench_records, cli
+from gato.bench_common import Result, result
+from gato.bench_records import chance_of, compare, read
+
+HERE, THERE = "a machine", "another machine"
+
+
+def record(*results: Result, hardware: str = HERE, **changes: Any) -> dict[str, Any]:
+    """Return a record of the bench `made`."""
+    return {
+        "name": "made",
+        "hardware": hardware,
+        "versions": {"commit": "abc"},
+        "results": list(results),
+        **changes,
+    }
+
+
+def live(ratios: list[float], case: str = "made: it", **options: Any) -> Result:
+    """Return a result whose baseline was measured beside it, on a machine whose pace wanders."""
+    theirs = [100.0 * (1 + i % 3) for i in range(len(ratios))]
+    ours = [a * b for a, b in zip(ratios, theirs, strict=True)]
+    return result(case, ours, "things/s", theirs, "the plain way", **options)
+
+
+def fixed(values: list[float], case: str = "made: it", **options: Any) -> Result:
+    """Return a result beside a figure that is not measured."""
+    return result(case, values, "things/s", 10.0, "what is asked", **options)
+
+
+def verdict(now: Result, before: Result, **options: Any) -> str:
+    """Return what is said of the only case of two records."""
+    (case,) = compare(record(now), record(before), **options)["cases"]
+    return case["verdict"]
+
+
+STEADY = [5.0, 5.02, 4.99, 5.01, 4.98]
+NOISY = [5.0, 6.1, 4.1, 5.5, 4.5]
+
+
+def times(values: list[float], factor: float) -> list[float]:
+    """Return the values times a factor, in another order."""
+    return [v * factor for v in reversed(values)]
+
+
+@pytest.mark.parametrize("made", [live, fixed])
+def test_a_regression_beyond_noise_is_told(made):
+    assert verdict(made(times(STEADY, 0.8)), made(STEADY)) == "slower"
+    assert verdict(made(times(STEADY, 1.3)), made(STEADY)) == "faster"
+    assert verdict(made(STEADY), made(STEADY)) == "same"
+
+
+def test_what_may_be_chance_is_not_told():
+    assert verdict(live(times(NOISY, 0.88)), live(NOISY)) == "same"  # beyond the tolerance
+    assert verdict(live(times(STEADY, 0.95)), live(STEADY)) == "same"  # within it
+    assert verdict(live(times(STEADY, 0.95)), live(STEADY), tolerance=0.03) == "slower"
+
+
+def test_a_slower_machine_is_no_regression_where_the_baseline_is_slower_too():
+    now, before = live(STEADY), live(STEADY)
+    assert {r["value"] for r in (now, before)} == {before["value"]}
+    slowed = [v / 3 for v in before["repeats"]]
+    theirs = [100.0 / 3 * (1 + i % 3) for i in range(5)]
+    assert verdict(result("made: it", slowed, "things/s", theirs, "it"), before) == "same"
+
+
+def test_less_is_better_where_the_result_says_so():
+    made = {"better": "less"}
+    assert verdict(live(times(STEADY, 1.3), **made), live(STEADY, **made)) == "slower"
+    assert verdict(live(times(STEADY, 0.7), **made), live(STEADY, **made)) == "faster"
+
+
+def test_too_few_repeats_take_a_larger_change():
+    assert verdict(fixed([4.0]), fixed([5.0])) == "same"
+    assert verdict(fixed([3.0]), fixed([5.0])) == "slower"
+
+
+def test_on_a_busy_machine_a_bare_value_takes_a_larger_change():
+    before = record(fixed(STEADY))
+    for factor, said in ((0.8, "same"), (0.6, "slower")):
+        now = record(fixed(times(STEADY, factor)), warning="the machine is busy")
+        assert compare(now, before)["cases"][0]["verdict"] == said
+    now = record(live(times(STEADY, 0.8)), warning="the machine is busy")
+    assert compare(now, record(live(STEADY)))["cases"][0]["verdict"] == "slower"
+
+
+def test_of_other_hardware_only_ratios_are_compared():
+    before = record(live(STEADY), fixed(STEADY, "made: bare"), hardware=THERE)
+    now = record(live(times(STEADY, 0.5)), fixed(times(STEADY, 0.5), "made: bare"))
+    found = compare(now, before)
+    assert not found["same_hardware"]
+    assert found["hardware_before"] == THERE
+    assert [c["verdict"] for c in found["cases"]] == ["slower", "not compared"]
+
+
+def test_cases_that_are_new_or_missing_are_named():
+    before = record(live(STEADY, "made: old"), live(STEADY, "other: not run now"))
+    found = compare(record(live(STEADY, "made: new")), before)
+    assert [(c["case"], c["verdict"]) for c in found["cases"]] == [
+        ("made: new", "new"),
+        ("made: old", "missing"),
+    ]
+    assert found["slower"] == []
+
+
+def test_another_unit_is_not_compared():
+    now = result("made: it", STEADY, "GB/s", STEADY, "it")
+    assert verdict(now, live(STEADY)) == "not compared"
+
+
+def test_a_record_without_repeats_is_compared_by_its_medians():
+    before = live(STEADY)
+    del before["repeats"], before["ratios"]
+    now = fixed(times(STEADY, 0.5))
+    now["value"] = before["value"] / 2
+    assert verdict(now, before) == "slower"
+
+
+def test_chance_is_the_share_of_orders_at_least_as_unlike():
+    rng = np.random.default_rng(0)
+    for m, n in ((3, 4), (5, 5), (1, 6)):
+        values = rng.permutation(m + n).astype(float)
+        a, b = values[:m], values[m:]
+
+        def unlike(a: np.ndarray, b: np.ndarray) -> float:
+            above = (a[:, None] > b).sum()
+            return min(above, a.size * b.size - above)
+
+        orders = []
+        for chosen in combinations(range(m + n), m):
+            mask = np.isin(np.arange(m + n), chosen)
+            orders.append(unlike(values[mask], values[~mask]))
+        share = np.mean(np.array(orders) <= unlike(a, b))
+        assert chance_of(list(a), list(b)) == pytest.approx(min(1.0, share), abs=1e-12)
+    assert chance_of([1.0] * 5, [1.0] * 5) == 1.0
+    assert chance_of(STEADY, times(STEADY, 2)) == pytest.approx(2 / math.comb(10, 5))
+
+
+# ---- files -----------------------------------------------------------------------------------
+
+
+def test_a_record_is_read_as_it_was_saved(tmp_path: Path):
+    made = record(live(STEADY))
+    bench_records.save(made, tmp_path / "record.json")
+    assert read(tmp_path / "record.json") == made
+    assert [p.name for p in tmp_path.iterdir()] == ["record.json"]
+
+
+def _without(key: str) -> dict[str, Any]:
+    return {k: v for k, v in record(live(STEADY)).items() if k != key}
+
+
+DAMAGED = {
+    "got no JSON": '{"name": "made", "resu',
+    "got list": "[]",
+    "no results": json.dumps(_without("results")),
+    "no hardware": json.dumps(_without("hardware")),
+    "results is 3": json.dumps(record() | {"results": 3}),
+    "names no case": json.dumps(record({"value": 1.0})),
+    "value of 'made: it' is 'fast'": json.dumps(record(live(STEADY) | {"value": "fast"})),
+    "ratio of 'made: it' is nan": json.dumps(record(live(STEADY) | {"ratio": math.nan})),
+    "repeats of 'made: it'": json.dumps(record(live(STEADY) | {"repeats": [1, None]})),
+}
+
+
+@pytest.mark.parametrize("told", DAMAGED)
+def test_a_damaged_record_is_refused_before_anything_runs(told, tmp_path, monkeypatch, capsys):
+    def run(*arguments: object) -> None:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr("gato.bench_commands.run", run)
+    file = tmp_path / "record.json"
+    file.write_text(DAMAGED[told])
+    for option in ("--compare", "--save"):
+        assert cli.main(["bench", "serializer", option, str(file)]) == cli.BAD_INPUT
+        said = capsys.readouterr()
+        assert told in said.err
+        assert str(file) in said.err
+        assert file.read_text() == DAMAGED[told]
+    assert cli.main(["bench", "--compare", str(tmp_path / "none")]) == cli.BAD_INPUT
+    assert cli.main(["bench", "--save", str(tmp_path)]) == cli.BAD_INPUT
+
+
+# ---- the command -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Let there be a bench `made`, which measures what is in this list."""
+    values = list(STEADY)
+    monkeypatch.setattr(bench, "BENCHES", {"made": bench.Bench("what is made up", 0)})
+    monkeypatch.setattr("gato.bench_commands.BENCHES", bench.BENCHES)
+    monkeypatch.setattr(bench.bench_machine, "peaks", lambda device: {"matmul GFLOP/s": 100.0})
+    monkeypatch.setattr(
+        bench.Bench, "run", staticmethod(lambda name, repeats: [live(values[:repeats], floor=900)])
+    )
+    return values
+
+
+def test_the_exit_code_tells_of_a_regression(made, tmp_path, capsys):
+    file = tmp_path / "new" / "record.json"
+    assert cli.main(["bench", "made", "--save", str(file)]) == cli.DONE
+    assert cli.main(["bench", "--compare", str(file)]) == cli.DONE
+    assert "slower beyond noise: nothing" in capsys.readouterr().out
+    made[:] = times(STEADY, 0.5)
+    assert cli.main(["bench", "--compare", str(file), "--save", str(file)]) == cli.FAILURE
+    said = capsys.readouterr().out
+    assert "slower beyond noise: made: it" in said
+    assert "-50" in said
+    assert cli.main(["bench", "--compare", str(file), "--json"]) == cli.DONE  # it was saved
+    found = json.loads(capsys.readouterr().out)
+    assert found["comparison"]["cases"][0]["verdict"] == "same"
+    made[:] = times(STEADY, 0.45)
+    arguments = ["bench", "--compare", str(file), "--tolerance", "0.2"]
+    assert cli.main(arguments) == cli.DONE
+
+
+def test_what_is_printed_has_spread_floor_and_baseline(made, capsys):
+    assert cli.main(["bench", "--repeats", "4", "--json"]) == cli.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found.keys() >= {"name", "hardware", "versions", "results", "machine", "peaks"}
+    (one,) = found["results"]
+    assert len(one["repeats"]) == 4
+    assert one["of_floor"] == pytest.approx(one["value"] / 900)
+    assert cli.main(["bench"]) == cli.DONE
+    said = capsys.readouterr().out
+    assert all(part in said for part in ("made: it", "the plain way", "900", "matmul GFLOP/s 100"))
+
+
+def test_a_bench_that_fails_is_named_and_the_others_run(made, monkeypatch, capsys, tmp_path):
+    def run(name: str, repeats: int) -> list[Result]:
+        if name == "broken":
+            raise RuntimeError("out of memory")
+        return [live(STEADY)]
+
+    monkeypatch.setitem(bench.BENCHES, "broken", bench.Bench("nothing", 0))
+    monkeypatch.setattr(bench.Bench, "run", staticmethod(run))
+    file = tmp_path / "record.json"
+    assert cli.main(["bench", "broken", "made", "--save", str(file)]) == cli.FAILURE
+    assert "broken failed: RuntimeError: out of memory" in capsys.readouterr().out
+    assert [r["case"] for r in read(file)["results"]] == ["made: it"]
+    assert cli.main(["bench", "broken"]) == cli.FAILURE
+    assert capsys.readouterr().err.endswith("gato: out of memory\n")
+
+
+def test_benches_are_listed(capsys):
+    assert cli.main(["bench", "list", "--json"]) == cli.DONE
+    listed = json.loads(capsys.readouterr().out)
+    assert {"serializer", "attention", "train", "rollout", "latency", "data"} <= {
+        b["bench"] for b in listed
+    }
+    assert all(b["seconds"] > 0 for b in listed)
