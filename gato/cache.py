@@ -20,6 +20,8 @@ Legend: B rows, Q tokens in a chunk, N tokens written, S slots, U slots looked a
 heads, K head width.
 """
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -40,7 +42,7 @@ class CacheStep:
     position: Tensor
     """(N,) absolute positions, as if every token of the chunk were valid."""
     index: Tensor
-    """(N * G,) place of each token's heads among all B * G * S of a layer."""
+    """(N * 2G,) place of each token's keys and values among all B * 2G * S of a layer."""
     rows: slice
     """The rows that look, R of them."""
     used: int
@@ -53,16 +55,37 @@ class CacheStep:
     """(R, 1, Q, U): 0 where a query may look, -inf elsewhere."""
 
     def to_grid(self, q: Tensor) -> Tensor:
-        """Return (R, Q, H, K) for queries (N, H, K)."""
-        if self.at is None:
-            return q.view(*self.shape, *q.shape[1:])
-        grid = q.new_zeros(self.shape[0] * self.shape[1], *q.shape[1:])
-        return grid.index_copy_(0, self.at, q).view(*self.shape, *q.shape[1:])
+        """Return (R, H, Q, K) for queries (N, H, K)."""
+        R, Q = self.shape
+        if self.at is not None:
+            grid = q.new_zeros(R * Q, *q.shape[1:])
+            q = grid.index_copy_(0, self.at, q)
+        if Q == 1:
+            return q.view(R, q.shape[1], 1, q.shape[2])
+        return q.view(R, Q, *q.shape[1:]).transpose(1, 2)
 
     def from_grid(self, x: Tensor) -> Tensor:
-        """Return (N, H * K) for what was attended (R, Q, H, K)."""
-        flat = x.reshape(self.shape[0] * self.shape[1], -1)
+        """Return (N, H * K) for what was attended (R, H, Q, K)."""
+        R, Q = self.shape
+        flat = (x if Q == 1 else x.transpose(1, 2)).reshape(R * Q, -1)
         return flat if self.at is None else flat.index_select(0, self.at)
+
+    def last(self, counts: np.ndarray) -> tuple[CacheStep, Tensor] | None:
+        """Return the step of nothing but each row's last token, and which (M,) these are of N.
+
+        None where these are all. `counts` (B,) is what `KVCache.place` was given.
+        """
+        counts = counts[self.rows]
+        active = np.flatnonzero(counts)
+        wanted = torch.from_numpy(np.cumsum(counts)[active] - 1)
+        if len(wanted) == len(self.position):
+            return None
+        R, Q = self.shape
+        place = torch.from_numpy(np.arange(R) * Q + np.maximum(counts, 1) - 1)
+        mask = self.mask.reshape(R * Q, -1)[place].view(R, 1, 1, -1)
+        at = None if len(active) == R else torch.from_numpy(active)
+        position = self.position[wanted]
+        return CacheStep(position, self.index, self.rows, self.used, (R, 1), at, mask), wanted
 
 
 class KVCache:
@@ -94,14 +117,15 @@ class KVCache:
         if window < 1 or chunk < 1:
             raise ValueError(f"window and chunk must be at least 1; got {window} and {chunk}.")
         self.window, self.chunk, self.slots = window, chunk, window + chunk
-        shape = (layers, batch, kv_heads, self.slots, head_dim)
+        shape = (layers, batch, 2 * kv_heads, self.slots, head_dim)
         # Zeros, not empty: masked slots have weight 0, and 0 times NaN would be NaN.
-        self.keys = _zeros(shape, dtype, torch.device(device))
-        self.values = _zeros(shape, dtype, torch.device(device))
+        self.store = _zeros(shape, dtype, torch.device(device))
+        """(layers, B, 2G, S, K): keys of G heads, then values."""
+        self._flat = [layer.view(-1, head_dim) for layer in self.store]
         self.key_position = torch.full((batch, self.slots), -1, device=device)
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         """(B,) tokens seen by each row since its reset; the position of its next token."""
-        self._head = torch.arange(kv_heads, device=device)
+        self.kv_heads, self._head = kv_heads, torch.arange(2 * kv_heads, device=device)
 
     @property
     def batch(self) -> int:
@@ -199,22 +223,27 @@ class KVCache:
     def _mask(self, key_position: Tensor, query_position: Tensor) -> Tensor:
         mask = cached_mask(key_position, query_position, self.window)
         # Added, not bool: SDPA would make it so in every layer.
-        return torch.zeros(mask.shape, dtype=self.keys.dtype, device=mask.device).masked_fill_(
+        return torch.zeros(mask.shape, dtype=self.store.dtype, device=mask.device).masked_fill_(
             ~mask, -math.inf
         )
 
     def _index(self, row: Tensor, slot: Tensor) -> Tensor:
-        heads = row[:, None] * len(self._head) + self._head  # (N, G)
+        heads = row[:, None] * len(self._head) + self._head  # (N, 2G)
         return (heads * self.slots + slot[:, None]).view(-1)
 
     def write(self, layer: int, step: CacheStep, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k and v (N, G, K) of one layer; return what rows look at, each (R, G, U, K)."""
-        seen = []
-        for store, new in ((self.keys[layer], k), (self.values[layer], v)):
-            flat = new.to(store.dtype).reshape(-1, new.shape[-1])
-            store.view(-1, new.shape[-1]).index_copy_(0, step.index, flat)
-            seen.append(store[step.rows, :, : step.used])
-        return seen[0], seen[1]
+        flat, K = self._flat[layer], k.shape[-1]
+        flat.index_copy_(0, step.index, torch.cat((k, v), 1).view(-1, K).to(flat.dtype))
+        head = self.slots * K
+        row = 2 * self.kv_heads * head
+        size = (step.shape[0], self.kv_heads, step.used, K)
+        stride = (row, head, K, 1)
+        first = (layer * self.batch + step.rows.start) * row
+        return (
+            self.store.as_strided(size, stride, first),
+            self.store.as_strided(size, stride, first + row // 2),
+        )
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

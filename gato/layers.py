@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gato.attention import PackedMeta, attend_masked, attend_packed
-from gato.cache import CacheStep, KVCache
+from gato.attention import PackedMeta, attend_packed
 from gato.model_config import ModelConfig
 
 
@@ -162,14 +161,4 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rotation: Tensor, meta: PackedMeta) -> Tensor:
         """Return (N, D) for packed tokens x (N, D)."""
         x = x + self.attention(self.attention_norm(x), rotation, meta)
-        return x + self.ffn(self.ffn_norm(x))
-
-    def decode(
-        self, x: Tensor, rotation: Tensor, layer: int, cache: KVCache, step: CacheStep
-    ) -> Tensor:
-        """Return (N, D) for the tokens x (N, D) of a chunk, after storing their keys and values."""
-        q, k, v = self.attention.project(self.attention_norm(x), rotation)
-        keys, values = cache.write(layer, step, k, v)
-        attended = attend_masked(step.to_grid(q.to(keys.dtype)), keys, values, step.mask)
-        x = x + self.attention.out(step.from_grid(attended).to(q.dtype))
         return x + self.ffn(self.ffn_norm(x))

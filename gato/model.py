@@ -15,14 +15,14 @@ H query heads, G key/value heads, K head width, F half of the feed-forward width
 import math
 from collections.abc import Mapping
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gato.attention import PackedMeta
-from gato.cache import CacheStep, KVCache
+from gato.cache import KVCache
+from gato.decoding import Decoder
 from gato.joint import JointHead
 from gato.layers import Block, RMSNorm, rotation_at
 from gato.model_config import ModelConfig
@@ -263,25 +263,7 @@ class GatoModel(nn.Module):
             hidden = [self.decode(p, cache, c) for p, c in zip(parts, counts, strict=True)]
             return torch.cat(hidden, dim=1)
         step = cache.advance(x.shape[1], valid)
-        return self._decode(x.flatten(0, 1), cache, step).view(x.shape)
-
-    def decode_tokens(self, x: Tensor, cache: KVCache, counts: np.ndarray) -> Tensor:
-        """Return hidden states (N, D) of new tokens x (N, D), and remember them; on the CPU.
-
-        The same as `decode`, without padding.
-
-        Args:
-            x: from `embed`, row after row.
-            cache: from `new_cache`.
-            counts: (B,) how many of the tokens each row has.
-        """
-        return self._decode(x, cache, cache.place(counts))
-
-    def _decode(self, x: Tensor, cache: KVCache, step: CacheStep) -> Tensor:
-        rotation = self._rotation(step.position)
-        for layer, block in enumerate(self.blocks):
-            x = block.decode(x, rotation, layer, cache, step)
-        return self.norm(x)
+        return Decoder(self)(x.flatten(0, 1), cache, step).view(x.shape)
 
     def _rotation(self, position: Tensor) -> Tensor:
         return rotation_at(position, self.config.head_dim, self.config.rope_base)

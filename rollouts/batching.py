@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gato.cache import KVCache
+from gato.decoding import Decoder
 from gato.model import GatoModel
+from gato.rollouts.graphs import Graphs
 from gato.tokenizers.stream import TokenSequence, to_device
 
 CHUNK = 64
@@ -144,20 +146,37 @@ class Memory:
     all slots are looked at; on a GPU that is replayed as a CUDA graph (see `graphs.py`).
     """
 
-    def __init__(self, model: GatoModel, rows: int, static: bool | None = None) -> None:
-        """Make an empty memory; `static` where the model is on a GPU, unless it is said."""
-        self.model = model
+    def __init__(
+        self,
+        model: GatoModel,
+        rows: int,
+        static: bool | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Make an empty memory.
+
+        Args:
+            model: in evaluation mode.
+            rows: how many rows B.
+            static: whether shapes must not change; by default where the model is on a GPU.
+            dtype: of the trunk's matrices and of the cache; by default the model's.
+        """
+        self.model, self.decoder = model, Decoder(model, dtype)
         self.lengths = np.zeros(rows, np.int64)
         self.static = model.table.weight.device.type != "cpu" if static is None else static
         self.cache = self._new(rows, CHUNK if self.static else STEP)
+        self.graphs = self._graphs()
+
+    def _graphs(self) -> Graphs:
+        state = (self.cache.key_position, self.cache.lengths)
+        return Graphs(self._advance, state, capture=self.cache.store.is_cuda)
 
     def _new(self, rows: int, chunk: int) -> KVCache:
-        c, weight = self.model.config, self.model.blocks[0].attention.qkv.weight
+        c, weight = self.model.config, self.model.table.weight
         assert c.kv_heads is not None
         chunk += -(c.memory + chunk) % STEP  # whole steps of slots, which kernels like
-        return KVCache(
-            c.layers, rows, c.memory, c.kv_heads, c.head_dim, weight.dtype, weight.device, chunk
-        )
+        dtype, device = self.decoder.dtype, weight.device
+        return KVCache(c.layers, rows, c.memory, c.kv_heads, c.head_dim, dtype, device, chunk)
 
     def chunk(self, lengths: np.ndarray, control: dict[str, int]) -> Chunk:
         """Return a chunk of `lengths` (B,) tokens to be written, and then to be read."""
@@ -181,32 +200,53 @@ class Memory:
         return self.lengths <= self.cache.window
 
     @torch.inference_mode()
-    def read(self, chunk: Chunk) -> States:
-        """Return the hidden states of a chunk's tokens, and remember them."""
-        self._reserve(int(chunk.lengths.max()))
-        x = chunk.embed(self.model)
-        self.lengths = self.lengths + chunk.lengths
-        if self.static:
-            valid = torch.from_numpy(chunk.lengths).to(x.device)
-            grid = x.view(len(chunk.lengths), -1, x.shape[-1])
-            return States(self._decode(grid, valid).flatten(0, 1), chunk.start)
-        return States(self._packed(x, chunk.lengths), chunk.start)
+    def read(self, chunk: Chunk, last: bool = False) -> States:
+        """Return the hidden states of a chunk's tokens, and remember them.
 
-    def _packed(self, x: Tensor, lengths: np.ndarray) -> Tensor:
-        """Return (N, D) for tokens without padding, read in parts where rows have many."""
-        size = self.cache.chunk
-        if lengths.max() <= size:
-            return self.model.decode_tokens(x, self.cache, lengths)
-        out = torch.empty_like(x)
+        Args:
+            chunk: from `chunk`.
+            last: whether only the state behind each row's last token will be asked for.
+        """
+        lengths = chunk.lengths
+        self._reserve(int(lengths.max()))
+        dtype, kind = self.decoder.dtype, self.model.table.weight.device.type
+        with torch.autocast(kind, dtype, enabled=dtype != self.model.table.weight.dtype):
+            x = chunk.embed(self.model).float()
+        self.lengths = self.lengths + lengths
+        if self.static:
+            return States(self._grid(x, lengths), chunk.start)
+        if lengths.max() > self.cache.chunk:
+            return States(self._in_parts(x, lengths), chunk.start)
+        step = self.cache.place(lengths)
+        asked = step.last(lengths) if last else None
+        hidden = self.decoder(x, self.cache, step, asked)
+        if asked is None:
+            return States(hidden, chunk.start)
+        return States(hidden, np.cumsum(lengths > 0) - lengths)  # where its last is, less its rest
+
+    def _grid(self, x: Tensor, lengths: np.ndarray) -> Tensor:
+        """Return (N, D) for tokens with padding; all shapes are among few."""
+        grid = x.view(len(lengths), -1, x.shape[-1])
+        hidden = []
+        for part, some in enumerate(grid.split(CHUNK, dim=1)):
+            valid = np.clip(lengths - part * CHUNK, 0, some.shape[1])
+            hidden.append(self.graphs(some, torch.from_numpy(valid).to(x.device)))
+        return torch.cat(hidden, dim=1).flatten(0, 1)
+
+    def _advance(self, x: Tensor, valid: Tensor) -> Tensor:
+        """Return (B, Q, D) for a chunk x (B, Q, D) with `valid` (B,) tokens in each row."""
+        step = self.cache.advance(x.shape[1], valid)
+        return self.decoder(x.flatten(0, 1), self.cache, step).view(x.shape)
+
+    def _in_parts(self, x: Tensor, lengths: np.ndarray) -> Tensor:
+        """Return (N, D) for tokens without padding, of which rows have more than fit at once."""
+        size, out = self.cache.chunk, torch.empty_like(x)
         inside = np.arange(len(x)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
         for part in range(-(-int(lengths.max()) // size)):
             at = torch.from_numpy(np.flatnonzero(inside // size == part))
-            counts = np.clip(lengths - part * size, 0, size)
-            out[at] = self.model.decode_tokens(x[at], self.cache, counts)
+            step = self.cache.place(np.clip(lengths - part * size, 0, size))
+            out[at] = self.decoder(x[at], self.cache, step)
         return out
-
-    def _decode(self, x: Tensor, valid: Tensor) -> Tensor:
-        return self.model.decode(x, self.cache, valid)
 
     @torch.inference_mode()
     def keep(self, rows: np.ndarray) -> None:
@@ -215,6 +255,7 @@ class Memory:
         self.lengths = self.lengths[rows]
         self.cache = self._new(len(rows), old.chunk)
         self._copy(old, index)
+        self.graphs = self._graphs()
 
     def _reserve(self, chunk: int) -> None:
         """Have room for chunks of so many tokens at once."""
@@ -228,8 +269,7 @@ class Memory:
         # Nothing is in the slots behind the longest row's; and in a larger ring, while nothing has
         # left the old one, every token lies in the slot of its position too.
         used = min(int(self.lengths.max(initial=0)), old.slots)
-        self.cache.keys[..., :used, :] = old.keys[:, rows, :, :used]
-        self.cache.values[..., :used, :] = old.values[:, rows, :, :used]
+        self.cache.store[..., :used, :] = old.store[:, rows, :, :used]
         self.cache.key_position[:, :used] = old.key_position[rows, :used]
         self.cache.lengths.copy_(old.lengths[rows])
 

@@ -64,7 +64,7 @@ class Writer:
         chunk = self._memory.chunk(lengths, self.serializer.control)
         for r in rows.tolist():
             chunk.write([r], self._next[self._rows[r]])
-        states = self._memory.read(chunk)[rows, lengths[rows] - 1]
+        states = self._memory.read(chunk, last=True)[rows, lengths[rows] - 1]
         members = self._rows[rows].tolist()
         ids = choose(
             self.model,

@@ -27,6 +27,7 @@ from gato.rollouts.batching import (
     Chunk,
     Memory,
     Piece,
+    Spans,
     States,
     check_sampling,
     choose,
@@ -93,6 +94,27 @@ class _Writing:
         self.at, self.left = self.at + 1, self.left - 1
 
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def _dtype(model: GatoModel, precision: str | None) -> torch.dtype | None:
+    if precision is None:
+        return torch.bfloat16 if model.table.weight.is_cuda else None
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}")
+    return PRECISIONS[precision]
+
+
+class _Drawn:
+    """A random number that a row's generator has given, for one choice."""
+
+    def __init__(self, number: float) -> None:
+        self.number = number
+
+    def random(self) -> float:
+        return self.number
+
+
 class Policy:
     """Decides for B rows at once; row i plays ``tasks[i]``."""
 
@@ -107,6 +129,7 @@ class Policy:
         prompts: Mapping[str, Episode] | None = None,
         kappa: float | None = None,
         execute: int | None = None,
+        precision: str | None = None,
     ) -> None:
         """Make a policy whose memory is empty.
 
@@ -122,6 +145,8 @@ class Policy:
                 trained for.
             execute: actions taken of those that one state decides, where a task was trained with
                 ``joint`` above 1; by default all.
+            precision: of the trunk's products and the cache, ``float32`` or ``bfloat16``; by
+                default the model's own on a CPU, bfloat16 on a GPU.
 
         Raises:
             ValueError: for a task the model does not know.
@@ -142,7 +167,7 @@ class Policy:
         self._prompts = dict(prompts or {})
         chosen = list(range(len(names)) if seeds is None else seeds)
         self.rows = [self._row(t, s) for t, s in zip(names, chosen, strict=True)]
-        self.memory = Memory(model, len(names))
+        self.memory = Memory(model, len(names), dtype=_dtype(model, precision))
         self._plans: dict[str, ActionPlan] = {}
 
     @property
@@ -282,17 +307,20 @@ class Policy:
     def _decide(self, observations: Sequence[Any], rows: list[int]) -> None:
         """Let the model decide what these rows do next: an action, or several in a joint row."""
         chunk, at = self._chunk(observations, rows)
-        states = self.memory.read(chunk)
+        states = self.memory.read(chunk, last=bool((at[rows] == chunk.lengths[rows] - 1).all()))
         for r in rows:
             self.rows[r].pending, self.rows[r].read = [], self.rows[r].head
         writing: list[_Writing] = []
-        for name, members in self._by_task(rows).items():
-            row, where = self.rows[members[0]], np.array(members)
-            if row.task.history.joint:
-                self._write_joint(where, states[where, at[where]])
+        joint: list[np.ndarray] = []
+        for members in self._by_task(rows).values():
+            where = np.array(members)
+            if self.rows[members[0]].task.history.joint:
+                joint.append(where)
             else:
-                writing += self._begin(name, where, states, at[where])
+                writing += self._begin(where, states, at[where])
         self._write(writing)
+        if joint:
+            self._write_joint(joint, states, at)
         for w in writing:
             shown = self._shown(w)
             for i, (r, action) in enumerate(zip(w.rows.tolist(), w.actions.values(), strict=True)):
@@ -304,12 +332,16 @@ class Policy:
             found.setdefault(self.rows[r].task.task.id, []).append(r)
         return found
 
-    def _begin(self, name: str, rows: np.ndarray, states: States, at: np.ndarray) -> list[_Writing]:
-        """Return what writes the actions of a task's `rows` (L,), in one or one by one."""
+    def _plan(self, task: TaskCodec) -> ActionPlan:
+        name = task.task.id
         if name not in self._plans:
-            self._plans[name] = ActionPlan(self.serializer, self.rows[rows[0]].task)
+            self._plans[name] = ActionPlan(self.serializer, task)
+        return self._plans[name]
+
+    def _begin(self, rows: np.ndarray, states: States, at: np.ndarray) -> list[_Writing]:
+        """Return what writes the actions of a task's `rows` (L,), in one or one by one."""
         row, done, writing = self.rows[rows[0]], 0, []
-        for count, actions in self._plans[name].begin(len(rows)):
+        for count, actions in self._plan(row.task).begin(len(rows)):
             part = slice(done, done + count)
             left = 1 if actions.awaits_return else row.together or 1
             hides = row.task.history.hide_actions
@@ -319,26 +351,65 @@ class Policy:
             done += count
         return writing
 
-    def _write_joint(self, rows: np.ndarray, given: Tensor) -> None:
-        """Decide all actions that are due in a task's `rows` (L,) from one state (L, D) each."""
-        row = self.rows[rows[0]]
-        count = row.together or 0
-        slot = torch.arange(1, row.execute * count + 1, device=given.device)
-        wide = given[:, None].expand(-1, len(slot), -1)  # (L, S, D)
-        found = self.model.joint(wide, slot.expand(len(rows), -1))
-        states = States(found.flatten(0, 1), np.arange(len(self.rows)))
-        states.start[rows] = np.arange(len(rows)) * len(slot)
-        for k in range(row.execute):
-            at = np.full(len(rows), k * count)
-            for w in self._begin(row.task.task.id, rows, states, at):
-                shown = []
-                while w.actions.allowed is not None:
-                    w.push(self._choose([w]))
-                    if not w.hides:
-                        shown.append(w.actions.last())
-                actions = w.actions.values()
-                for i, (r, action) in enumerate(zip(w.rows.tolist(), actions, strict=True)):
-                    self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
+    def _write_joint(self, tasks: Sequence[np.ndarray], states: States, at: np.ndarray) -> None:
+        """Decide all actions that are due in the rows of joint tasks, from one state each."""
+        every = np.concatenate(tasks)
+        rows = [self.rows[r] for r in every.tolist()]
+        counts = np.array([row.execute * (row.together or 0) for row in rows])
+        first = np.cumsum(counts) - counts
+        of = np.repeat(np.arange(len(rows)), counts)
+        slot = np.arange(len(of)) - first[of] + 1
+        given = states[every, at[every]]
+        which, asked = (torch.from_numpy(x).to(given.device) for x in (of, slot))
+        found = self.model.joint(given[which], asked)  # (sum of counts, D)
+        begin = np.zeros(len(self.rows), np.int64)
+        begin[every] = first
+        for members, ids in zip(tasks, self._decided(tasks, found), strict=True):
+            row = self.rows[members[0]]
+            for k in range(row.execute):
+                place = np.full(len(members), k * (row.together or 0))
+                for w in self._begin(members, States(found, begin), place):
+                    shown = []
+                    while w.actions.allowed is not None:
+                        w.push(self._choose([w]) if ids is None else ids[:, w.at[0]])
+                        if not w.hides:
+                            shown.append(w.actions.last())
+                    actions = w.actions.values()
+                    for i, (r, action) in enumerate(zip(w.rows.tolist(), actions, strict=True)):
+                        self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
+
+    def _decided(self, tasks: Sequence[np.ndarray], found: Tensor) -> list[np.ndarray | None]:
+        """Return of each task the ids (L, n) that its rows' states decide, all chosen at once.
+
+        None where what an id may be depends on those before it.
+        """
+        spans: list[Spans] = []
+        warmth: list[float] = []
+        generators: list[Any] = []
+        kept, shapes = [], []
+        for members in tasks:
+            row = self.rows[members[0]]
+            plan = self._plan(row.task)
+            shapes.append((len(members), row.execute * (row.together or 0)))
+            kept.append(plan.leaves is not None)
+            for r in members.tolist() if kept[-1] else ():
+                own = self.rows[r]
+                spans += plan.spans * own.execute
+                warmth += [own.temperature] * shapes[-1][1]
+                # drawn in the order of the slots, whatever order they are then chosen in
+                drawn = own.generator.random(shapes[-1][1]) if own.temperature > 0 else None
+                generators += (
+                    [own.generator] * shapes[-1][1] if drawn is None else map(_Drawn, drawn)
+                )
+        if not any(kept):
+            return [None] * len(tasks)
+        mask = np.repeat(kept, [n * count for n, count in shapes])
+        chosen = choose(self.model, found[torch.from_numpy(mask)], spans, warmth, generators)
+        ids, done = [], 0
+        for known, (n, count) in zip(kept, shapes, strict=True):
+            ids.append(chosen[done : done + n * count].reshape(n, count) if known else None)
+            done += n * count if known else 0
+        return ids
 
     def _chunk(self, observations: Sequence[Any], rows: list[int]) -> tuple[Chunk, np.ndarray]:
         """Return what the rows read before they act, and where (B,) the first id is decided."""
@@ -442,6 +513,6 @@ class Policy:
         for w in waiting:
             chunk.write(w.rows, self._shown(w))
             chunk.fill(w.rows, np.full(len(w.rows), w.left - 1))
-        states = self.memory.read(chunk)
+        states = self.memory.read(chunk, last=bool((lengths <= 1).all()))
         for w in waiting:
             w.states = states

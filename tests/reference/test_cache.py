@@ -141,13 +141,13 @@ def test_stored_positions_are_those_of_the_last_window_of_each_row():
 def test_shapes_never_change(make_model):
     model = make_model(window=8)
     cache = model.new_cache(2, chunk=4)
-    storage = cache.keys.data_ptr(), cache.key_position.data_ptr(), cache.lengths.data_ptr()
+    storage = cache.store.data_ptr(), cache.key_position.data_ptr(), cache.lengths.data_ptr()
     with torch.no_grad():
         for _ in range(10):
             model.decode(torch.zeros(2, 4, 32), cache, torch.tensor([4, 2]))
     cache.reset(torch.tensor([True, False]))
     assert storage == (
-        cache.keys.data_ptr(),
+        cache.store.data_ptr(),
         cache.key_position.data_ptr(),
         cache.lengths.data_ptr(),
     )

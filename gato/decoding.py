@@ -1,0 +1,134 @@
+"""The trunk over a cache: what `GatoModel.decode` runs, made for many small calls.
+
+It computes what a full forward does, with the weights as `Decoder` found them: in the model's own
+precision it holds the parameters themselves, in another one copies of the large matrices. The
+residual stream, norms and rotations stay in float32. On a CPU a forward of one token per row is
+bound by the number of operations, not by arithmetic, so that there are as few as can be.
+
+Legend: N tokens, D width, H query heads, G key/value heads, K head width, M tokens asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gato.attention import attend_masked
+from gato.cache import CacheStep, KVCache
+from gato.layers import Block, rms_norm, rotate, rotation_at
+
+if TYPE_CHECKING:
+    from gato.model import GatoModel
+
+TABLE = 2048
+"""Positions whose rotations are kept; others are worked out anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """What one block needs."""
+
+    attention_norm: Tensor
+    qkv: Tensor
+    bias: Tensor | None
+    qk_norm: Tensor | None
+    """(H + G, K)"""
+    out: Tensor
+    ffn_norm: Tensor
+    up: Tensor
+    down: Tensor
+
+
+class Decoder:
+    """Runs a model's blocks over a cache."""
+
+    def __init__(self, model: GatoModel, dtype: torch.dtype | None = None) -> None:
+        """Take the weights of `model`; in `dtype`, where it is not the model's own."""
+        self.config, self.norm = model.config, model.norm.weight
+        weight = model.blocks[0].attention.qkv.weight
+        self.dtype = dtype or weight.dtype
+        self.activation = model.blocks[0].ffn.activation
+        G = model.blocks[0].attention.kv_heads
+        self.split = [self.config.heads + G, G]
+        self.split_qk = [self.config.heads, G]
+        self.layers = [self._layer(block) for block in model.blocks]
+
+    def _layer(self, block: Block) -> _Layer:
+        a, f, H, G = block.attention, block.ffn, self.config.heads, block.attention.kv_heads
+        qk_norm = None
+        if a.q_norm is not None and a.k_norm is not None:
+            parts = a.q_norm.weight.expand(H, -1), a.k_norm.weight.expand(G, -1)
+            qk_norm = torch.cat(parts).detach()
+        bias = None if a.qkv.bias is None else a.qkv.bias.to(self.dtype)
+        qkv, out, up, down = (m.weight.to(self.dtype) for m in (a.qkv, a.out, f.up, f.down))
+        norms = block.attention_norm.weight, block.ffn_norm.weight
+        return _Layer(norms[0], qkv, bias, qk_norm, out, norms[1], up, down)
+
+    def __call__(
+        self,
+        x: Tensor,
+        memory: KVCache,
+        step: CacheStep,
+        last: tuple[CacheStep, Tensor] | None = None,
+    ) -> Tensor:
+        """Return hidden states (N, D) of tokens x (N, D), after storing their keys and values.
+
+        Args:
+            x: from `GatoModel.embed`.
+            memory: that stores them.
+            step: where they go.
+            last: where only some states are asked for, what `CacheStep.last` returned: then (M, D)
+                is returned, and the last block computes no others.
+        """
+        rotation = self._turns(step.position)
+        for layer in range(len(self.layers) - 1):
+            x = self._block(layer, x, rotation, memory, step, None)
+        x = self._block(len(self.layers) - 1, x, rotation, memory, step, last)
+        return self._normalised(x, self.norm)
+
+    def _block(
+        self,
+        number: int,
+        x: Tensor,
+        rotation: Tensor,
+        memory: KVCache,
+        step: CacheStep,
+        last: tuple[CacheStep, Tensor] | None,
+    ) -> Tensor:
+        w, dtype, N = self.layers[number], self.dtype, len(x)
+        qkv = F.linear(self._normalised(x, w.attention_norm).to(dtype), w.qkv, w.bias)
+        qkv = qkv.view(N, -1, self.config.head_dim)  # (N, H + 2G, K)
+        qk, v = qkv.split_with_sizes(self.split, 1)
+        if w.qk_norm is not None:
+            qk = self._normalised(qk, w.qk_norm)
+        q, k = rotate(qk, rotation).split_with_sizes(self.split_qk, 1)
+        keys, values = memory.write(number, step, k, v)
+        if last is not None:
+            step, wanted = last
+            x, q = x.index_select(0, wanted), q.index_select(0, wanted)
+        attended = attend_masked(step.to_grid(q.to(keys.dtype)), keys, values, step.mask)
+        x = x + F.linear(step.from_grid(attended).to(dtype), w.out)
+        gate, value = F.linear(self._normalised(x, w.ffn_norm).to(dtype), w.up).chunk(2, -1)
+        return x + F.linear(self.activation(gate).mul_(value), w.down)
+
+    def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
+        return rms_norm(x, weight, self.config.norm_eps)
+
+    def _turns(self, position: Tensor) -> Tensor:
+        head_dim, base = self.config.head_dim, self.config.rope_base
+        eager_cpu = position.device.type == "cpu" and not torch.compiler.is_compiling()
+        if eager_cpu and int(position.max()) < TABLE:
+            return _table(head_dim, base)[position]
+        return rotation_at(position, head_dim, base)
+
+
+@cache
+def _table(head_dim: int, base: float) -> Tensor:
+    """Return the rotations of the first positions; on the CPU."""
+    with torch.inference_mode(False), torch.no_grad():
+        return rotation_at(torch.arange(TABLE), head_dim, base)
