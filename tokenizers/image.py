@@ -78,10 +78,14 @@ def per_size(
 
     if len(known) == 1:
         return of(known[0], pixels)
-    places = [torch.from_numpy(np.flatnonzero(key == k)).to(pixels.device) for k in known]
-    parts = [of(k, pixels[at]) for k, at in zip(known, places, strict=True)]
-    out = torch.cat(parts)
-    return torch.empty_like(out).index_copy(0, torch.cat(places), out)
+    places = [np.flatnonzero(key == k) for k in known]
+    order = np.concatenate(places)
+    if (np.diff(order) == 1).all():  # sorted by size already
+        cut = torch.split(pixels, [len(at) for at in places])
+        return torch.cat([of(k, some) for k, some in zip(known, cut, strict=True)])
+    moved = [torch.from_numpy(at).to(pixels.device, non_blocking=True) for at in places]
+    out = torch.cat([of(k, pixels[at]) for k, at in zip(known, moved, strict=True)])
+    return torch.empty_like(out).index_copy(0, torch.cat(moved), out)
 
 
 class GridPosition(nn.Module):
