@@ -60,17 +60,12 @@ def _measured(case: Case, dtype: torch.dtype, on: torch.device, repeats: int) ->
     from gato.rollouts.policy import Policy
 
     serializer, model = _made(case, on)
-    policy = Policy(model.to(dtype), serializer, ARM.id)
-    with torch.autocast(on.type, dtype, enabled=dtype != torch.float32):
-        return _results(case, dtype, policy, repeats)
-
-
-def _results(case: Case, dtype: torch.dtype, policy: Any, repeats: int) -> list[Result]:
-    on, model, observed = device(), policy.model, _observations()
+    policy, observed = Policy(model, serializer, ARM.id, precision=str(dtype)[6:]), _observations()
     for _ in range(case.warmup):
         policy.select_action(next(observed))
     reads = _reads(policy, next(observed))
-    weights = [m.weight.detach() for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    linear = [m for m in model.blocks.modules() if isinstance(m, nn.Linear)]
+    weights = [m.weight.detach().to(dtype) for m in linear]
     products = _products(weights, reads, dtype, on)
     products()
     halves, tails, busy, alone = [], [], [], []
