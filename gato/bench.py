@@ -11,6 +11,7 @@ wherever gato does. Where none is named, those run that take less than a minute 
     rollout      steps/s of 8 rows, cached  beside one row, the whole context anew for every token
     latency      milliseconds of one live decision   beside what 20 Hz leaves
     attention    every kernel that this machine has  beside SDPA with a mask
+    peer         rollouts and training      beside a loop of the strongest open peer's shape
     data         speed and memory of reading   see `gato.bench_data`
     collect      episodes/s of two workers  beside one, from the command to complete stores
 """
@@ -32,7 +33,7 @@ from gato.bench_common import Result
 
 @dataclass(frozen=True)
 class Bench:
-    """One bench: `NAME_bench` of the module `gato.bench_NAME`."""
+    """One bench: `NAME_bench` of the module `gato.bench_NAME`, its name cut off at a ``_``."""
 
     about: str
     seconds: int
@@ -44,7 +45,8 @@ class Bench:
     def run(name: str, repeats: int) -> list[Result]:
         """Return what the bench of this name measured."""
         found: Callable[[int], list[Result]]
-        found = getattr(importlib.import_module(f"gato.bench_{name}"), f"{name}_bench")
+        module = importlib.import_module(f"gato.bench_{name.partition('_')[0]}")
+        found = getattr(module, f"{name}_bench")
         return found(repeats)
 
 
@@ -54,6 +56,8 @@ BENCHES = {
     "rollout": Bench("steps/s of rows decided together with a cache, beside the plain loop", 30),
     "latency": Bench("milliseconds of one live decision, quickstart and gato_79m", 40),
     "attention": Bench("every kernel of attention that this machine has, beside SDPA's mask", 30),
+    "peer": Bench("rollouts and training beside a loop of JAT's shape, 128 x 4", 150, False),
+    "peer_large": Bench("the same at 768 x 12, the size that JAT released", 900, False),
     "data": Bench("speed and memory of reading stores, small and of ten million steps", 90, False),
     "collect": Bench("episodes/s of two workers of three simulators", 150, False),
 }
@@ -101,7 +105,8 @@ def run(
         told(f"{name}: {BENCHES[name].about}")
         begun = time.perf_counter()
         try:
-            record["results"] += BENCHES[name].run(name, repeats)
+            found = BENCHES[name].run(name, repeats)
+            record["results"] += [{**result, "bench": name} for result in found]
         except Exception as error:
             if len(chosen) == 1:
                 raise

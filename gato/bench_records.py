@@ -102,7 +102,7 @@ def compare(now: Record, before: Record, tolerance: float = TOLERANCE) -> Record
     alike = now["hardware"] == before["hardware"]
     calm = not (now.get("warning") or before.get("warning"))
     ran = set(now["name"].split())
-    old = {r["case"]: r for r in before["results"] if bench_of(r["case"]) in ran}
+    old = {r["case"]: r for r in before["results"] if bench_of(r) in ran}
     cases = [
         _compared(result, old[result["case"]], alike, calm, tolerance)
         if result["case"] in old
@@ -121,9 +121,9 @@ def compare(now: Record, before: Record, tolerance: float = TOLERANCE) -> Record
     }
 
 
-def bench_of(case: str) -> str:
-    """Return the bench that a case belongs to."""
-    return case.partition(":")[0]
+def bench_of(result: Result) -> str:
+    """Return the bench that a result is of; before it was recorded, its case began with it."""
+    return str(result.get("bench") or result["case"].partition(":")[0])
 
 
 def _compared(now: Result, before: Result, alike: bool, calm: bool, tolerance: float) -> Record:

@@ -20,11 +20,14 @@ def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_all_benches_print_what_the_contract_names(tiny_model):
-    found = json.loads(json.dumps(bench.run(repeats=1)))
+    found = json.loads(json.dumps(bench.run(["serializer", "train", "rollout"], repeats=1)))
     assert found["name"] == "serializer train rollout"
+    assert found["failed"] == {}
+    assert [r["bench"] for r in found["results"]] == sorted(
+        (r["bench"] for r in found["results"]), key=found["name"].index
+    )
     assert found["versions"].keys() >= {"python", "torch", "numpy"}
     assert "cores" in found["hardware"]
-    assert len(found["results"]) == 5
     for result in found["results"]:
         assert result.keys() >= {"case", "value", "unit", "baseline", "ratio", "against"}
         assert result["value"] > 0
@@ -32,13 +35,24 @@ def test_all_benches_print_what_the_contract_names(tiny_model):
         assert result["spread"][0] <= result["value"] <= result["spread"][1]
 
 
-def test_the_serializer_is_above_its_floor():
+def test_the_quick_benches_run_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(
+        bench.Bench, "run", staticmethod(lambda name, repeats: ran.append(name) or [])
+    )
+    monkeypatch.setattr(bench.bench_machine, "peaks", lambda device: {})
+    bench.run()
+    assert ran == ["serializer", "train", "rollout", "latency", "attention"]
+    assert sum(bench.BENCHES[name].seconds for name in ran) < 300
+
+
+def test_the_serializer_is_above_what_is_asked():
     results = bench.run(["serializer"], repeats=3)["results"]
     assert [r["baseline"] for r in results] == [1e6, 4e5]
     assert all(r["ratio"] > 1 for r in results)
 
 
-def test_reading_is_measured_beside_its_floors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_is_measured_beside_what_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_data, "STEPS", 200_000)
     monkeypatch.setattr(bench_data, "SECONDS", 0.05)
     results = bench.run(["data"], repeats=1)["results"]
