@@ -1,0 +1,383 @@
+"""`gato bench peer`: rollouts and training beside a loop of the strongest open peer's shape.
+
+Both have trunks of one size: width x layers, equal heads, equal parameters a layer. The peer's loop
+(`gato.bench_peer_loop`) takes two embeddings a step, batches of one, float32; ours takes what its
+codecs make of a step, rows decided together, float32 or bfloat16. Both remember as many steps, 128
+of an arm's 39 numbers, 16 of a game's frames, where the way does not say otherwise. Training is
+counted in steps of the environment too: AdamW on sequences of 256 steps.
+
+    way          a step is ...
+    quickstart   written as by `gato quickstart`, which remembers one step
+    shown        the same, all that is remembered in view, actions one id after another
+    joint        its observation (frames in cells of 32), all of its action decided from one state
+    one token    the same in one token: 39 numbers, or a frame of 64 x 64
+    chunk        the same, remembering one step and deciding four: three of four are never read
+    gato         written as in the paper: a token a number or 16 x 16 pixels, 1024 in memory
+
+    `peer` has trunks of 128 x 4, `peer_large` of 768 x 12, the size that the peer released.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from gato.bench_common import ARM, Result, in_turns, made_up, result, wait
+from gato.bench_machine import device
+from gato.bench_peer_loop import LARGE, SIDE, SMALL, STACK, Peer, PeerAgent, Trunk
+from gato.checkpoint import build_model
+from gato.config import TrainConfig
+from gato.corpus_config import CorpusConfig
+from gato.envs.episode import TaskSpec
+from gato.envs.store import EpisodeWriter
+from gato.model_config import ModelConfig
+from gato.optim import OptimConfig
+from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.spaces import CodecOptions
+from gato.tokenizers.task_codec import History
+from gato.train import Trainer
+
+STEER = replace(ARM, instruction="")
+FRAMES = TaskSpec(
+    id="bench/frames",
+    observation_space=spaces.Box(0, 255, (64, 64, 3), np.uint8),
+    action_space=spaces.Discrete(18),
+    max_steps=500,
+    control_hz=15.0,
+)
+TASKS = {"arm": STEER, "frames": FRAMES}
+REMEMBERED = {"arm": 128, "frames": 16}
+"""Steps in memory; the peer keeps two embeddings of each."""
+SEQUENCE = 256
+"""Steps of a training sequence."""
+PUBLISHED = {
+    ("arm", SMALL): 356.0,
+    ("arm", LARGE): 22.0,
+    ("frames", SMALL): 92.0,
+    ("frames", LARGE): 15.0,
+    ("train", SMALL): 3808.0,
+    ("train", LARGE): 192.0,
+}
+"""Steps/s of the peer's own code, random weights, on two cores of a Xeon with AMX, torch 2.13."""
+WANTED = {
+    ("arm", SMALL): 5.0,
+    ("arm", LARGE): 5.0,
+    ("frames", SMALL): 12.0,
+    ("frames", LARGE): 12.0,
+    ("train", SMALL): 1.0,
+    ("train", LARGE): 2.5,
+}
+"""How many times the peer's pace is asked for."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How ours writes, remembers and decides a task's steps."""
+
+    codec: CodecOptions
+    tokens: int
+    """Of one step, its action's among them where they are shown."""
+    history: History
+    image: str = "conv"
+    """The embedder of frames in cells of 16 pixels."""
+    memory: int | None = None
+    """Tokens remembered; None for those of `REMEMBERED` steps."""
+
+
+VECTOR = CodecOptions(observations="vector")
+ALL, ONE = History(), History(window=1)
+JOINT = History(hide_actions=True, joint=1)
+CHUNK = History(window=1, hide_actions=True, joint=4)
+WAYS = {
+    "arm": {
+        "quickstart": Way(VECTOR, 8, ONE),
+        "shown": Way(VECTOR, 8, ALL),
+        "joint": Way(VECTOR, 3, JOINT),
+        "one token": Way(replace(VECTOR, vector_group=39), 1, JOINT),
+        "chunk": Way(replace(VECTOR, vector_group=39), 1, CHUNK),
+        "gato": Way(CodecOptions(scales="mu_law"), 44, ALL, memory=1024),
+    },
+    "frames": {
+        "quickstart": Way(VECTOR, 18, ONE),
+        "shown": Way(VECTOR, 18, ALL),
+        "joint": Way(replace(VECTOR, frame_cell=32), 4, JOINT),
+        "one token": Way(replace(VECTOR, frame_cell=64), 1, JOINT),
+        "chunk": Way(replace(VECTOR, frame_cell=64), 1, CHUNK),
+        "gato": Way(CodecOptions(scales="mu_law"), 18, ALL, image="patch", memory=1024),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured at one size of trunk."""
+
+    trunk: Trunk
+    rows: int
+    """Rows decided together."""
+    decisions: int
+    """Of every row, in one repeat."""
+    peer_steps: int
+    """Of the peer's loop, in one repeat."""
+    sequences: int
+    """Of a training batch of the peer's."""
+    tokens: int
+    """Of a training batch of ours, at most; else it has as many steps as the peer's."""
+    dtypes: Sequence[str] = tuple(DTYPES)
+
+    def said(self, what: str) -> str:
+        """Return the name of a result."""
+        return f"peer: {what}, {self.trunk.width} x {self.trunk.layers}"
+
+
+CASES = {
+    "small": Case(SMALL, rows=32, decisions=8, peer_steps=10, sequences=8, tokens=16_384),
+    "large": Case(LARGE, rows=16, decisions=8, peer_steps=3, sequences=4, tokens=4096),
+}
+
+
+def peer_bench(repeats: int) -> list[Result]:
+    """Return steps/s of rollouts and training at 128 x 4."""
+    return measured(CASES["small"], repeats)
+
+
+def peer_large_bench(repeats: int) -> list[Result]:
+    """Return steps/s of rollouts and training at 768 x 12."""
+    return measured(CASES["large"], repeats)
+
+
+def measured(case: Case, repeats: int) -> list[Result]:
+    """Return all results at one size of trunk."""
+    results = [r for task, ways in WAYS.items() for r in rollouts(case, task, ways, repeats)]
+    return results + trainings(case, WAYS["arm"], repeats)
+
+
+# ---- rollouts ---------------------------------------------------------------------------------
+
+
+def rollouts(case: Case, task: str, ways: dict[str, Way], repeats: int) -> list[Result]:
+    """Return steps/s of every way, and of the peer's loop without its habits."""
+    works = [_peer_work(case, task, lean=False), _peer_work(case, task, lean=True)]
+    names = [(way, dtype) for way in ways for dtype in case.dtypes]
+    works += [_our_work(case, task, ways[way], DTYPES[dtype]) for way, dtype in names]
+    peer, lean, *ours = in_turns(repeats, *works, device=device())
+    baseline = [case.peer_steps / s for s in peer]
+    against = "one row of a loop of JAT's shape, float32"
+    made = result(
+        case.said(f"{task}, that loop without the peer's habits"),
+        [case.peer_steps / s for s in lean],
+        "steps/s",
+        baseline,
+        against,
+    )
+    amount = case.rows * case.decisions
+    return [made] + [
+        _beside(
+            case, task, f"{task}, {way}, {dtype}", [amount / s for s in took], baseline, against
+        )
+        for (way, dtype), took in zip(names, ours, strict=True)
+    ]
+
+
+def _beside(
+    case: Case, key: str, what: str, ours: list[float], theirs: list[float], against: str
+) -> Result:
+    """Return a result with the peer's published figure and the ratio that is asked for."""
+    published, wanted = PUBLISHED[key, case.trunk], WANTED[key, case.trunk]
+    told = f"{against}; JAT's own on two Xeon cores with AMX {published:g}; asked {wanted:g} times"
+    made = result(case.said(what), ours, "steps/s", theirs, told)
+    return made | {
+        "published": published,
+        "of_published": made["value"] / published,
+        "asked": wanted,
+        "reached": made["ratio"] >= wanted,
+    }
+
+
+def _peer_work(case: Case, task: str, *, lean: bool) -> Callable[[], None]:
+    """Return some steps of the peer's loop, whose memory is full."""
+    rng, frames = np.random.default_rng(0), task == "frames"
+    torch.manual_seed(0)
+    model = Peer(case.trunk, frames=frames, lean=lean).to(device()).eval()
+    agent = PeerAgent(model, 2 * REMEMBERED[task])
+    seen = [
+        rng.integers(0, 256, (SIDE, SIDE, STACK), np.uint8)
+        if frames
+        else rng.normal(size=39).astype(np.float32)
+        for _ in range(case.peer_steps)
+    ]
+    for i in range(REMEMBERED[task] + 2):
+        agent.act(seen[i % len(seen)])
+
+    def work() -> None:
+        for observation in seen:
+            agent.act(observation)
+
+    return work
+
+
+def _our_work(case: Case, task: str, way: Way, dtype: torch.dtype) -> Callable[[], None]:
+    """Return some decisions of all rows, whose memory is full."""
+    from gato.rollouts.policy import Policy
+
+    spec = TASKS[task]
+    serializer = _serializer(way, spec)
+    torch.manual_seed(0)
+    size = _model_config(case.trunk, way, REMEMBERED[task])
+    model = build_model(_config(size, way), serializer).to(device()).eval()
+    policy = Policy(model, serializer, [spec.id] * case.rows)
+    episode = made_up(spec, case.rows * case.decisions)
+    seen = np.asarray(episode.observations["observation"])[:-1]
+    steps = list(seen.reshape(case.decisions, case.rows, *seen.shape[1:]))
+    kept = way.history.window or -(-size.context // way.tokens)
+
+    def decide(observed: Sequence[np.ndarray]) -> None:
+        # weights are rounded once, at the first decision
+        with torch.autocast(device().type, dtype, enabled=dtype != torch.float32):
+            for each in observed:
+                policy.select_action(list(each))
+
+    decide([steps[i % len(steps)] for i in range(kept + 1)])
+    return lambda: decide(steps)
+
+
+def _serializer(way: Way, spec: TaskSpec) -> Serializer:
+    serializer = Serializer(way.codec)
+    serializer.add_task(spec, history=way.history)
+    return serializer
+
+
+def _model_config(trunk: Trunk, way: Way, steps: int) -> ModelConfig:
+    """Return a trunk of equal parameters a layer: 4 D^2 of attention and 8 D^2 beside it."""
+    return ModelConfig(
+        layers=trunk.layers,
+        width=trunk.width,
+        heads=trunk.heads,
+        head_dim=trunk.head_dim,
+        ffn_width=2 * round(8 * trunk.width / 3),
+        context=way.memory or max(256, steps * way.tokens),
+        qk_norm=True,
+    )
+
+
+def _config(size: ModelConfig, way: Way, **options: Any) -> TrainConfig:
+    return TrainConfig(
+        model=size, codec=way.codec, embedders={"image": {"embedder": way.image}}, **options
+    )
+
+
+# ---- training ---------------------------------------------------------------------------------
+
+
+def trainings(case: Case, ways: dict[str, Way], repeats: int) -> list[Result]:
+    """Return environment steps/s of the trainer, its reading included, on an arm's episodes.
+
+    A repeat is one optimizer step; that of ours is on about as many steps as the peer's.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "arm"
+        with EpisodeWriter(path, STEER) as writer:
+            for i in range(8):
+                writer.append(made_up(STEER, STEER.max_steps, seed=i))
+        works = [_peer_training(case, lean=False), _peer_training(case, lean=True)]
+        names = [(way, dtype) for way in ways for dtype in case.dtypes]
+        counts: list[list[int]] = [[] for _ in names]
+        for (way, dtype), count in zip(names, counts, strict=True):
+            works.append(_our_training(case, ways[way], dtype, path, Path(folder) / "run", count))
+        peer, lean, *ours = in_turns(repeats, *works, device=device())
+    steps = case.sequences * SEQUENCE
+    baseline = [steps / s for s in peer]
+    against = f"a loop of JAT's shape, {case.sequences} sequences of {SEQUENCE} steps, float32"
+    made = result(
+        case.said("training, that loop without the peer's habits"),
+        [steps / s for s in lean],
+        "steps/s",
+        baseline,
+        against,
+    )
+    return [made] + [
+        _beside(
+            case,
+            "train",
+            f"training, {way}, {dtype}",
+            [n / s for n, s in zip(count[-repeats:], took, strict=True)],
+            baseline,
+            against,
+        )
+        for (way, dtype), took, count in zip(names, ours, counts, strict=True)
+    ]
+
+
+def _peer_training(case: Case, *, lean: bool) -> Callable[[], None]:
+    """Return one optimizer step of the peer's shape on tensors at hand."""
+    torch.manual_seed(0)
+    model = Peer(case.trunk, frames=False, lean=lean).to(device())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    observed = torch.randn(case.sequences, SEQUENCE, 40, device=device())
+    acted = torch.rand(case.sequences, SEQUENCE, 4, device=device()) * 2 - 1
+
+    def work() -> None:
+        model.loss(observed, acted).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return work
+
+
+def _our_training(
+    case: Case, way: Way, dtype: str, path: Path, run: Path, counts: list[int]
+) -> Callable[[], None]:
+    """Return one step of a trainer; the environment steps in its batch are added to `counts`."""
+    size = replace(_model_config(case.trunk, way, SEQUENCE), context=_row(way))
+    history = way.history
+    config = _config(
+        size,
+        way,
+        optim=OptimConfig(lr=1e-4, muon=False),
+        corpora=(
+            CorpusConfig(
+                "arm",
+                str(path),
+                window=history.window,
+                hide_actions=float(history.hide_actions),
+                joint=history.joint,
+                prompt=0.0,
+            ),
+        ),
+        rows=max(1, min(case.sequences * SEQUENCE * way.tokens, case.tokens) // size.context),
+        precision=dtype,
+    )
+    trainer = Trainer(config, run, device(), _serializer(way, STEER))
+
+    def work() -> None:
+        batch = trainer.mixture.batch(trainer.step)
+        counts.append(steps_in(batch.target_slot, ids=STEER.action_space.shape[0]))
+        trainer.train_step(batch)
+        wait(trainer.device)
+
+    return work
+
+
+def _row(way: Way) -> int:
+    """Return tokens of a row: a sequence and <bos>, the paper's 1024, or quickstart's 256."""
+    if way.history.window:
+        return 256
+    return way.memory or SEQUENCE * way.tokens + 1
+
+
+def steps_in(slots: Iterable[int], ids: int) -> int:
+    """Return how many steps' actions a batch predicts, each of `ids` ids.
+
+    Of joint targets, the first slot is the first id of the step's own action.
+    """
+    slot = np.asarray(slots)
+    return int((slot == 1).sum()) + int((slot == 0).sum()) // ids
