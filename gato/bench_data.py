@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gato import bench_common
 from gato.bench_common import ASKED, Result, made_up, pace, result
+from gato.bench_machine import bandwidth
 from gato.bench_train import mixture_of
 from gato.corpora import CorpusConfig, EpisodeCorpus, open_corpus
 from gato.envs.episode import TaskSpec
@@ -41,6 +43,7 @@ from gato.mixture import Mixture
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
 
+CPU = torch.device("cpu")
 FRAMES_ASKED = 3.0
 """GB/s of uint8 frames that two cores must read from files that are in memory."""
 OPENING_CEILING = 1.0
@@ -76,7 +79,9 @@ def _frames(root: Path, repeats: int) -> Result:
         list(pool.map(_read, [path] * 2, [0.2] * 2))  # both have started, files are in memory
         rates = [sum(pool.map(_read, [path] * 2, [SECONDS] * 2)) for _ in range(repeats)]
     case = f"data: frames in windows of {WINDOW}, two processes"
-    return result(case, rates, "GB/s", FRAMES_ASKED, "what is asked")
+    floor = bandwidth(CPU, 1 << 28) / torch.get_num_threads() / 1e9  # two, that read and write
+    read = "memory read and written once"
+    return result(case, rates, "GB/s", FRAMES_ASKED, "what is asked", floor=floor, floor_from=read)
 
 
 def _read(path: Path, seconds: float) -> float:

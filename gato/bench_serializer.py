@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
+import torch
+
 from gato.bench_common import ARM, ASKED, GAME, Result, made_up, result
+from gato.bench_machine import bandwidth
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
 
+CPU = torch.device("cpu")
 AGAINST = "what is asked, enough to feed training"
 
 
@@ -21,15 +26,30 @@ def serializer_bench(repeats: int) -> list[Result]:
         serializer.add_task(replace(task, instruction=""))
         episodes = [replace(made_up(task, 200, seed=i), instruction="") for i in range(4)]
 
-        def work(serializer: Serializer = serializer, episodes: Any = episodes) -> int:
-            return sum(len(serializer.episode(e).steps) for e in episodes)
+        def work(serializer: Serializer = serializer, episodes: Any = episodes) -> list[Any]:
+            return [serializer.episode(e).steps for e in episodes]
 
-        tokens = work()
+        made = work()
+        tokens, moved = sum(map(len, made)), float(sum(map(_bytes, [*episodes, *made])))
+        size = f"{moved / tokens:.0f} bytes read or written a token"
+        floor = tokens / moved * bandwidth(CPU, moved) / torch.get_num_threads()  # of one core
         rates = []
         for _ in range(2 * repeats):
             begun = time.process_time()
             work()
             rates.append(tokens / (time.process_time() - begun))
         asked = ASKED[task.id]
-        results.append(result(f"serializer: {what}", rates, "tokens/s/core", asked, AGAINST))
+        case = f"serializer: {what}"
+        results.append(
+            result(case, rates, "tokens/s/core", asked, AGAINST, floor=floor, floor_from=size)
+        )
     return results
+
+
+def _bytes(value: Any) -> int:
+    """Return the bytes of the arrays in an episode, or in what was written of it."""
+    if isinstance(value, np.ndarray):
+        return value.nbytes
+    if is_dataclass(value):
+        return sum(_bytes(getattr(value, field.name)) for field in fields(value))
+    return sum(map(_bytes, value.values())) if isinstance(value, dict) else 0
