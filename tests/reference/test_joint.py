@@ -364,7 +364,7 @@ def test_policy_sees_what_training_saw(monkeypatch, window, hide, chunk, execute
     monkeypatch.setattr(policy_module, "choose", scripted)
     reads: list[int] = []
     real = policy.memory.read
-    monkeypatch.setattr(policy.memory, "read", lambda c: reads.append(1) or real(c))
+    monkeypatch.setattr(policy.memory, "read", lambda *a, **k: reads.append(1) or real(*a, **k))
     for row in range(len(TASKS)):
         policy.rows[row].generator = row
     for step in range(steps):
