@@ -53,6 +53,8 @@ FRAMES = TaskSpec(
     control_hz=15.0,
 )
 TASKS = {"arm": STEER, "frames": FRAMES}
+IDS = 4
+"""Of an arm's action."""
 REMEMBERED = {"arm": 128, "frames": 16}
 """Steps in memory; the peer keeps two embeddings of each."""
 SEQUENCE = 256
@@ -325,7 +327,8 @@ def _peer_training(case: Case, *, lean: bool) -> Callable[[], None]:
     acted = torch.rand(case.sequences, SEQUENCE, 4, device=device()) * 2 - 1
 
     def work() -> None:
-        model.loss(observed, acted).backward()
+        loss: torch.Tensor = model.loss(observed, acted)
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -360,7 +363,7 @@ def _our_training(
 
     def work() -> None:
         batch = trainer.mixture.batch(trainer.step)
-        counts.append(steps_in(batch.target_slot, ids=STEER.action_space.shape[0]))
+        counts.append(steps_in(batch.target_slot, ids=IDS))
         trainer.train_step(batch)
         wait(trainer.device)
 

@@ -121,10 +121,10 @@ class Peer(nn.Module):
         self.trunk, self.frames, self.lean = trunk, frames, lean
         self.seen = NUMBERS if not lean else OBSERVED + 1
         acted = (BUTTONS if frames else ACTIONS) if lean else (WORDS if frames else NUMBERS)
-        self.encode = frame_encoder(width) if frames else nn.Linear(self.seen, width)
-        self.act_in = nn.Embedding(acted, width) if frames else nn.Linear(acted, width)
+        self.encode: nn.Module = frame_encoder(width) if frames else nn.Linear(self.seen, width)
+        self.act_in: nn.Module = nn.Embedding(acted, width) if frames else nn.Linear(acted, width)
         self.act_out = nn.Linear(width, acted, bias=not frames)
-        self.decode = frame_decoder(width) if frames else nn.Linear(width, self.seen)
+        self.decode: nn.Module = frame_decoder(width) if frames else nn.Linear(width, self.seen)
         if not (frames or lean):  # one map of numbers, whether they are observed or acted
             self.act_in, self.decode = self.encode, self.act_out
         self.place = nn.Embedding(POSITIONS, width)
