@@ -67,6 +67,7 @@ class Agent:
         seeds: Sequence[int] | None = None,
         prompts: Mapping[str, Episode] | None = None,
         kappa: float | None = None,
+        execute: int | None = None,
     ) -> Policy:
         """Return a policy of one row per task; of one row for a single task.
 
@@ -76,6 +77,7 @@ class Agent:
             seeds: of each row's random generator.
             prompts: per task, steps of an episode to be shown before the first step.
             kappa: how far returns to come are tilted upwards; by default as trained.
+            execute: actions taken of a chunk of ``joint`` ones; by default all.
         """
         return Policy(
             self.model,
@@ -85,6 +87,7 @@ class Agent:
             seeds=seeds,
             prompts=prompts,
             kappa=kappa,
+            execute=execute,
         )
 
     def chat(

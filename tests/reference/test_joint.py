@@ -350,7 +350,7 @@ def cut_logits(model, state, allowed) -> np.ndarray:
     return span_logits(model, state[None], allowed)[0].numpy()
 
 
-@pytest.mark.parametrize("window", [1, 3, 5, 0])
+@pytest.mark.parametrize("window", [1, 3, 0])
 @pytest.mark.parametrize("hide", [True, False])
 @pytest.mark.parametrize(("chunk", "execute"), [(1, None), (3, None), (3, 1), (3, 2)])
 def test_policy_sees_what_training_saw(monkeypatch, window, hide, chunk, execute) -> None:
