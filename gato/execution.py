@@ -7,6 +7,7 @@ run goes on; but sums come out otherwise in their last bits.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +75,8 @@ def compile_parts(model: GatoModel, backend: str) -> None:
     Blocks share one graph however many there are, so that a deep model compiles no longer than a
     shallow one. What reads the host's part of a payload stays out of the graphs.
     """
+    # torch's tracer asks whether what it is given has a gradient, and torch warns of it
+    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     for block in model.blocks:
         block.compile(backend=backend, dynamic=False, fullgraph=True)
     for net in model.nets.values():
