@@ -27,13 +27,13 @@ from gato.rollouts.batching import (
     Chunk,
     Memory,
     Piece,
-    Spans,
     States,
     check_sampling,
     choose,
     choose_returns,
 )
 from gato.rollouts.grammar import ActionPlan, Actions, action_count, tokens
+from gato.rollouts.joint import Deciding, decide
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 from gato.tokenizers.task_codec import TaskCodec
@@ -97,22 +97,13 @@ class _Writing:
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def _dtype(model: GatoModel, precision: str | None) -> torch.dtype | None:
+def decoding_dtype(model: GatoModel, precision: str | None = None) -> torch.dtype | None:
+    """Return the dtype of the trunk's products and the cache; None for the model's own."""
     if precision is None:
         return torch.bfloat16 if model.table.weight.is_cuda else None
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}")
     return PRECISIONS[precision]
-
-
-class _Drawn:
-    """A random number that a row's generator has given, for one choice."""
-
-    def __init__(self, number: float) -> None:
-        self.number = number
-
-    def random(self) -> float:
-        return self.number
 
 
 class Policy:
@@ -167,7 +158,7 @@ class Policy:
         self._prompts = dict(prompts or {})
         chosen = list(range(len(names)) if seeds is None else seeds)
         self.rows = [self._row(t, s) for t, s in zip(names, chosen, strict=True)]
-        self.memory = Memory(model, len(names), dtype=_dtype(model, precision))
+        self.memory = Memory(model, len(names), dtype=decoding_dtype(model, precision))
         self._plans: dict[str, ActionPlan] = {}
 
     @property
@@ -353,63 +344,42 @@ class Policy:
 
     def _write_joint(self, tasks: Sequence[np.ndarray], states: States, at: np.ndarray) -> None:
         """Decide all actions that are due in the rows of joint tasks, from one state each."""
+        deciding, counts = [], []
+        for members in tasks:
+            rows = [self.rows[r] for r in members.tolist()]
+            warmth, generators = [r.temperature for r in rows], [r.generator for r in rows]
+            plan, steps = self._plan(rows[0].task), rows[0].execute
+            deciding.append(Deciding(plan, steps, warmth, generators))
+            counts.append(steps * (rows[0].together or 0))
         every = np.concatenate(tasks)
-        rows = [self.rows[r] for r in every.tolist()]
-        counts = np.array([row.execute * (row.together or 0) for row in rows])
-        first = np.cumsum(counts) - counts
-        of = np.repeat(np.arange(len(rows)), counts)
+        due = np.repeat(counts, [len(m) for m in tasks])  # by row: how many ids
+        first = np.cumsum(due) - due
+        of = np.repeat(np.arange(len(every)), due)
         slot = np.arange(len(of)) - first[of] + 1
         given = states[every, at[every]]
         which, asked = (torch.from_numpy(x).to(given.device) for x in (of, slot))
-        found = self.model.joint(given[which], asked)  # (sum of counts, D)
+        found = self.model.joint(given[which], asked)  # (ids due, D)
         begin = np.zeros(len(self.rows), np.int64)
         begin[every] = first
-        for members, ids in zip(tasks, self._decided(tasks, found), strict=True):
+        sizes = [len(m) * n for m, n in zip(tasks, counts, strict=True)]
+        shares = [x.unflatten(0, (-1, n)) for x, n in zip(found.split(sizes), counts, strict=True)]
+        ids = decide(self.model, deciding, shares)
+        for members, chosen in zip(tasks, ids, strict=True):
             row = self.rows[members[0]]
             for k in range(row.execute):
                 place = np.full(len(members), k * (row.together or 0))
                 for w in self._begin(members, States(found, begin), place):
-                    shown = []
-                    while w.actions.allowed is not None:
-                        w.push(self._choose([w]) if ids is None else ids[:, w.at[0]])
-                        if not w.hides:
-                            shown.append(w.actions.last())
-                    actions = w.actions.values()
-                    for i, (r, action) in enumerate(zip(w.rows.tolist(), actions, strict=True)):
-                        self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
+                    self._take(w, chosen)
 
-    def _decided(self, tasks: Sequence[np.ndarray], found: Tensor) -> list[np.ndarray | None]:
-        """Return of each task the ids (L, n) that its rows' states decide, all chosen at once.
-
-        None where what an id may be depends on those before it.
-        """
-        spans: list[Spans] = []
-        warmth: list[float] = []
-        generators: list[Any] = []
-        kept, shapes = [], []
-        for members in tasks:
-            row = self.rows[members[0]]
-            plan = self._plan(row.task)
-            shapes.append((len(members), row.execute * (row.together or 0)))
-            kept.append(plan.leaves is not None)
-            for r in members.tolist() if kept[-1] else ():
-                own = self.rows[r]
-                spans += plan.spans * own.execute
-                warmth += [own.temperature] * shapes[-1][1]
-                # drawn in the order of the slots, whatever order they are then chosen in
-                drawn = own.generator.random(shapes[-1][1]) if own.temperature > 0 else None
-                generators += (
-                    [own.generator] * shapes[-1][1] if drawn is None else map(_Drawn, drawn)
-                )
-        if not any(kept):
-            return [None] * len(tasks)
-        mask = np.repeat(kept, [n * count for n, count in shapes])
-        chosen = choose(self.model, found[torch.from_numpy(mask)], spans, warmth, generators)
-        ids, done = [], 0
-        for known, (n, count) in zip(kept, shapes, strict=True):
-            ids.append(chosen[done : done + n * count].reshape(n, count) if known else None)
-            done += n * count if known else 0
-        return ids
+    def _take(self, w: _Writing, ids: np.ndarray | None) -> None:
+        """Let rows have an action of these ids (L, n), or of those that are chosen in turn."""
+        shown = []
+        while w.actions.allowed is not None:
+            w.push(self._choose([w]) if ids is None else ids[:, w.at[0]])
+            if not w.hides:
+                shown.append(w.actions.last())
+        for i, (r, action) in enumerate(zip(w.rows.tolist(), w.actions.values(), strict=True)):
+            self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
 
     def _chunk(self, observations: Sequence[Any], rows: list[int]) -> tuple[Chunk, np.ndarray]:
         """Return what the rows read before they act, and where (B,) the first id is decided."""
