@@ -231,7 +231,7 @@ def test_a_late_look_comes_before_anything_is_kept(
         real(trainer, *parts)
 
     monkeypatch.setattr(Trainer, "train_step", spoilt)
-    with pytest.raises(NonFiniteLossError, match="the loss of step 7 is nan.*no checkpoint"):
+    with pytest.raises(NonFiniteLossError, match=r"the loss of step 7 is nan.*no checkpoint"):
         train(config, tmp_path, text_model=tiny_text_model, execution=LAGGED)
     assert not list(tmp_path.glob("step-*"))
     assert (tmp_path / "metrics.jsonl").read_text() == ""
@@ -296,11 +296,12 @@ def test_a_closed_optimizer_changes_nothing_and_an_open_one_steps(muon):
 def test_what_is_fetched_ahead_comes_in_order(mixture):
     drawn = [mixture.part(k, 0) for k in range(5)]
     feed, taken = Feed(iter(drawn), 1, CPU, ahead=True), []
+    for _ in drawn:
+        taken += feed.take()
+        feed.fetch()
+        feed.fetch()  # twice is once
     with pytest.raises(StopIteration):
-        while True:
-            taken += feed.take()
-            feed.fetch()
-            feed.fetch()  # twice is once
+        feed.take()
     assert [fed.drawn for fed in taken] == drawn
     for fed in taken:
         assert torch.equal(fed.given.inputs, torch.from_numpy(fed.drawn.inputs))
