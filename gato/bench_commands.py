@@ -15,7 +15,9 @@ FAILURE = 1
 
 def bench(chosen: argparse.Namespace) -> int | None:
     """Measure speed; compare it with a record; return an exit code."""
-    if chosen.names == ["list"]:
+    if "list" in chosen.names:
+        if len(chosen.names) > 1 or chosen.save or chosen.compare:
+            raise ValueError("gato bench list measures nothing; it takes no option but --json.")
         _list(chosen.json)
         return None
     before = None if chosen.compare is None else bench_records.read(chosen.compare)

@@ -67,7 +67,8 @@ def machine() -> dict[str, Any]:
 
 def in_words(machine: dict[str, Any]) -> str:
     """Return one line that is equal for equal machines, however busy."""
-    threads = f"{machine['cores']} cores, {machine['threads']} threads"
+    plural = "" if machine["threads"] == 1 else "s"
+    threads = f"{machine['cores']} cores, {machine['threads']} thread{plural}"
     family = f" ({machine['family']})" if machine["family"] else ""
     gpu = f", {machine['gpu']}" if machine["gpu"] else ""
     flags = f", {' '.join(machine['flags'])}" if machine["flags"] else ""

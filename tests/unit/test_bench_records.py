@@ -256,6 +256,23 @@ def test_a_bench_that_fails_is_named_and_the_others_run(made, monkeypatch, capsy
     assert capsys.readouterr().err.endswith("gato: out of memory\n")
 
 
+def test_a_bench_that_there_is_no_more_is_told(made, tmp_path, capsys):
+    file = tmp_path / "record.json"
+    bench_records.save(record(live(STEADY), name="gone made"), file)
+    assert cli.main(["bench", "--compare", str(file)]) == cli.DONE
+    assert "gone: a bench of the record that there is no more" in capsys.readouterr().err
+    bench_records.save(record(name="gone"), file)
+    assert cli.main(["bench", "--compare", str(file)]) == cli.BAD_INPUT
+    assert "expected a record of made" in capsys.readouterr().err
+
+
+def test_the_list_measures_nothing(tmp_path, capsys):
+    for more in (["serializer"], ["--save", str(tmp_path / "record.json")]):
+        assert cli.main(["bench", "list", *more]) == cli.BAD_INPUT
+        assert "measures nothing" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_benches_are_listed(capsys):
     assert cli.main(["bench", "list", "--json"]) == cli.DONE
     listed = json.loads(capsys.readouterr().out)
