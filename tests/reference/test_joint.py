@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gato.envs.episode import Episode, unflatten_value
 from gato.model import soft_cross_entropy
+from gato.rollouts import joint as joint_module
 from gato.rollouts import policy as policy_module
 from gato.rollouts.batching import span_logits
 from gato.rollouts.policy import Policy
@@ -361,7 +362,8 @@ def test_policy_sees_what_training_saw(monkeypatch, window, hide, chunk, execute
     ids = [ids_of(t, e) for t, e in zip(TASKS, episodes, strict=True)]
     policy = Policy(model, serializer, TASKS, execute=execute)
     scripted = Scripted(len(TASKS))
-    monkeypatch.setattr(policy_module, "choose", scripted)
+    for module in (policy_module, joint_module):
+        monkeypatch.setattr(module, "choose", scripted)
     reads: list[int] = []
     real = policy.memory.read
     monkeypatch.setattr(policy.memory, "read", lambda *a, **k: reads.append(1) or real(*a, **k))
