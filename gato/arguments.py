@@ -77,6 +77,8 @@ Any field of the run may follow, such as these (with what quickstart has):
   --parts N              computed one after another, for less memory (1)
   --optim.lr RATE        the highest learning rate (0.002)
   --model.layers N       of the model (4); width, heads and others alike
+  --model.context N      tokens of a row (256), and of a rollout's memory without a window
+  --model.window N       tokens that one sees, in training and at rollout (None: all of a document)
   --ema SHARE            average the weights, which are then loaded: 0.999 (0.0: no average)
   --save-every STEPS     between checkpoints (250)
   --keep-last N          of the newest checkpoints (2)
@@ -149,6 +151,8 @@ def _eval(p: Parser) -> None:
     about = "how far returns to come are tilted upwards; by default as trained"
     p.add_argument("--kappa", type=float, help=about)
     p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
+    about = "episodes under way at once, in two batches (64; 20 where cameras draw)"
+    p.add_argument("--max-batch", type=whole(1), metavar="N", help=about)
     add_workers(p)
     add_seed(p)
     add_import(p)
