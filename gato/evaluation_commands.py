@@ -53,6 +53,7 @@ def evaluate(chosen: Arguments) -> int:
             temperature=chosen.temperature,
             kappa=chosen.kappa,
             prompt_store=chosen.prompts,
+            max_batch=chosen.max_batch,
             timeout=chosen.timeout,
             recorder=recorder,
             progress=progress,
@@ -93,6 +94,7 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
     from gato import kernels, load
     from gato.envs.gym import require_imported
     from gato.rollouts.players import PLAYERS
+    from gato.rollouts.policy import decoding_dtype
     from gato.world_commands import matching
 
     name = str(chosen.checkpoint)
@@ -104,7 +106,8 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
         return name, matching(chosen.tasks)
     agent = load(chosen.checkpoint)
     weight = agent.model.table.weight
-    tell(kernels.describe_decoding(weight.device, weight.dtype))
+    dtype = decoding_dtype(agent.model) or weight.dtype
+    tell(kernels.describe_decoding(weight.device, dtype))
     ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
     require_imported(ids)  # those that were typed in full are
     return agent, ids

@@ -31,9 +31,10 @@ from gato.envs.episode import EVALUATION_SEED_START, Episode, TaskSpec
 from gato.envs.score import SWEEPS
 from gato.envs.store import EpisodeStore
 from gato.rollouts.agent import Agent, load
+from gato.rollouts.hosts import most_at_once
 from gato.rollouts.language import evaluate_language
 from gato.rollouts.players import PLAYERS, HostPlayer
-from gato.rollouts.runner import MAX_BATCH, Job, Played, run
+from gato.rollouts.runner import Job, Played, run
 from gato.rollouts.speed import Speed
 from gato.rollouts.statistics import of_task, summary
 from gato.rollouts.video import Recorder
@@ -56,7 +57,7 @@ def evaluate(
     kappa: float | None = None,
     prompt_store: str | Path | None = None,
     prompt_steps: int = 1,
-    max_batch: int = MAX_BATCH,
+    max_batch: int | None = None,
     threads: int | None = None,
     timeout: float | None = 600.0,
     progress: Progress | None = None,
@@ -78,7 +79,7 @@ def evaluate(
             default what each task was trained for.
         prompt_store: a store, or a folder of stores, of demonstrations to prompt with.
         prompt_steps: last steps of a demonstration that are shown.
-        max_batch: most episodes that are under way at once.
+        max_batch: most episodes that are under way at once; by default 64, or 20 with cameras.
         threads: of the model in this process; by default one per core that no worker has.
         timeout: seconds that one step may take before its worker process is ended; in this
             process (`workers` 0) nothing ends it.
@@ -93,6 +94,7 @@ def evaluate(
     _check(task_ids, episodes, seed, prompt_steps)
     player = _player(checkpoint, expert, temperature, prompt_store)
     specs = {task: registry.spec(task) for task in task_ids}
+    max_batch = most_at_once(task_ids) if max_batch is None else max_batch
     settings = {"episodes": episodes, "seed": seed, "temperature": temperature}
     settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs)}
     tilt = _tilt(player, task_ids, kappa)

@@ -29,7 +29,7 @@ import numpy as np
 
 from gato.envs import registry
 from gato.envs.episode import TaskSpec
-from gato.rollouts.hosts import Command, Death, Hosts, Reply
+from gato.rollouts.hosts import Command, Death, Hosts, Reply, most_at_once
 from gato.rollouts.shared import room
 from gato.rollouts.speed import Speed
 from gato.telling import tell
@@ -54,9 +54,6 @@ class RowPolicy(Protocol):
         """Return an action per row; of rows that are not active, anything."""
 
 
-MAX_BATCH = 64
-"""Rows of both groups, unless told otherwise: a row of 64 is decoded in 0.4 of the time of one of
-10, and so many simulators hold 1.5 GB."""
 HALVED = 16
 """Episodes from which on there are two groups: of a few rows, two batches cost nearly twice one."""
 
@@ -251,7 +248,7 @@ def run(
     jobs: Sequence[Job],
     *,
     workers: int = 2,
-    max_batch: int = MAX_BATCH,
+    max_batch: int | None = None,
     seed: int = 0,
     timeout: float | None = 600.0,
     on_played: Callable[[Played], None] | None = None,
@@ -263,7 +260,7 @@ def run(
         make_policy: returns the policy of a group of rows.
         jobs: episodes to play; their order decides who shares a batch, after their length.
         workers: processes that step simulators; 0 steps them in this one.
-        max_batch: most episodes that are under way at once.
+        max_batch: most episodes that are under way at once; by default see `hosts.most_at_once`.
         seed: of the policies' own draws, together with each job's task and seed.
         timeout: seconds that one step or reset may take before its worker process is ended, which
             is a death like any other. In this process (`workers` 0) nothing ends it.
@@ -274,6 +271,7 @@ def run(
         ValueError: where an environment cannot be started at all (a missing simulator).
         RuntimeError: where worker processes end before they can be asked anything.
     """
+    max_batch = most_at_once(job.task for job in jobs) if max_batch is None else max_batch
     if workers < 0 or max_batch < 1:
         raise ValueError(
             f"expected 0 or more workers and a max_batch of 1 or more; got {workers} and "

@@ -21,8 +21,9 @@ from gato.envs import registry
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.rollouts import hosts, runner
 from gato.rollouts.agent import Agent
+from gato.rollouts.hosts import AT_ONCE, DRAWING_AT_ONCE, most_at_once
 from gato.rollouts.players import HostPolicy
-from gato.rollouts.runner import HALVED, MAX_BATCH, Job, _deal, run
+from gato.rollouts.runner import HALVED, Job, _deal, run
 from gato.rollouts.speed import Speed, describe
 from gato.tokenizers.serializer import History
 
@@ -399,18 +400,25 @@ def test_all_tasks_are_under_way_together(suite: ModuleType) -> None:
     """Fifty tasks of ten episodes: whatever their spaces, in two batches that stay full."""
     two_suites(suite, {f"made/task-v{i}": 9 for i in range(50)})
     jobs = [Job(f"made/task-v{i}", seed) for i in range(50) for seed in range(10)]
-    groups = [g.rows for g in _deal(jobs, registry_specs(jobs), 2, MAX_BATCH)]
-    assert [len(rows) for rows in groups] == [MAX_BATCH // 2] * 2
+    groups = [g.rows for g in _deal(jobs, registry_specs(jobs), 2, AT_ONCE)]
+    assert [len(rows) for rows in groups] == [AT_ONCE // 2] * 2
     begun = [row.played.job for rows in groups for row in rows]
     assert len({job.task for job in begun}) == 50
-    assert len(set(begun)) == MAX_BATCH
+    assert len(set(begun)) == AT_ONCE
     assert [Counter(row.host for row in rows) for rows in groups] == [Counter({0: 16, 1: 16})] * 2
     [policy] = counted(jobs, workers=0)
-    assert policy.sizes[0] == MAX_BATCH
-    resets = len(jobs) - MAX_BATCH  # a row sits out one decision for each
-    full = sum(size for size in policy.sizes if size < MAX_BATCH // 2)
+    assert policy.sizes[0] == AT_ONCE
+    resets = len(jobs) - AT_ONCE  # a row sits out one decision for each
+    full = sum(size for size in policy.sizes if size < AT_ONCE // 2)
     assert full + resets < 0.35 * sum(policy.sizes)
     assert sum(policy.sizes) == sum(min(3 + job.seed % 6, 9) for job in jobs)
+
+
+def test_fewer_are_under_way_where_cameras_draw() -> None:
+    """An environment that draws holds ten times the memory of one that does not."""
+    assert most_at_once(["metaworld/push-v3", "babyai/GoTo-v0"]) == AT_ONCE
+    drawn = ["metaworld/push-v3", "metaworld/reach-v3?camera=corner2"]
+    assert most_at_once(drawn) == DRAWING_AT_ONCE < AT_ONCE
 
 
 def registry_specs(jobs: list[Job]) -> dict[str, Any]:
@@ -437,10 +445,10 @@ def test_few_episodes_share_one_batch(suite: ModuleType) -> None:
     two_suites(suite, {TASKS[0]: 9})
     for count, groups in ((1, 1), (HALVED - 1, 1), (HALVED, 2)):
         jobs = [Job(TASKS[0], seed) for seed in range(count)]
-        dealt = _deal(jobs, registry_specs(jobs), 2, MAX_BATCH)
+        dealt = _deal(jobs, registry_specs(jobs), 2, AT_ONCE)
         assert len(dealt) == groups
         assert sum(len(g.rows) for g in dealt) == count
-        assert len(_deal(jobs, registry_specs(jobs), 0, MAX_BATCH)) == 1, "nothing would overlap"
+        assert len(_deal(jobs, registry_specs(jobs), 0, AT_ONCE)) == 1, "nothing would overlap"
         assert len(_deal(jobs, registry_specs(jobs), 2, 1)) == 1
 
 
