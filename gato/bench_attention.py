@@ -62,7 +62,7 @@ class Ring:
 
 CPU_PACKED = (
     Packed("8 x 256, 2 heads of 64", 8, 256, 2, 2, 64),
-    Packed("4 x 1024, 24 heads of 32", 4, 1024, 24, 24, 32),
+    Packed("1 x 1024, 24 heads of 32", 1, 1024, 24, 24, 32),
 )
 CPU_RINGS = (Ring("16 rows x 256, 2 heads of 64", 16, 256, 2, 2, 64),)
 GPU_PACKED = (

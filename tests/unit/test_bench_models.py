@@ -144,7 +144,7 @@ def test_no_product_is_faster_than_the_peak():
     a = torch.randn(512, 512)
     threads = torch.get_num_threads()
     (times,) = in_turns(5, lambda: a @ a)
-    assert 2 * 512**3 / min(times) / 1e9 < 1.5 * found["cpu float32 GFLOP/s"]
+    assert 2 * 512**3 / min(times) / 1e9 < 3 * found["cpu float32 GFLOP/s"]
     assert torch.get_num_threads() == threads
 
 
