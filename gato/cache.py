@@ -22,6 +22,7 @@ heads, K head width.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -33,59 +34,76 @@ from gato.attention import cached_mask
 
 USED = 16
 """Slots are looked at in multiples of so many."""
+LOOKS = 6
+"""Rows next to each other that have as many tokens look without padding, in at most so many parts;
+where there are more, all look at once, padded to the longest."""
 
 
 @dataclass(frozen=True, eq=False)
-class CacheStep:
-    """Where one chunk goes and what its queries may see; shared by all layers."""
+class Look:
+    """Rows next to each other, their queries and what these may see."""
 
-    position: Tensor
-    """(N,) absolute positions, as if every token of the chunk were valid."""
-    index: Tensor
-    """(N * 2G,) place of each token's keys and values among all B * 2G * S of a layer."""
     rows: slice
-    """The rows that look, R of them."""
+    """R rows."""
+    tokens: slice
+    """Their tokens among the N of the chunk."""
     used: int
     """Slots U that they look at, from the first on: the others hold nothing yet."""
     shape: tuple[int, int]
     """(R, Q), the grid of queries."""
     at: Tensor | None
-    """(N,) place of each token in the grid; None where they fill it in order."""
+    """The place of each token in the grid; None where they fill it in order."""
     mask: Tensor
     """(R, 1, Q, U): 0 where a query may look, -inf elsewhere."""
 
     def to_grid(self, q: Tensor) -> Tensor:
-        """Return (R, H, Q, K) for queries (N, H, K)."""
+        """Return (R, H, Q, K) of the queries of all tokens (N, H, K)."""
         R, Q = self.shape
+        q = q[self.tokens]
         if self.at is not None:
             grid = q.new_zeros(R * Q, *q.shape[1:])
             q = grid.index_copy_(0, self.at, q)
         if Q == 1:
-            return q.view(R, q.shape[1], 1, q.shape[2])
+            return q.unsqueeze(2)
         return q.view(R, Q, *q.shape[1:]).transpose(1, 2)
 
     def from_grid(self, x: Tensor) -> Tensor:
-        """Return (N, H * K) for what was attended (R, H, Q, K)."""
+        """Return (n, H * K) for what was attended (R, H, Q, K), n of the N tokens."""
         R, Q = self.shape
         flat = (x if Q == 1 else x.transpose(1, 2)).reshape(R * Q, -1)
         return flat if self.at is None else flat.index_select(0, self.at)
+
+
+@dataclass(frozen=True, eq=False)
+class CacheStep:
+    """Where one chunk goes and who looks at what; shared by all layers."""
+
+    position: Tensor
+    """(N,) absolute positions, as if every token of the chunk were valid."""
+    index: Tensor
+    """(N * 2G,) place of each token's keys and values among all B * 2G * S of a layer."""
+    looks: tuple[Look, ...]
+    """Of all tokens, in their order."""
 
     def last(self, counts: np.ndarray) -> tuple[CacheStep, Tensor] | None:
         """Return the step of nothing but each row's last token, and which (M,) these are of N.
 
         None where these are all. `counts` (B,) is what `KVCache.place` was given.
         """
-        counts = counts[self.rows]
-        active = np.flatnonzero(counts)
-        wanted = torch.from_numpy(np.cumsum(counts)[active] - 1)
+        wanted = torch.from_numpy(np.cumsum(counts)[counts > 0] - 1)
         if len(wanted) == len(self.position):
             return None
-        R, Q = self.shape
-        place = torch.from_numpy(np.arange(R) * Q + np.maximum(counts, 1) - 1)
-        mask = self.mask.reshape(R * Q, -1)[place].view(R, 1, 1, -1)
-        at = None if len(active) == R else torch.from_numpy(active)
-        position = self.position[wanted]
-        return CacheStep(position, self.index, self.rows, self.used, (R, 1), at, mask), wanted
+        looks, done = [], 0
+        for look in self.looks:
+            (R, Q), own = look.shape, counts[look.rows]
+            active = np.flatnonzero(own)
+            place = torch.from_numpy(np.arange(R) * Q + np.maximum(own, 1) - 1)
+            mask = look.mask.reshape(R * Q, -1)[place].view(R, 1, 1, -1)
+            at = None if len(active) == R else torch.from_numpy(active)
+            tokens = slice(done, done + len(active))
+            looks.append(Look(look.rows, tokens, look.used, (R, 1), at, mask))
+            done += len(active)
+        return CacheStep(self.position[wanted], self.index, tuple(looks)), wanted
 
 
 class KVCache:
@@ -175,43 +193,56 @@ class KVCache:
         mask = self._mask(self.key_position, query_position)
         row = torch.arange(self.batch, device=device)
         index = self._index(row[:, None].expand(slot.shape).reshape(-1), slot.reshape(-1))
-        rows, shape = slice(0, self.batch), (self.batch, tokens)
-        return CacheStep(position.reshape(-1), index, rows, self.slots, shape, None, mask)
+        rows, everything = slice(0, self.batch), slice(0, self.batch * tokens)
+        look = Look(rows, everything, self.slots, (self.batch, tokens), None, mask)
+        return CacheStep(position.reshape(-1), index, (look,))
 
     def place(self, counts: np.ndarray) -> CacheStep:
         """Make room for `counts` (B,) tokens, row after row without padding; on the CPU.
 
-        What is returned looks only at the rows from the first to the last that has tokens, and
-        only at the slots in use.
+        What is returned looks only at rows that have tokens, and at slots in use.
         """
-        most = int(counts.max())
-        self._check(most)
-        active = np.flatnonzero(counts)
-        first, stop = int(active[0]), int(active[-1]) + 1
-        counts, lengths = counts[first:stop], self.lengths.numpy()[first:stop]
-        n = int(counts.sum())
-        row = np.repeat(np.arange(stop - first), counts)
-        inside = np.arange(n) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._check(int(counts.max()))
+        lengths, key_position = self.lengths.numpy(), self.key_position.numpy()
+        row = np.repeat(np.arange(len(counts)), counts)
+        inside = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         position = lengths[row] + inside
         slot = position % self.slots
-        key_position = self.key_position.numpy()[first:stop]
         key_position[row, slot] = position
-        full = n == most * len(counts)
-        at = row * most + inside
-        query = position
-        if not full:
-            query = np.full(len(counts) * most, -1)
-            query[at] = position
         lengths += counts
-        used = min(self.slots, -(-int(lengths.max()) // USED) * USED)
-        mask = self._mask(
-            torch.from_numpy(key_position[:, :used]),
-            torch.from_numpy(query.reshape(len(counts), most)),
-        )
-        index = self._index(torch.from_numpy(row + first), torch.from_numpy(slot))
-        where = None if full else torch.from_numpy(at)
-        rows, shape = slice(first, stop), (len(counts), most)
-        return CacheStep(torch.from_numpy(position), index, rows, used, shape, where, mask)
+        bounds = np.flatnonzero(np.diff(counts, prepend=-1, append=-1))
+        spans = [(a, b) for a, b in itertools.pairwise(bounds.tolist()) if counts[a]]
+        if len(spans) > LOOKS:
+            spans = [(spans[0][0], spans[-1][1])]
+        looks, done = [], 0
+        for first, stop in spans:
+            n = int(counts[first:stop].sum())
+            tokens = slice(done, done + n)
+            at = (row[tokens] - first, inside[tokens])
+            looks.append(self._look(slice(first, stop), tokens, counts, position[tokens], at))
+            done += n
+        index = self._index(torch.from_numpy(row), torch.from_numpy(slot))
+        return CacheStep(torch.from_numpy(position), index, tuple(looks))
+
+    def _look(
+        self,
+        rows: slice,
+        tokens: slice,
+        counts: np.ndarray,
+        position: np.ndarray,
+        at: tuple[np.ndarray, np.ndarray],
+    ) -> Look:
+        """Return what `rows` look at whose tokens have these positions and places in the rows."""
+        R, Q = rows.stop - rows.start, int(counts[rows].max())
+        longest = int(self.lengths.numpy()[rows].max())
+        used = min(self.slots, -(-longest // USED) * USED)
+        full = len(position) == R * Q
+        query, place = position, at[0] * Q + at[1]
+        if not full:
+            query = np.full(R * Q, -1)
+            query[place] = position
+        mask = self._mask(self.key_position[rows, :used], torch.from_numpy(query).view(R, Q))
+        return Look(rows, tokens, used, (R, Q), None if full else torch.from_numpy(place), mask)
 
     def _check(self, tokens: int) -> None:
         if not 1 <= tokens <= self.chunk:
@@ -231,15 +262,18 @@ class KVCache:
         heads = row[:, None] * len(self._head) + self._head  # (N, 2G)
         return (heads * self.slots + slot[:, None]).view(-1)
 
-    def write(self, layer: int, step: CacheStep, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k and v (N, G, K) of one layer; return what rows look at, each (R, G, U, K)."""
+    def write(self, layer: int, step: CacheStep, k: Tensor, v: Tensor) -> None:
+        """Store k and v (N, G, K) of one layer."""
         flat, K = self._flat[layer], k.shape[-1]
         flat.index_copy_(0, step.index, torch.cat((k, v), 1).view(-1, K).to(flat.dtype))
+
+    def seen(self, layer: int, look: Look) -> tuple[Tensor, Tensor]:
+        """Return the keys and values of one layer that rows look at, each (R, G, U, K)."""
+        K = self.store.shape[-1]
         head = self.slots * K
         row = 2 * self.kv_heads * head
-        size = (step.shape[0], self.kv_heads, step.used, K)
-        stride = (row, head, K, 1)
-        first = (layer * self.batch + step.rows.start) * row
+        size, stride = (look.shape[0], self.kv_heads, look.used, K), (row, head, K, 1)
+        first = (layer * self.batch + look.rows.start) * row
         return (
             self.store.as_strided(size, stride, first),
             self.store.as_strided(size, stride, first + row // 2),

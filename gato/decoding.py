@@ -107,12 +107,17 @@ class Decoder:
         if w.qk_norm is not None:
             qk = self._normalised(qk, w.qk_norm)
         q, k = rotate(qk, rotation).split_with_sizes(self.split_qk, 1)
-        keys, values = memory.write(number, step, k, v)
+        memory.write(number, step, k, v)
         if last is not None:
             step, wanted = last
             x, q = x.index_select(0, wanted), q.index_select(0, wanted)
-        attended = attend_masked(step.to_grid(q.to(keys.dtype)), keys, values, step.mask)
-        x = x + F.linear(step.from_grid(attended).to(dtype), w.out)
+        q = q.to(memory.store.dtype)
+        attended = [
+            look.from_grid(attend_masked(look.to_grid(q), *memory.seen(number, look), look.mask))
+            for look in step.looks
+        ]
+        joined = attended[0] if len(attended) == 1 else torch.cat(attended)
+        x = x + F.linear(joined.to(dtype), w.out)
         gate, value = F.linear(self._normalised(x, w.ffn_norm).to(dtype), w.up).chunk(2, -1)
         return x + F.linear(self.activation(gate).mul_(value), w.down)
 
