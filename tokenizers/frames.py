@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from gato.tokenizers.cells import LARGE, cell_count, cells, described
@@ -76,6 +77,8 @@ class FrameNet(nn.Module):
         for conv in (*self.convs, self.out):
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)
+        with torch.no_grad():
+            self.out.weight.mul_(0.5)
         self.position = GridPosition(width)
 
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
