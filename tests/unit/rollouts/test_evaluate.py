@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +31,8 @@ def test_the_result_has_the_promised_form(suite, agent: Agent) -> None:
         progress=lambda task, played, wanted: told.append((task, played)),
     )
     assert json.loads(json.dumps(result)) == result
-    assert {"checkpoint", "settings", "versions", "tasks", "summary"} <= result.keys()
+    assert {"checkpoint", "settings", "versions", "tasks", "summary", "speed"} <= result.keys()
+    assert result["speed"]["steps"] == sum(sum(r["lengths"]) for r in result["tasks"].values())
     assert result["settings"]["weights"] == "last step"
     agent.checkpoint.averaged = True
     again = evaluate(agent, TASKS[:1], 1, workers=0)
@@ -223,6 +226,41 @@ def test_figures_are_printed_though_the_page_fails(suite, tmp_path, monkeypatch,
     monkeypatch.setattr("gato.evaluation_commands.print_table", full)
     assert cli.main(arguments) == cli.FAILURE
     assert TASKS[0] in page.read_text()
+
+
+def test_the_command_shows_how_fast_it_plays(suite, monkeypatch, capsys) -> None:
+    """While it plays, in the last bar; at its end; and under a name of its own in the JSON."""
+    shown: list[str] = []
+
+    class Bar:
+        def __enter__(self) -> Bar:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def add_task(self, name: str, total: int) -> str:
+            return name
+
+        def update(self, bar: str, **changed: Any) -> None:
+            if "description" in changed:
+                assert bar == "all"
+                shown.append(changed["description"])
+
+    lengths = [3 + (EVALUATION_SEED_START + i) % 6 for i in range(3)]
+    steps = sum(lengths) + sum(min(length, 6) for length in lengths)
+    monkeypatch.setattr("gato.evaluation_commands.progress_bar", Bar)
+    arguments = ["eval", "random", "--tasks", *TASKS[:2], "--episodes", "3", "--workers", "0"]
+    assert cli.main(arguments) == cli.DONE
+    assert len(shown) == 6
+    line = r"[\d,]+ steps/s of [\d.]+ rows a batch; model \d+% of the time, waiting for simulators "
+    assert re.match(line, shown[-1])
+    assert re.search(rf"^{steps} steps in 0 s: {line}", capsys.readouterr().out, re.MULTILINE)
+    assert cli.main([*arguments, "--json", "--max-batch", "2"]) == cli.DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["settings"]["max_batch"] == 2
+    assert found["speed"]["steps"] == steps
+    assert found["speed"]["mean_batch"] <= 2
 
 
 @pytest.mark.parametrize(
