@@ -100,7 +100,7 @@ def test_what_is_wrong_with_an_override_is_a_sentence(asked, stores, capsys, mor
     assert not asked
 
 
-def test_the_help_tells_the_fields_as_they_are(capsys):
+def test_the_help_tells_the_fields_as_they_are(capsys, monkeypatch):
     run = replace(preset("quickstart"), corpora=(CorpusConfig("a", "b"),))
     told = dict(re.findall(r"--([a-z0-9.-]+).*\(([^)]*)\)", RUN_FIELDS))
     assert (told.pop("validate-every"), run.validate_every) == ("as --save-every", 0)
@@ -117,9 +117,10 @@ def test_the_help_tells_the_fields_as_they_are(capsys):
     assert RUN_FIELDS in said
     assert "(quickstart 1000, the others 1000000)" in " ".join(said.split())
     assert [preset(n).steps for n in ("quickstart", "gato_79m", "gato_1b")] == [1000, 10**6, 10**6]
+    monkeypatch.setenv("COLUMNS", "80")  # one column of fields, whatever the terminal
     assert cli.main(["train", "quickstart", "--fields", "--rows", "3"]) == cli.DONE
-    said = capsys.readouterr().out
-    assert re.search(r"--rows INT\s+Rows per batch.*\s\(default: 3\)", said)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--rows INT Rows per batch[^()]* \(default: 3\)", said)
     assert "--optim.lr FLOAT" in said
 
 
