@@ -73,11 +73,12 @@ class ModelConfig:
                 raise ValueError(f"{name} must be even; got {getattr(self, name)}.")
         if self.ffn not in FFN_KINDS:
             raise ValueError(f"ffn must be one of {', '.join(FFN_KINDS)}; got {self.ffn!r}.")
-        if self.window is not None and not 1 <= self.window <= self.context:
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 or None; got {self.window}.")
+        if self.window is not None and self.window > self.context:
             raise ValueError(
-                f"window must be from 1 to context={self.context}, the tokens of a row, or None; "
-                f"got {self.window}. No token is ever trained to see more than its row holds: "
-                "take a longer context."
+                f"window must be at most context={self.context}, the tokens of a row; got "
+                f"{self.window}. No token is ever trained to see more: take a longer context."
             )
         if self.soft_bins < 0 or self.loss_chunk < 0:
             raise ValueError(

@@ -58,7 +58,7 @@ def test_a_run_with_a_window_rolls_out_with_it(command, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--model.window", "512"), "window must be from 1 to context=256"),
+        (("--model.window", "512"), "window must be at most context=256"),
         (("--model.window", "32", "--model.context", "64", *WHOLE), "row of 64 tokens"),
         (("--model.window", "32", *WHOLE, "--corpora.0.window", "4"), "leave out the steps"),
     ],
