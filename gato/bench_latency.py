@@ -23,10 +23,9 @@ from gato.bench_common import ARM, Result, made_up, result, wait
 from gato.bench_machine import device, floor_seconds
 from gato.checkpoint import build_model
 from gato.model import GatoModel
-from gato.presets import preset
+from gato.presets import preset, untaught
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.task_codec import History
-from gato.tokenizers.vocabulary import VocabularyLayout
 
 ASKED_HZ = 20.0
 PRODUCTS = "the products with the weights alone"
@@ -95,10 +94,7 @@ def _measured(case: Case, dtype: torch.dtype, on: torch.device, repeats: int) ->
 def _made(case: Case, on: torch.device) -> tuple[Serializer, GatoModel]:
     """Return a preset's serializer, which knows the arm, and its model."""
     config = preset(case.preset)
-    bare = Serializer(config.codec)
-    sizes = {n: m.vocabulary for n, m in bare.modalities.items() if m.vocabulary}
-    layout = VocabularyLayout.build({**sizes, "text": config.text_pieces})
-    serializer = Serializer(config.codec, layout=layout)
+    serializer = untaught(config)
     serializer.add_task(replace(ARM, instruction=""), history=case.history)
     torch.manual_seed(0)
     return serializer, build_model(config, serializer).to(on).eval()

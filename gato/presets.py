@@ -145,9 +145,14 @@ def _is_number(text: str) -> bool:
 
 def parameters(config: TrainConfig) -> dict[str, int]:
     """Return the parameters of a run's model by component, and their total; allocates none."""
+    with torch.device("meta"):
+        model = build_model(config, untaught(config))
+    return parameter_table(model)
+
+
+def untaught(config: TrainConfig) -> Serializer:
+    """Return the serializer of a run before it has met data: of its size, without words."""
     bare = Serializer(config.codec)
     sizes = {n: m.vocabulary for n, m in bare.modalities.items() if m.vocabulary}
     layout = VocabularyLayout.build({**sizes, "text": config.text_pieces})
-    with torch.device("meta"):
-        model = build_model(config, Serializer(config.codec, layout=layout))
-    return parameter_table(model)
+    return Serializer(config.codec, layout=layout)
