@@ -187,14 +187,18 @@ def test_settings_are_checked(suite, agent: Agent) -> None:
 
 def test_workers_play_what_one_process_plays(agent: Agent) -> None:
     """Worker processes import the registry anew, so this takes worlds that every install has."""
-    task = registry.spec("gym/CartPole-v1")
-    agent.serializer.add_task(task, history=History(window=1, hide_actions=True))
-    jobs = [Job(task.id, seed) for seed in range(9)]
+    tasks = [registry.spec(f"gym/{name}") for name in ("CartPole-v1", "FrozenLake-v1")]
+    for task in tasks:
+        agent.serializer.add_task(task, history=History(window=1, hide_actions=True))
+    jobs = [Job(task.id, seed) for task in tasks for seed in range(HALVED)]
     alone = play(agent, jobs)
-    shared = play(agent, jobs, workers=2, max_batch=4)
-    assert [(p.job, p.score, p.length) for p in alone] == [
-        (p.job, p.score, p.length) for p in shared
+    shared = [
+        play(agent, jobs, workers=workers, max_batch=most) for workers, most in ((2, 5), (3, 64))
     ]
+    for one in shared:
+        assert [(p.job, p.score, p.length) for p in alone] == [
+            (p.job, p.score, p.length) for p in one
+        ]
     gone = replace(task, id="gym/NoSuch-v0")
     agent.serializer.add_task(gone)
     with pytest.raises(ValueError, match="NoSuch-v0"):
