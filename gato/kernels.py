@@ -119,7 +119,7 @@ def _choose(wish: str, case: Case) -> tuple[str, str]:
         if refused is not None:
             raise ValueError(
                 f"attention {wish!r} was asked for on {case.device} in {_name(case.dtype)}: "
-                f"{refused}. Take --attention auto, or what is missing."
+                f"{refused}. Take auto instead, or a kernel that is to be had here."
             )
         return wish, "asked for"
     if case.device != "cuda":
