@@ -9,6 +9,7 @@ wherever gato does. Where none is named, those run that take less than a minute 
     serializer   tokens/s of one core       beside what is asked of it
     train        tokens/s of the trainer    beside forward, backward and step on batches at hand
     rollout      steps/s of 8 rows, cached  beside one row, the whole context anew for every token
+    suites       steps/s of 16 rows, 4 suites   beside one row at a time; `suites_long`: flat cost
     latency      milliseconds of one live decision   beside what 20 Hz leaves
     attention    every kernel that this machine has  beside SDPA with a mask
     peer         rollouts and training      beside a loop of the strongest open peer's shape
@@ -52,12 +53,17 @@ class Bench:
 
 BENCHES = {
     "serializer": Bench("tokens/s of writing whole episodes, one core", 5),
-    "train": Bench("tokens/s of the trainer, beside a bare loop on batches at hand", 40),
+    "train": Bench("tokens/s of the trainer, beside a bare loop on batches at hand", 90),
     "rollout": Bench("steps/s of rows decided together with a cache, beside the plain loop", 30),
+    "suites": Bench("16 rows of 4 suites decided in one batch, beside one at a time", 60),
+    "suites_long": Bench("steps 4,000 to 5,000 of an episode beside its first", 150, False),
     "latency": Bench("milliseconds of one live decision, quickstart and gato_79m", 40),
     "attention": Bench("every kernel of attention that this machine has, beside SDPA's mask", 30),
     "peer": Bench("rollouts and training beside a loop of JAT's shape, 128 x 4", 150, False),
     "peer_large": Bench("the same at 768 x 12, the size that JAT released", 900, False),
+    "train_gato_79m": Bench("tokens/s of training 79M parameters; a CPU takes 2 rows", 120, False),
+    "train_gato_364m": Bench("the same of 364M parameters; a CPU takes one row", 300, False),
+    "train_gato_1b": Bench("the same of 1.18B: 20 GB of memory, on a CPU one row", 1200, False),
     "data": Bench("speed and memory of reading stores, small and of ten million steps", 90, False),
     "collect": Bench("episodes/s of two workers of three simulators", 150, False),
 }

@@ -41,6 +41,9 @@ class _Layer:
     out: Tensor
     ffn_norm: Tensor
     up: Tensor
+    gate: Tensor
+    """The first half of `up`, and `value` the second; views."""
+    value: Tensor
     down: Tensor
 
 
@@ -54,6 +57,9 @@ class Decoder:
         self.dtype = dtype or weight.dtype
         self.activation = model.blocks[0].ffn.activation
         G = model.blocks[0].attention.kv_heads
+        self.lean = weight.device.type == "cpu"
+        """Whether norms and rotations are spelt out, in the fewest operations."""
+        self.eps = torch.full((), self.config.norm_eps, device=weight.device)
         self.split = [self.config.heads + G, G]
         self.split_qk = [self.config.heads, G]
         self.layers = [self._layer(block) for block in model.blocks]
@@ -67,7 +73,7 @@ class Decoder:
         bias = None if a.qkv.bias is None else a.qkv.bias.to(self.dtype)
         qkv, out, up, down = (m.weight.to(self.dtype) for m in (a.qkv, a.out, f.up, f.down))
         norms = block.attention_norm.weight, block.ffn_norm.weight
-        return _Layer(norms[0], qkv, bias, qk_norm, out, norms[1], up, down)
+        return _Layer(norms[0], qkv, bias, qk_norm, out, norms[1], up, *up.chunk(2), down)
 
     def __call__(
         self,
@@ -106,7 +112,7 @@ class Decoder:
         qk, v = qkv.split_with_sizes(self.split, 1)
         if w.qk_norm is not None:
             qk = self._normalised(qk, w.qk_norm)
-        q, k = rotate(qk, rotation).split_with_sizes(self.split_qk, 1)
+        q, k = self._rotated(qk, rotation).split_with_sizes(self.split_qk, 1)
         memory.write(number, step, k, v)
         if last is not None:
             step, wanted = last
@@ -118,11 +124,26 @@ class Decoder:
         ]
         joined = attended[0] if len(attended) == 1 else torch.cat(attended)
         x = x + F.linear(joined.to(dtype), w.out)
-        gate, value = F.linear(self._normalised(x, w.ffn_norm).to(dtype), w.up).chunk(2, -1)
+        h = self._normalised(x, w.ffn_norm).to(dtype)
+        if self.lean:  # two products: gelu over strided halves of one takes twice the time
+            gate, value = F.linear(h, w.gate), F.linear(h, w.value)
+        else:
+            gate, value = F.linear(h, w.up).chunk(2, -1)
         return x + F.linear(self.activation(gate).mul_(value), w.down)
 
     def _normalised(self, x: Tensor, weight: Tensor) -> Tensor:
-        return rms_norm(x, weight, self.config.norm_eps)
+        if not self.lean:
+            return rms_norm(x, weight, self.config.norm_eps)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = torch.addcmul(self.eps, norm, norm, value=1.0 / x.shape[-1]).rsqrt_()
+        return (x * scale).mul_(weight)
+
+    def _rotated(self, x: Tensor, rotation: Tensor) -> Tensor:
+        if not self.lean:
+            return rotate(x, rotation)
+        N, heads, K = x.shape
+        pairs = torch.view_as_complex(x.float().reshape(N, heads, K // 2, 2))
+        return torch.view_as_real(pairs * torch.view_as_complex(rotation)).view(N, heads, K)
 
     def _turns(self, position: Tensor) -> Tensor:
         head_dim, base = self.config.head_dim, self.config.rope_base

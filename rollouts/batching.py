@@ -6,6 +6,7 @@ Legend: B rows, N tokens of the chunk, D width, U rows that draw, n tokens per r
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,8 +210,9 @@ class Memory:
         """
         lengths = chunk.lengths
         self._reserve(int(lengths.max()))
-        dtype, kind = self.decoder.dtype, self.model.table.weight.device.type
-        with torch.autocast(kind, dtype, enabled=dtype != self.model.table.weight.dtype):
+        dtype, weight = self.decoder.dtype, self.model.table.weight
+        half = dtype != weight.dtype
+        with torch.autocast(weight.device.type, dtype) if half else nullcontext():
             x = chunk.embed(self.model).float()
         self.lengths = self.lengths + lengths
         if self.static:
