@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -124,9 +125,14 @@ def _packed(shape: Packed, dtype: torch.dtype, on: torch.device, repeats: int) -
         for _ in range(repeats):
             for name, work in works.items():
                 with _computing(name, shape, batch, dtype):
-                    times[name] += in_turns(1, work, device=on, calls=calls)[0]
+                    times[name] += in_turns(1, work, device=on, calls=calls, clock=_clock())[0]
         results += _results(shape, dtype, on, lengths, times, backward)
     return results
+
+
+def _clock() -> Callable[[], float]:
+    """Return the clock that other processes disturb least."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
 def documents(rows: int, length: int, seed: int = 0) -> list[list[int]]:
@@ -298,7 +304,7 @@ def _cached(shape: Ring, dtype: torch.dtype, on: torch.device, repeats: int) -> 
 
     ours = torch.inference_mode()(partial(attend_masked, q, keys, values, mask))
     calls = calls_that_last(ours, on, LEAST)
-    times = in_turns(repeats, ours, bare, device=on, calls=calls)
+    times = in_turns(repeats, ours, bare, device=on, calls=calls, clock=_clock())
     moved = 2.0 * keys.numel() * dtype.itemsize
     operations = 4.0 * shape.rows * shape.queries * shape.heads * shape.slots * shape.head_dim
     rates, plain = ([moved / t / 1e9 for t in taken] for taken in times)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gato.bench_common import ARM, ASKED, GAME, Result, made_up, result
+from gato.bench_common import ARM, ASKED, GAME, Result, made_up, result, seconds
 from gato.bench_machine import bandwidth
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
@@ -33,11 +33,7 @@ def serializer_bench(repeats: int) -> list[Result]:
         tokens, moved = sum(map(len, made)), float(sum(map(_bytes, [*episodes, *made])))
         size = f"{moved / tokens:.0f} bytes read or written a token"
         floor = tokens / moved * bandwidth(CPU, moved) / torch.get_num_threads()  # of one core
-        rates = []
-        for _ in range(2 * repeats):
-            begun = time.process_time()
-            work()
-            rates.append(tokens / (time.process_time() - begun))
+        rates = [tokens / seconds(work, clock=time.process_time) for _ in range(2 * repeats)]
         asked = ASKED[task.id]
         case = f"serializer: {what}"
         results.append(
