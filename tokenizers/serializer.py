@@ -7,7 +7,6 @@ same form a run, and within a run every step has the same number of tokens.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.tokenizers.modality import Modality, Segment, Spec, modality_classes
 from gato.tokenizers.spaces import CodecOptions, codec
+from gato.tokenizers.steps import payload_of, runs
 from gato.tokenizers.stream import TokenSequence, concatenate
 from gato.tokenizers.task_codec import (
     History,
@@ -274,7 +274,7 @@ class Serializer:
         actions = episode.targets if episode.targets is not None else episode.actions
         beside = self._joint(task, actions) if task.history.joint else None
         pieces, counts, masks = [], [], []
-        for start, stop in _runs(task, episode, len(episode) if steps is None else steps):
+        for start, stop in runs(task, episode, len(episode) if steps is None else steps):
             observed = {p: episode.observations[p][start:stop] for p, _, _ in task.observation}
             taken = {p: actions[p][start:stop] for p, _, _ in task.action}
             sequence, n, n_action = self._steps(
@@ -365,7 +365,7 @@ class Serializer:
             np.tile(numbers.astype(np.uint8), length),
             np.tile(local, length),
             np.tile(target, length),
-            _payload(blocks, length, n),
+            payload_of(blocks, length, n),
         )
         return sequence, n, n_action
 
@@ -397,44 +397,3 @@ class Serializer:
         tasks = [TaskCodec.from_json(t) for t in data["tasks"]]
         layout = VocabularyLayout.from_json(data["layout"])
         return cls(CodecOptions(**data["options"]), state, layout, tasks)
-
-
-def _runs(task: TaskCodec, episode: Episode, length: int) -> list[tuple[int, int]]:
-    """Return [start, stop) of maximal runs of steps in which every text leaf is constant.
-
-    They are found among the first `length` steps.
-    """
-    changes = {0, length}
-    for leaves, columns in (
-        (task.observation, episode.observations),
-        (task.action, episode.targets or episode.actions),
-    ):
-        for path, modality, _ in leaves:
-            if modality == "text":
-                texts = columns[path]
-                changes |= {i for i in range(1, length) if texts[i] != texts[i - 1]}
-    cuts = sorted(changes)
-    return list(itertools.pairwise(cuts))
-
-
-def _payload(
-    blocks: Sequence[tuple[str, Segment]], length: int, n: int
-) -> dict[str, dict[str, np.ndarray]]:
-    """Return the rows of all blocks by modality, in stream order."""
-    found: dict[str, list[tuple[int, Segment]]] = {}
-    column = 0
-    for modality, block in blocks:
-        if block.rows:
-            found.setdefault(modality, []).append((column, block))
-        column += block.ids.shape[1]
-    payload = {}
-    for modality, parts in found.items():
-        columns = np.concatenate([np.arange(c, c + b.ids.shape[1]) for c, b in parts])
-        at = (np.arange(length)[:, None] * n + columns).reshape(-1)
-        rows = {
-            k: np.concatenate([b.rows[k] for _, b in parts], 1) if len(parts) > 1 else v
-            for k, v in parts[0][1].rows.items()
-        }
-        payload[modality] = {k: v.reshape(len(at), *v.shape[2:]) for k, v in rows.items()}
-        payload[modality]["at"] = at
-    return payload
