@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from gato import bench, bench_collect, bench_common, bench_data, bench_rollout, bench_train
+from gato import (
+    bench,
+    bench_collect,
+    bench_common,
+    bench_data,
+    bench_rollout,
+    bench_train,
+    model_config,
+)
+from gato.config import TrainConfig
 from gato.model_config import ModelConfig
+from gato.presets import parameters
+from gato.train import Trainer
 
 TINY = ModelConfig(layers=1, width=32, heads=2, head_dim=16, ffn_width=64, context=256)
+SIZES = bench_train.sizes()
 
 
 @pytest.fixture
 def tiny_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (bench_train, bench_rollout):
-        monkeypatch.setattr(module, "quickstart", lambda: TINY)
+    monkeypatch.setattr(bench_rollout, "quickstart", lambda: TINY)
+    monkeypatch.setattr(bench_train, "sizes", lambda: {"1M": TINY})
+    monkeypatch.setattr(bench_train, "RUN_STEPS", 5)
 
 
 def test_all_benches_print_what_the_contract_names(tiny_model):
@@ -42,8 +56,42 @@ def test_the_quick_benches_run_where_none_is_named(monkeypatch: pytest.MonkeyPat
     )
     monkeypatch.setattr(bench.bench_machine, "peaks", lambda device: {})
     bench.run()
-    assert ran == ["serializer", "train", "rollout", "latency", "attention"]
-    assert sum(bench.BENCHES[name].seconds for name in ran) < 300
+    assert {"serializer", "train", "rollout", "latency", "attention"} <= set(ran)
+    assert not {"data", "collect", "peer", "peer_large"} & set(ran)
+    assert max(bench.BENCHES[name].seconds for name in ran) <= 90
+
+
+def test_training_is_measured_with_its_share_of_the_peak(tiny_model):
+    beside_bare, as_a_command = bench_train.train_bench(repeats=1)
+    assert beside_bare["case"] == "train: a trunk of 1M, bfloat16"
+    assert 0 < beside_bare["of_floor"] < 1
+    assert 0 < beside_bare["data_wait"] < 1
+    assert "a trunk of 1M as gato train has it" in as_a_command["case"]
+    assert min(r["memory_mb"] for r in (beside_bare, as_a_command)) > 100
+    assert {name: round(_parameters(m), -5) for name, m in SIZES.items()} == {
+        "1M": 1_000_000,
+        "3M": 3_100_000,
+        "10M": 10_600_000,
+    }
+
+
+def test_a_paper_size_is_measured_with_its_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    real = bench_train.Trainer
+
+    def noted(config: TrainConfig, *rest: Any) -> Trainer:
+        made = real(replace(config, model=replace(TINY, context=1024)), *rest)
+        seen.append((config.model, made.model.vocabulary_size))
+        return made
+
+    monkeypatch.setattr(bench_train, "Trainer", noted)
+    (found,) = bench_train.train_gato_79m_bench(repeats=1)
+    assert seen == [(model_config.gato_79m(), 34_176)]
+    assert found["case"] == "train: gato_79m, 2 rows of 1024 tokens, bfloat16"
+
+
+def _parameters(model: ModelConfig) -> int:
+    return parameters(TrainConfig(model=model, text_pieces=320))["trunk"]
 
 
 def test_the_serializer_is_above_what_is_asked():
