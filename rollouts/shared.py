@@ -15,6 +15,7 @@ however that ends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Iterable, Mapping
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -24,6 +25,8 @@ import numpy as np
 
 from gato.envs.episode import flatten_space
 
+MOST = 2**28
+"""Bytes of all slots together; those after that have no room."""
 ALIGNED = 64
 """Arrays begin at multiples of so many bytes."""
 KINDS = "biuf"
@@ -50,7 +53,7 @@ def room(spaces: Iterable[gym.Space]) -> int:
 def _bytes(space: gym.Space) -> int:
     leaves = flatten_space(space, "observation").values()
     return sum(
-        _aligned(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize)
+        _aligned(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize)
         for leaf in leaves
         if leaf.shape and leaf.dtype is not None and np.dtype(leaf.dtype).kind in KINDS
     )
@@ -64,12 +67,13 @@ class SharedMemory:
     """Room for one observation per slot; a worker process is given it as it is started."""
 
     def __init__(self, rooms: Mapping[Hashable, int]) -> None:
-        """Allocate so many bytes for each slot."""
+        """Allocate so many bytes for each slot, `MOST` at most."""
         self._spans: dict[Hashable, tuple[int, int]] = {}
         end = 0
         for slot, size in rooms.items():
-            self._spans[slot] = end, end + _aligned(size)
-            end += _aligned(size)
+            if end + size <= MOST:
+                self._spans[slot] = end, end + _aligned(size)
+                end += _aligned(size)
         self._memory = get_context("spawn").RawArray("B", max(end, 1))
 
     def put(self, slot: Hashable, observation: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from gato.rollouts import shared
 from gato.rollouts.hosts import Hosts
 from gato.rollouts.players import HostPolicy
 from gato.rollouts.runner import Job, run
@@ -104,6 +105,18 @@ def test_any_order_of_bytes_and_of_axes() -> None:
         assert (came == array).all()
 
 
+def test_memory_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A world of huge pictures takes no more than it did without shared memory."""
+    monkeypatch.setattr(shared, "MOST", 2000)
+    memory = SharedMemory(dict.fromkeys(range(3), 800))
+    assert len(memory._memory) <= 2000
+    for slot, expected in enumerate((There, There, np.ndarray)):
+        picture = np.full(800, slot, np.uint8)
+        told = memory.put(slot, picture)
+        assert type(told) is expected
+        assert (memory.get(told) == picture).all()
+
+
 def test_room_is_for_the_largest() -> None:
     assert room([]) == 0
     assert room([spaces.Text(9), spaces.Discrete(3)]) == 0
@@ -156,12 +169,12 @@ def watched(workers: int) -> tuple[dict[Any, list[Any]], list[float]]:
 def test_workers_show_what_one_process_shows() -> None:
     """Pictures, numbers and words in one evaluation with four numbers of another task."""
     alone, scores = watched(0)
-    shared, the_same = watched(2)
+    there, the_same = watched(2)
     assert scores == the_same
-    assert alone.keys() == shared.keys()
+    assert alone.keys() == there.keys()
     for key in alone:
-        assert len(alone[key]) == len(shared[key])
-        assert all(map(same, alone[key], shared[key])), key
+        assert len(alone[key]) == len(there[key])
+        assert all(map(same, alone[key], there[key])), key
 
 
 @pytest.mark.usefixtures("framed")
