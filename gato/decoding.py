@@ -59,7 +59,7 @@ class Decoder:
         G = model.blocks[0].attention.kv_heads
         self.lean = weight.device.type == "cpu"
         """Whether norms and rotations are spelt out, in the fewest operations."""
-        self.eps = torch.full((), self.config.norm_eps, device=weight.device)
+        self.eps = torch.tensor(self.config.norm_eps)
         self.split = [self.config.heads + G, G]
         self.split_qk = [self.config.heads, G]
         self.layers = [self._layer(block) for block in model.blocks]
