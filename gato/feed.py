@@ -51,7 +51,9 @@ class Feed:
         """
         self._loader, self._parts, self._device = loader, parts, device
         self._capacities, self._ahead = capacities, ahead
-        self._stream: Any = torch.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._next: list[Fed] | None = None
 
     def take(self) -> list[Fed] | list[TokenBatch]:
@@ -92,7 +94,7 @@ class Feed:
             batch = _pinned(batch)
         if self._stream is None:
             return batch.to(self._device)
-        with self._stream:
+        with torch.cuda.stream(self._stream):
             return batch.to(self._device, non_blocking=True)
 
 

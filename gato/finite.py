@@ -73,7 +73,7 @@ class Gate:
         numbers.copy_(torch.stack([loss.double(), norm.double()]), non_blocking=True)
         copied = None
         if on_gpu:
-            copied = torch.Event(self._device)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             copied.record()
         self._pending.append(Asked(step, numbers, copied, batches, losses))
         return self.closed
