@@ -19,6 +19,7 @@ counted in steps of the environment too: AdamW on sequences of 256 steps.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +78,6 @@ WANTED = {
     ("train", LARGE): 2.5,
 }
 """How many times the peer's pace is asked for."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Case:
     """Of a training batch of the peer's."""
     tokens: int
     """Of a training batch of ours, at most; else it has as many steps as the peer's."""
-    dtypes: Sequence[str] = tuple(DTYPES)
+    dtypes: Sequence[str] = ("float32", "bfloat16")
 
     def said(self, what: str) -> str:
         """Return the name of a result."""
@@ -167,26 +167,38 @@ def measured(case: Case, repeats: int) -> list[Result]:
 
 def rollouts(case: Case, task: str, ways: dict[str, Way], repeats: int) -> list[Result]:
     """Return steps/s of every way, and of the peer's loop without its habits."""
-    works = [_peer_work(case, task, lean=False), _peer_work(case, task, lean=True)]
-    names = [(way, dtype) for way in ways for dtype in case.dtypes]
-    works += [_our_work(case, task, ways[way], DTYPES[dtype]) for way, dtype in names]
-    peer, lean, *ours = in_turns(repeats, *works, device=device())
-    baseline = [case.peer_steps / s for s in peer]
     against = "one row of a loop of JAT's shape, float32"
-    made = result(
-        case.said(f"{task}, that loop without the peer's habits"),
-        [case.peer_steps / s for s in lean],
-        "steps/s",
-        baseline,
-        against,
-    )
-    amount = case.rows * case.decisions
-    return [made] + [
-        _beside(
-            case, task, f"{task}, {way}, {dtype}", [amount / s for s in took], baseline, against
-        )
-        for (way, dtype), took in zip(names, ours, strict=True)
-    ]
+    peer, results = _peer_work(case, task, lean=False), []
+    lean = _peer_work(case, task, lean=True)
+    theirs, ours = _paces(repeats, peer, lean, case.peer_steps, case.peer_steps)
+    name = case.said(f"{task}, that loop without the peer's habits")
+    results.append(result(name, ours, "steps/s", theirs, against))
+    for way, dtype in itertools.product(ways, case.dtypes):  # one model at a time in memory
+        work = _our_work(case, task, ways[way], dtype)
+        theirs, ours = _paces(repeats, peer, work, case.peer_steps, case.rows * case.decisions)
+        results.append(_beside(case, task, f"{task}, {way}, {dtype}", ours, theirs, against))
+    return results
+
+
+def _paces(
+    repeats: int,
+    peer: Callable[[], None],
+    work: Callable[[], None],
+    theirs: int,
+    ours: int | Sequence[int],
+) -> tuple[list[float], list[float]]:
+    """Return the peer's and our steps/s of every repeat, measured in turns.
+
+    Args:
+        repeats: how many.
+        peer: what the peer does.
+        work: what ours does.
+        theirs: the peer's steps in one repeat.
+        ours: our steps in one repeat; where they differ, a list that `work` appends them to.
+    """
+    peer_took, our_took = in_turns(repeats, peer, work, device=device())
+    counts = [ours] * repeats if isinstance(ours, int) else ours[-repeats:]
+    return [theirs / s for s in peer_took], [n / s for n, s in zip(counts, our_took, strict=True)]
 
 
 def _beside(
@@ -226,7 +238,7 @@ def _peer_work(case: Case, task: str, *, lean: bool) -> Callable[[], None]:
     return work
 
 
-def _our_work(case: Case, task: str, way: Way, dtype: torch.dtype) -> Callable[[], None]:
+def _our_work(case: Case, task: str, way: Way, dtype: str) -> Callable[[], None]:
     """Return some decisions of all rows, whose memory is full."""
     from gato.rollouts.policy import Policy
 
@@ -235,20 +247,20 @@ def _our_work(case: Case, task: str, way: Way, dtype: torch.dtype) -> Callable[[
     torch.manual_seed(0)
     size = _model_config(case.trunk, way, REMEMBERED[task])
     model = build_model(_config(size, way), serializer).to(device()).eval()
-    policy = Policy(model, serializer, [spec.id] * case.rows)
+    policy = Policy(model, serializer, [spec.id] * case.rows, precision=dtype)
     episode = made_up(spec, case.rows * case.decisions)
     seen = np.asarray(episode.observations["observation"])[:-1]
     steps = list(seen.reshape(case.decisions, case.rows, *seen.shape[1:]))
     kept = way.history.window or -(-size.context // way.tokens)
 
-    def decide(observed: Sequence[np.ndarray]) -> None:
-        # weights are rounded once, at the first decision
-        with torch.autocast(device().type, dtype, enabled=dtype != torch.float32):
-            for each in observed:
-                policy.select_action(list(each))
+    for i in range(kept + 1):
+        policy.select_action(list(steps[i % len(steps)]))
 
-    decide([steps[i % len(steps)] for i in range(kept + 1)])
-    return lambda: decide(steps)
+    def work() -> None:
+        for observed in steps:
+            policy.select_action(list(observed))
+
+    return work
 
 
 def _serializer(way: Way, spec: TaskSpec) -> Serializer:
@@ -284,38 +296,24 @@ def trainings(case: Case, ways: dict[str, Way], repeats: int) -> list[Result]:
 
     A repeat is one optimizer step; that of ours is on about as many steps as the peer's.
     """
+    steps = case.sequences * SEQUENCE
+    against = f"a loop of JAT's shape, {case.sequences} sequences of {SEQUENCE} steps, float32"
+    peer, results = _peer_training(case, lean=False), []
+    theirs, ours = _paces(repeats, peer, _peer_training(case, lean=True), steps, steps)
+    name = case.said("training, that loop without the peer's habits")
+    results.append(result(name, ours, "steps/s", theirs, against))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arm"
         with EpisodeWriter(path, STEER) as writer:
             for i in range(8):
                 writer.append(made_up(STEER, STEER.max_steps, seed=i))
-        works = [_peer_training(case, lean=False), _peer_training(case, lean=True)]
-        names = [(way, dtype) for way in ways for dtype in case.dtypes]
-        counts: list[list[int]] = [[] for _ in names]
-        for (way, dtype), count in zip(names, counts, strict=True):
-            works.append(_our_training(case, ways[way], dtype, path, Path(folder) / "run", count))
-        peer, lean, *ours = in_turns(repeats, *works, device=device())
-    steps = case.sequences * SEQUENCE
-    baseline = [steps / s for s in peer]
-    against = f"a loop of JAT's shape, {case.sequences} sequences of {SEQUENCE} steps, float32"
-    made = result(
-        case.said("training, that loop without the peer's habits"),
-        [steps / s for s in lean],
-        "steps/s",
-        baseline,
-        against,
-    )
-    return [made] + [
-        _beside(
-            case,
-            "train",
-            f"training, {way}, {dtype}",
-            [n / s for n, s in zip(count[-repeats:], took, strict=True)],
-            baseline,
-            against,
-        )
-        for (way, dtype), took, count in zip(names, ours, counts, strict=True)
-    ]
+        for way, dtype in itertools.product(ways, case.dtypes):
+            counts: list[int] = []
+            work = _our_training(case, ways[way], dtype, path, Path(folder) / "run", counts)
+            theirs, ours = _paces(repeats, peer, work, steps, counts)
+            what = f"training, {way}, {dtype}"
+            results.append(_beside(case, "train", what, ours, theirs, against))
+    return results
 
 
 def _peer_training(case: Case, *, lean: bool) -> Callable[[], None]:
