@@ -206,7 +206,7 @@ class _Group:
                 commands.append((row, _reset(row)))
         again = {i for i, row in enumerate(self.rows) if row.again}
         active = np.array([row.observation is not None for row in self.rows])
-        with speed.model():
+        with speed.counting("model"):
             self._reset_policy(sorted({*ended, *again} - idle), seed_of)
             actions = self.policy.select_action([row.observation for row in self.rows], active)
         speed.steps += int(active.sum())
@@ -219,7 +219,7 @@ class _Group:
             kept = [i for i in range(len(self.rows)) if i not in idle]
             self.rows = [self.rows[i] for i in kept]
             if kept:
-                with speed.model():
+                with speed.counting("model"):
                     self.policy.keep(kept)
         self._send(hosts, commands)
         return finished
@@ -307,7 +307,7 @@ def _play(
     """Play until no group has rows left."""
     results: dict[Job, Played] = {}
     while groups:
-        with speed.waiting():
+        with speed.counting("waiting"):
             received = hosts.receive()
         ready: list[_Group] = []
         for told in received:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass
@@ -44,22 +44,13 @@ class Speed:
             self._seconds, self._began = self.seconds, None
 
     @contextmanager
-    def model(self) -> Iterator[None]:
-        """Count what is inside as the model's."""
-        began = time.perf_counter()
+    def counting(self, what: Literal["model", "waiting"]) -> Iterator[None]:
+        """Add the time that is spent inside."""
+        began, name = time.perf_counter(), f"{what}_seconds"
         try:
             yield
         finally:
-            self.model_seconds += time.perf_counter() - began
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count what is inside as waiting."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.waiting_seconds += time.perf_counter() - began
+            setattr(self, name, getattr(self, name) + time.perf_counter() - began)
 
     @property
     def seconds(self) -> float:
