@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +21,6 @@ from torch import Tensor
 from gato.attention import attend_masked
 from gato.cache import CacheStep, KVCache
 from gato.layers import Block, rms_norm, rotate, rotation_at
-
-if TYPE_CHECKING:
-    from gato.model import GatoModel
 
 TABLE = 2048
 """Positions whose rotations are kept; others are worked out anew."""
@@ -50,8 +47,8 @@ class _Layer:
 class Decoder:
     """Runs a model's blocks over a cache."""
 
-    def __init__(self, model: GatoModel, dtype: torch.dtype | None = None) -> None:
-        """Take the weights of `model`; in `dtype`, where it is not the model's own."""
+    def __init__(self, model: Any, dtype: torch.dtype | None = None) -> None:
+        """Take the weights of a `GatoModel`; in `dtype`, where it is not the model's own."""
         self.config, self.norm = model.config, model.norm.weight
         weight = model.blocks[0].attention.qkv.weight
         self.dtype = dtype or weight.dtype

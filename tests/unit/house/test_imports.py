@@ -24,7 +24,7 @@ DOORS = {
     *("gato.expert_commands", "gato.evaluation_commands", "gato.terminal", "gato.show"),
     *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
     *("gato.bench_common", "gato.bench_serializer", "gato.bench_train", "gato.bench_rollout"),
-    *("gato.bench_data", "gato.bench_collect", "gato.bench_machine"),
+    *("gato.bench_data", "gato.bench_collect", "gato.bench_machine", "gato.bench_suites"),
     *("gato.bench_records", "gato.bench_commands", "gato.bench_attention", "gato.bench_latency"),
     *("gato.data_commands", "gato.token_estimate"),
 }
