@@ -430,6 +430,7 @@ def test_a_joint_row_does_not_notice_its_neighbours(temperature: float) -> None:
                 alone[i].reset()
             if active[step, i]:
                 assert_same(action, alone[i].select_action([seen[step][i]])[0])
+                assert world.SPECS[tasks[i]].action_space.contains(action)
             else:
                 assert action is None
 
