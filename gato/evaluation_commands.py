@@ -105,11 +105,11 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
             raise ValueError(f"expected --tasks for {name!r}, which knows them all.")
         return name, matching(chosen.tasks)
     agent = load(chosen.checkpoint)
+    ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
+    require_imported(ids)  # those that were typed in full are
     weight = agent.model.table.weight
     dtype = decoding_dtype(agent.model) or weight.dtype
     tell(kernels.describe_decoding(weight.device, dtype))
-    ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
-    require_imported(ids)  # those that were typed in full are
     return agent, ids
 
 
