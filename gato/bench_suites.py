@@ -90,7 +90,8 @@ BLOCK = 100
 
 def make(config: ModelConfig, device: torch.device | str = "cpu") -> tuple[GatoModel, Serializer]:
     """Return a model in which no weight is zero, and a serializer that knows the four tasks."""
-    text = train_text_model([*MISSIONS, "push the puck"] * 20, 300)
+    words, rng = " ".join((*MISSIONS, "push the puck")).split(), np.random.default_rng(0)
+    text = train_text_model([" ".join(rng.choice(words, 6)) for _ in range(400)], 400)
     run = replace(preset("quickstart"), model=config)
     serializer = Serializer(run.codec, {"text": {MODEL_FILE: text}})
     for spec in SUITES.values():

@@ -34,7 +34,7 @@ from gato.attention import cached_mask
 
 USED = 16
 """Slots are looked at in multiples of so many."""
-LOOKS = 6
+LOOKS = 10
 """Rows next to each other that have as many tokens look without padding, in at most so many parts;
 where there are more, all look at once, padded to the longest."""
 
