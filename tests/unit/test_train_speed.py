@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from gato import cli
 from gato.checkpoint import load_tensors
 from gato.config import TrainConfig
 from gato.corpora import open_corpus
@@ -315,3 +317,17 @@ def test_a_profile_is_a_table_and_a_trace(tiny, tiny_text_model, tmp_path, capsy
     told = capsys.readouterr().err
     assert "aten::mm" in told
     assert "profiled 2 steps" in told
+
+
+def test_the_command_takes_what_concerns_speed(stores, tmp_path, tiny_text_model, capsys):
+    text_model = tmp_path / "text.model"
+    text_model.write_bytes(tiny_text_model)
+    words = ["train", "quickstart", "--data", f"talks={stores / 'talks'}", "--out"]
+    small = ["--rows", "2", "--model.layers", "1", "--steps", "3", "--text-pieces", "300"]
+    more = ["--compile", "no", "--profile", "1", "--text-model", str(text_model)]
+    assert cli.main([*words, str(tmp_path / "run"), *small, *more]) == cli.DONE
+    told = capsys.readouterr().err
+    assert "model: not compiled (as asked)" in told
+    assert "profiled 1 steps" in told
+    assert re.search(r"tokens/s  \d+% MFU", told)
+    assert (tmp_path / "run" / "profile.json").is_file()
