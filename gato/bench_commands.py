@@ -112,6 +112,8 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
     print(f"\ncompared with {comparison['with']}" + (f" at {commit}" if commit else ""))
     if not comparison["same_hardware"]:
         print(f"of other hardware ({comparison['hardware_before']}): only ratios are compared")
+    if comparison["busy"]:
+        print("of a busy machine: only ratios, and what is of CPU time, are compared")
     rows = [
         {
             "case": case["case"],

@@ -4,10 +4,12 @@ Two records are compared by what a machine's mood changes least: where a case ha
 was measured beside it, by the ratio to that; else by the value, if the hardware is the same. A
 change is told where the medians differ by more than the tolerance *and* the ranks of the repeats
 would seldom come about by chance (Mann-Whitney, exact: below `LEVEL`, for which five repeats beside
-five must hardly overlap). Where there are too few repeats for that, or where a machine was busy and
-there is no baseline, it is told from `FEW` times the tolerance on.
+five must hardly overlap). Where there are too few repeats for that, it is told from `FEW` times the
+tolerance on. What a busy machine measured without a baseline says nothing, but for units per core,
+which are of CPU time.
 
-    verdict   slower, faster, same, not compared (no baseline, and other hardware), new, missing
+    verdict   slower, faster, same, not compared (no baseline, and other hardware or a busy one),
+              new, missing
 """
 
 from __future__ import annotations
@@ -114,6 +116,7 @@ def compare(now: Record, before: Record, tolerance: float = TOLERANCE) -> Record
     return {
         "hardware_before": before["hardware"],
         "same_hardware": alike,
+        "busy": not calm,
         "commit_before": before["versions"].get("commit"),
         "tolerance": tolerance,
         "cases": cases,
@@ -129,7 +132,8 @@ def bench_of(result: Result) -> str:
 def _compared(now: Result, before: Result, alike: bool, calm: bool, tolerance: float) -> Record:
     found: Record = {"case": now["case"]}
     live = bool(now.get("ratios")) and bool(before.get("ratios"))
-    if not live and not alike:
+    undisturbed = calm or now["unit"].endswith("/core")
+    if not live and not (alike and undisturbed):
         return found | {"verdict": "not compared"}
     if before.get("unit") != now["unit"]:
         return found | {"verdict": "not compared", "unit_before": before.get("unit")}
@@ -137,7 +141,7 @@ def _compared(now: Result, before: Result, alike: bool, calm: bool, tolerance: f
     after, first = now.get(repeats) or [now[by]], before.get(repeats) or [before[by]]
     chance = chance_of(after, first)
     ranked = 2 / math.comb(len(after) + len(first), len(after)) < LEVEL  # else no ranks would do
-    limit = 1 + (tolerance if ranked and (live or calm) else FEW * tolerance)
+    limit = 1 + (tolerance if ranked else FEW * tolerance)
     gain = max(now[by], TINY) / max(before[by], TINY)
     gain = 1 / gain if now.get("better") == "less" else gain
     verdict = "same"
