@@ -231,12 +231,13 @@ class RowsOfActions:
             local = ids[:, leaf.first : leaf.first + len(leaf.ranges)] - leaf.offset
             decoded = leaf.modality.decode_many(local, leaf.spec)
             if isinstance(leaf.space, spaces.Box):
-                columns[leaf.path] = inside(leaf.space, decoded)
+                within = inside(leaf.space, decoded)
+                columns[leaf.path] = [within[i, ...] for i in range(len(ids))]  # arrays, no numbers
             else:
                 columns[leaf.path] = [inside(leaf.space, one) for one in decoded]
         space = self._plan.task.task.action_space
         if list(columns) == ["action"] and not isinstance(space, spaces.Dict | spaces.Tuple):
-            return list(columns["action"])
+            return columns["action"]
         return [
             unflatten_value(space, {path: column[i] for path, column in columns.items()}, "action")
             for i in range(len(ids))
