@@ -293,4 +293,5 @@ def test_the_cache_takes_no_memory_before_it_is_used() -> None:
     policy.select_action([world.observe(TASKS[0], rng) for _ in range(2)])
     step = policy.memory.cache.place(np.array([1, 1]))
     most = int(policy.memory.lengths.max()) + 1
-    assert step.looks[0].used == -(-most // batching.STEP) * batching.STEP < policy.memory.cache.slots
+    used = step.looks[0].used
+    assert used == -(-most // batching.STEP) * batching.STEP < policy.memory.cache.slots
