@@ -34,6 +34,7 @@ from gato.rollouts.batching import (
 )
 from gato.rollouts.grammar import ActionPlan, Actions, action_count, tokens
 from gato.rollouts.joint import Deciding, decide
+from gato.threads import few_threads
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 from gato.tokenizers.task_codec import TaskCodec
@@ -254,6 +255,10 @@ class Policy:
         Raises:
             ValueError: for an observation outside its space, naming task and key.
         """
+        with few_threads(self.model.config, self.model.table.weight.device):
+            return self._selected(observations, active)
+
+    def _selected(self, observations: Any, active: Any) -> Any:
         if self.single:
             return self._act([observations], [0])[0]
         if len(observations) != len(self.rows):
