@@ -7,11 +7,14 @@ of an arm's 39 numbers, 16 of a game's frames, where the way does not say otherw
 counted in steps of the environment too: AdamW on sequences of 256 steps.
 
     way          a step is ...
-    quickstart   written as by `gato quickstart`, which remembers one step
-    shown        the same, all that is remembered in view, actions one id after another
+    quickstart   written and decided as by `gato quickstart`, which remembers one step: 39 numbers
+                 in a token, a frame in cells of 32, all of an action from one state
+    vectors      remembering one step too: numbers in three tokens or a frame in cells of 16,
+                 actions one id after another
+    shown        the same, all that is remembered in view
     joint        its observation (frames in cells of 32), all of its action decided from one state
     one token    the same in one token: 39 numbers, or a frame of 64 x 64
-    chunk        the same, remembering one step and deciding four: three of four are never read
+    chunk        that, remembering one step and deciding four: three of four are never read
     gato         written as in the paper: a token a number or 16 x 16 pixels, 1024 in memory
 
     `peer` has trunks of 128 x 4, `peer_large` of 768 x 12, the size that the peer released.
@@ -40,6 +43,7 @@ from gato.envs.episode import TaskSpec
 from gato.envs.store import EpisodeWriter
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
+from gato.quickstart import recipe
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.task_codec import History
@@ -94,13 +98,24 @@ class Way:
     """Tokens remembered; None for those of `REMEMBERED` steps."""
 
 
+def _quickstart(corpus: str, tokens: int) -> Way:
+    """Return the way of a corpus of quickstart's recipe."""
+    config = recipe(Path(), steps=1)
+    (found,) = (c for c in config.corpora if c.name == corpus)
+    history = History(
+        window=found.window, hide_actions=found.hide_actions == 1.0, joint=found.joint
+    )
+    return Way(config.codec, tokens, history, image=config.embedders["image"]["embedder"])
+
+
 VECTOR = CodecOptions(observations="vector")
 ALL, ONE = History(), History(window=1)
 JOINT = History(hide_actions=True, joint=1)
 CHUNK = History(window=1, hide_actions=True, joint=4)
 WAYS = {
     "arm": {
-        "quickstart": Way(VECTOR, 8, ONE),
+        "quickstart": _quickstart("metaworld", 1),
+        "vectors": Way(VECTOR, 8, ONE),
         "shown": Way(VECTOR, 8, ALL),
         "joint": Way(VECTOR, 3, JOINT),
         "one token": Way(replace(VECTOR, vector_group=39), 1, JOINT),
@@ -108,7 +123,8 @@ WAYS = {
         "gato": Way(CodecOptions(scales="mu_law"), 44, ALL, memory=1024),
     },
     "frames": {
-        "quickstart": Way(VECTOR, 18, ONE),
+        "quickstart": _quickstart("atari", 4),
+        "vectors": Way(VECTOR, 18, ONE),
         "shown": Way(VECTOR, 18, ALL),
         "joint": Way(replace(VECTOR, frame_cell=32), 4, JOINT),
         "one token": Way(replace(VECTOR, frame_cell=64), 1, JOINT),

@@ -13,6 +13,7 @@ from gato.bench_peer import CASES, PUBLISHED, TASKS, WANTED, WAYS, Case, steps_i
 from gato.bench_peer_loop import LARGE, SIDE, SMALL, STACK, Peer, PeerAgent, Trunk
 from gato.checkpoint import build_model
 from gato.tokenizers.stream import pack
+from gato.tokenizers.task_codec import History
 
 TINY = Trunk(32, 2, 16)
 
@@ -96,6 +97,13 @@ def test_a_way_takes_the_tokens_it_says(task: str, name: str) -> None:
     way, spec = WAYS[task][name], TASKS[task]
     written = bench_peer._serializer(way, spec).episode(bench_peer.made_up(spec, 3))
     assert np.diff(written.starts).tolist() == [way.tokens] * 3
+
+
+def test_quickstart_is_the_recipe() -> None:
+    for task in ("arm", "frames"):
+        way = WAYS[task]["quickstart"]
+        assert way.history == History(window=1, hide_actions=True, joint=1)
+        assert (way.codec.vector_group, way.codec.frame_cell) == (39, 32)
 
 
 @pytest.mark.parametrize("name", list(WAYS["arm"]))
