@@ -38,8 +38,15 @@ def bench(chosen: argparse.Namespace) -> int | None:
         print_json(record)
     else:
         _print(record)
-    slower = record.get("comparison", {}).get("slower")
-    return FAILURE if slower or record["failed"] else None
+    comparison = record.get("comparison")
+    failed = bool(record["failed"])
+    if comparison is not None:
+        if not comparison["compared"]:
+            tell(
+                f"nothing could be compared with {chosen.compare}: no case is in both, or none can"
+            )
+        failed = failed or bool(comparison["slower"]) or not comparison["compared"]
+    return FAILURE if failed else None
 
 
 def _known(names: list[str]) -> list[str]:
@@ -111,7 +118,10 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
     commit = comparison["commit_before"]
     print(f"\ncompared with {comparison['with']}" + (f" at {commit}" if commit else ""))
     if not comparison["same_hardware"]:
-        print(f"of other hardware ({comparison['hardware_before']}): only ratios are compared")
+        print(
+            f"of other hardware ({comparison['hardware_before']}): only ratios are compared, "
+            "and may differ without fault"
+        )
     if comparison["busy"]:
         print("of a busy machine: only ratios, and what is of CPU time, are compared")
     rows = [
@@ -129,4 +139,5 @@ def _print_comparison(comparison: dict[str, Any]) -> None:
     if rows:
         print_table(rows)
     slower = comparison["slower"]
+    print(f"cases compared: {comparison['compared']} of {len(comparison['cases'])}")
     print(f"slower beyond noise: {', '.join(slower) or 'nothing'}")

@@ -1,15 +1,17 @@
 """Records of benches: saved whole or not at all, and compared case by case.
 
 Two records are compared by what a machine's mood changes least: where a case has a baseline that
-was measured beside it, by the ratio to that; else by the value, if the hardware is the same. A
-change is told where the medians differ by more than the tolerance *and* the ranks of the repeats
-would seldom come about by chance (Mann-Whitney, exact: below `LEVEL`, for which five repeats beside
-five must hardly overlap). Where there are too few repeats for that, it is told from `FEW` times the
+was measured beside it, by the ratio to that; else by the value. On the same hardware, calm both
+times, a case with a baseline is compared by its value too, and the worse verdict is told: a
+baseline that runs our code is slowed by what slows ours, and the ratio says nothing of it. A change
+is told where the medians differ by more than the tolerance *and* the ranks of the repeats would
+seldom come about by chance (Mann-Whitney, exact: below `LEVEL`, for which five repeats beside five
+must hardly overlap). Where there are too few repeats for that, it is told from `FEW` times the
 tolerance on. What a busy machine measured without a baseline says nothing, but for units per core,
-which are of CPU time.
+which are of CPU time. On other hardware ratios are lawfully others: a change is told, as no fault.
 
-    verdict   slower, faster, same, not compared (no baseline, and other hardware or a busy one),
-              new, missing
+    verdict   slower, faster, same, differs (a ratio, on other hardware), new, missing,
+              not compared (no baseline, and other hardware or a busy one)
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ TOLERANCE = 0.1
 LEVEL = 0.02
 FEW = 3.0
 TINY = 1e-12
+WORST_FIRST = ("slower", "same", "faster")
 
 
 def check_place(path: Path) -> None:
@@ -120,6 +123,7 @@ def compare(now: Record, before: Record, tolerance: float = TOLERANCE) -> Record
         "commit_before": before["versions"].get("commit"),
         "tolerance": tolerance,
         "cases": cases,
+        "compared": sum("by" in c for c in cases),
         "slower": [c["case"] for c in cases if c["verdict"] == "slower"],
     }
 
@@ -137,7 +141,17 @@ def _compared(now: Result, before: Result, alike: bool, calm: bool, tolerance: f
         return found | {"verdict": "not compared"}
     if before.get("unit") != now["unit"]:
         return found | {"verdict": "not compared", "unit_before": before.get("unit")}
-    by, repeats = ("ratio", "ratios") if live else ("value", "repeats")
+    judged = [_judged(now, before, "ratio", "ratios", tolerance)] if live else []
+    if alike and undisturbed:
+        judged.append(_judged(now, before, "value", "repeats", tolerance))
+    worst = min(judged, key=lambda j: WORST_FIRST.index(j["verdict"]))
+    if not alike and worst["verdict"] != "same":
+        worst["verdict"] = "differs"
+    return found | worst
+
+
+def _judged(now: Result, before: Result, by: str, repeats: str, tolerance: float) -> Record:
+    """Return the verdict by the ratio or by the value, and what it was found from."""
     after, first = now.get(repeats) or [now[by]], before.get(repeats) or [before[by]]
     chance = chance_of(after, first)
     ranked = 2 / math.comb(len(after) + len(first), len(after)) < LEVEL  # else no ranks would do
@@ -147,7 +161,7 @@ def _compared(now: Result, before: Result, alike: bool, calm: bool, tolerance: f
     verdict = "same"
     if max(gain, 1 / gain) > limit and (chance < LEVEL or not ranked):
         verdict = "faster" if gain > 1 else "slower"
-    return found | {
+    return {
         "verdict": verdict,
         "by": by,
         "before": before[by],

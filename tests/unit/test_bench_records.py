@@ -31,7 +31,7 @@ def record(*results: Result, hardware: str = HERE, **changes: Any) -> dict[str, 
 
 def live(ratios: list[float], case: str = "made: it", **options: Any) -> Result:
     """Return a result whose baseline was measured beside it, on a machine whose pace wanders."""
-    theirs = [100.0 * (1 + i % 3) for i in range(len(ratios))]
+    theirs = [100.0 + i % 3 for i in range(len(ratios))]
     ours = [a * b for a, b in zip(ratios, theirs, strict=True)]
     return result(case, ours, "things/s", theirs, "the plain way", **options)
 
@@ -69,12 +69,29 @@ def test_what_may_be_chance_is_not_told():
     assert verdict(live(times(STEADY, 0.95)), live(STEADY), tolerance=0.03) == "slower"
 
 
+def halved(before: Result) -> Result:
+    """Return a result in which both sides run at half the pace."""
+    theirs = [v / r / 2 for v, r in zip(before["repeats"], before["ratios"], strict=True)]
+    return result("made: it", [v / 2 for v in before["repeats"]], "things/s", theirs, "it")
+
+
+def test_what_slows_the_baseline_too_is_told_on_a_calm_machine():
+    before = live(STEADY)
+    now = halved(before)
+    assert now["ratio"] == before["ratio"]
+    (case,) = compare(record(now), record(before))["cases"]
+    assert (case["verdict"], case["by"], case["change"]) == ("slower", "value", -0.5)
+    assert verdict(before, now) == "same"  # the ratio, which is the worse verdict
+    assert verdict(live(times(STEADY, 0.8)), before) == "slower"
+    (case,) = compare(record(live(times(STEADY, 0.8))), record(before))["cases"]
+    assert case["by"] == "ratio"
+
+
 def test_a_slower_machine_is_no_regression_where_the_baseline_is_slower_too():
-    now, before = live(STEADY), live(STEADY)
-    assert {r["value"] for r in (now, before)} == {before["value"]}
-    slowed = [v / 3 for v in before["repeats"]]
-    theirs = [100.0 / 3 * (1 + i % 3) for i in range(5)]
-    assert verdict(result("made: it", slowed, "things/s", theirs, "it"), before) == "same"
+    before = live(STEADY)
+    for changes in ({"hardware": THERE}, {"warning": "the machine is busy"}):
+        (case,) = compare(record(halved(before), **changes), record(before))["cases"]
+        assert (case["verdict"], case["by"]) == ("same", "ratio")
 
 
 def test_less_is_better_where_the_result_says_so():
@@ -105,7 +122,10 @@ def test_of_other_hardware_only_ratios_are_compared():
     found = compare(now, before)
     assert not found["same_hardware"]
     assert found["hardware_before"] == THERE
-    assert [c["verdict"] for c in found["cases"]] == ["slower", "not compared"]
+    assert [c["verdict"] for c in found["cases"]] == ["differs", "not compared"]
+    assert found["slower"] == []
+    assert found["compared"] == 1
+    assert compare(record(live(STEADY)), before)["cases"][0]["verdict"] == "same"
 
 
 def test_cases_that_are_new_or_missing_are_named():
@@ -228,6 +248,26 @@ def test_the_exit_code_tells_of_a_regression(made, tmp_path, capsys):
     made[:] = times(STEADY, 0.45)
     arguments = ["bench", "--compare", str(file), "--tolerance", "0.2"]
     assert cli.main(arguments) == cli.DONE
+
+
+def test_other_hardware_differs_without_fault_and_is_counted(made, tmp_path, capsys):
+    file = tmp_path / "record.json"
+    bench_records.save(record(live(times(STEADY, 2)), hardware=THERE), file)
+    assert cli.main(["bench", "--compare", str(file)]) == cli.DONE
+    said = capsys.readouterr().out
+    assert "differs" in said
+    assert "cases compared: 1 of 1" in said
+    assert "slower beyond noise: nothing" in said
+
+
+@pytest.mark.parametrize("old", [fixed(STEADY), live(STEADY, "made: another")])
+def test_where_nothing_could_be_compared_the_exit_code_says_so(made, old, tmp_path, capsys):
+    file = tmp_path / "record.json"
+    bench_records.save(record(old, hardware=THERE), file)
+    assert cli.main(["bench", "--compare", str(file)]) == cli.FAILURE
+    said = capsys.readouterr()
+    assert f"nothing could be compared with {file}" in said.err
+    assert "cases compared: 0 of" in said.out
 
 
 def test_what_is_printed_has_spread_floor_and_baseline(made, capsys):
