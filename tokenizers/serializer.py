@@ -197,7 +197,21 @@ class Serializer:
         return self.piece("text", self.modalities["text"].encode([text], {}), target)
 
     def image(self, image: np.ndarray) -> TokenSequence:
-        """Return an image's tokens. `image` is uint8 (H, W), (H, W, 1) or (H, W, 3)."""
+        """Return an image's tokens.
+
+        Args:
+            image: uint8 (H, W), (H, W, 1) or (H, W, 3).
+
+        Raises:
+            ValueError: for anything else, a picture with transparency or channels first included.
+        """
+        shape = image.shape
+        known = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+        if image.dtype != np.uint8 or not known:
+            raise ValueError(
+                f"an image must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3); got "
+                f"{image.dtype} of shape {shape}. Convert to RGB, channels last."
+            )
         spec = {"shape": list(image.shape)}
         return self.piece("image", self.modalities["image"].encode(image[None], spec, "image"))
 

@@ -56,7 +56,7 @@ def codec(space: gym.Space, role: str, options: CodecOptions, key: str) -> tuple
 
     Raises:
         TypeError: for a space no modality reads.
-        ValueError: for an action Box with infinite bounds.
+        ValueError: for an action Box with infinite bounds, or a stack of too many images.
     """
     raise TypeError(
         f"{key!r}: expected a Box, Discrete, MultiDiscrete, MultiBinary or Text space; got "
@@ -77,6 +77,12 @@ def _box(space: spaces.Box, role: str, options: CodecOptions, key: str) -> tuple
         spec = {"shape": shape, "codec": "uniform", "bounded": True, "low": low, "high": high}
         return "continuous", {**spec, "dtype": str(space.dtype)}
     if _is_image(space):
+        if (count := stacked(shape)[0]) > STACK:
+            raise ValueError(
+                f"{key!r}: a stack holds at most {STACK} images; got {count}, of shape {shape}. "
+                f"Stack fewer, the stack's axis first; where these are no images, wrap the "
+                f"environment so that they are real numbers (gymnasium.wrappers.DtypeObservation)."
+            )
         if options.frame_cell == PATCH:
             return "image", {"shape": shape}
         return "frame", {"shape": shape, "cell": options.frame_cell}
@@ -98,12 +104,14 @@ def _unit(space: spaces.Box, options: CodecOptions) -> Spec:
 
 
 def _is_image(space: spaces.Box) -> bool:
-    """Return whether a Box holds an image, or a stack of the last few."""
+    """Return whether a Box holds an image, or a stack of them."""
     if space.dtype != np.uint8 or len(space.shape) not in (2, 3, 4):
         return False
-    count, shape = stacked(space.shape)
+    shape = stacked(space.shape)[1]
+    if shape != space.shape and space.high.max() != 255:
+        return False  # planes of a board, not pictures
     depth = len(shape) == 2 or shape[2] in (1, 3)
-    return depth and count <= STACK and min(shape[:2]) >= PATCH
+    return depth and min(shape[:2]) >= PATCH
 
 
 @codec.register

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -120,6 +121,47 @@ def test_a_checkpoint_keeps_the_cell_of_every_task(text_model):
     assert old.options.frame_cell == 16
     assert len(old.observations("toy/seeing-v0", seen(task(eye=(64, 64, 3)), 1))) == 16 + 1
     assert old.modalities["frame"].net(8, old.net_options()["frame"]) is None
+
+
+def test_a_checkpoint_keeps_a_stack_that_it_wrote_as_numbers(text_model):
+    """As tasks were described before stacks were images."""
+    state = {"text": {"text.model": text_model}}
+    serializer = Serializer(CodecOptions(observations="vector"), state)
+    spec = task(stack=(4, 84, 84))
+    serializer.add_task(spec)
+    described = json.loads(json.dumps(serializer.to_json()))
+    numbers = {"shape": [4, 84, 84], "group": 64, "codec": "mu_law", "fitted": False}
+    described["tasks"][0]["observation"] = [["stack", "vector", numbers]]
+    old = Serializer.from_json(described, state)
+    assert old.task(spec.id).observation == (("stack", "vector", numbers),)
+    written = old.observations(spec.id, seen(spec, 1))
+    assert list(written.payload) == ["vector"]
+    assert len(written) == 4 * 84 * 84 // 64 + 1
+    assert json.loads(json.dumps(old.to_json())) == described
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((64, 64, 4), np.uint8),
+        np.zeros((3, 64, 64), np.uint8),
+        np.zeros((2, 64, 64, 3), np.uint8),
+        np.zeros(64, np.uint8),
+        np.zeros((64, 64, 3), np.float32),
+    ],
+    ids=lambda x: f"{x.dtype}{x.shape}",
+)
+def test_a_picture_of_another_shape_is_refused(text_model, image):
+    plain = Serializer(state={"text": {"text.model": text_model}})
+    talk = [{"role": "user", "content": [{"type": "image", "image": image}]}]
+    told = re.escape(f"got {image.dtype} of shape {image.shape}. Convert to RGB")
+    for write in (
+        lambda: plain.image(image),
+        lambda: plain.caption(image, "black"),
+        lambda: plain.conversation(talk),
+    ):
+        with pytest.raises(ValueError, match=told):
+            write()
 
 
 def test_shapes_are_known_without_asking_the_device(text_model):

@@ -310,7 +310,11 @@ def test_images_are_bytes_of_the_declared_shape(wrong):
         (spaces.Box(0, 255, (8, 8, 3), np.uint8), "observation", "scalar", "continuous"),
         (spaces.Box(0, 255, (4, 84, 84), np.uint8), "observation", "scalar", "image"),
         (spaces.Box(0, 255, (4, 20, 20, 3), np.uint8), "observation", "scalar", "image"),
-        (spaces.Box(0, 255, (17, 20, 20), np.uint8), "observation", "scalar", "continuous"),
+        (spaces.Box(0, 255, (16, 20, 20), np.uint8), "observation", "scalar", "image"),
+        (spaces.Box(0, 1, (10, 20, 20), np.uint8), "observation", "scalar", "continuous"),
+        (spaces.Box(0, 1, (17, 20, 20), np.uint8), "observation", "scalar", "continuous"),
+        (spaces.Box(0, 1, (20, 20), np.uint8), "observation", "scalar", "image"),
+        (spaces.Box(0, 1, (20, 20, 3), np.uint8), "observation", "scalar", "image"),
         (spaces.Box(0, 255, (20, 20, 4), np.uint8), "observation", "scalar", "continuous"),
         (spaces.Discrete(5, start=2), "action", "scalar", "discrete"),
         (spaces.MultiBinary((2, 3)), "observation", "vector", "discrete"),
@@ -339,6 +343,14 @@ def test_spaces_choose_their_modality(space, role, observations, expected):
             back = modality.decode(segment.ids[i], spec)
             assert space.contains(back)
             np.testing.assert_array_equal(back, values[i])
+
+
+@pytest.mark.parametrize("shape", [(17, 20, 20), (20, 84, 84), (17, 20, 20, 3), (84, 84, 16)])
+@pytest.mark.parametrize("cell", [16, 32])
+def test_a_stack_of_too_many_images_is_refused(shape, cell):
+    box = spaces.Box(0, 255, shape, np.uint8)
+    with pytest.raises(ValueError, match=rf"'toy: eye': a stack holds at most 16.*got {shape[0]}"):
+        codec(box, "observation", CodecOptions(frame_cell=cell), "toy: eye")
 
 
 def test_a_space_that_nothing_reads_is_refused():
