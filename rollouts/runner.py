@@ -18,6 +18,7 @@ jobs and `max_batch`, never by timing.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -107,14 +108,14 @@ class _Group:
     """Rows decoded together."""
 
     def __init__(
-        self, number: int, jobs: Sequence[Job], width: int, hosts: int, steps: Mapping[str, int]
+        self, number: int, jobs: Sequence[Job], rows: range, hosts: int, steps: Mapping[str, int]
     ) -> None:
         """Make rows and begin with the jobs' tasks in turn, another group with those after.
 
         Args:
             number: of the group.
             jobs: what it plays.
-            width: rows, at most.
+            rows: its rows, at most, among those of all groups.
             hosts: how many there are.
             steps: that an episode of each task may take.
         """
@@ -124,8 +125,8 @@ class _Group:
             self.queues.setdefault(job.task, deque()).append(job)
         names = list(self.queues)
         self.rows: list[_Row] = []
-        for i in range(min(width, len(jobs))):
-            first = self._next(names[(number * width + i) % len(names)])
+        for i, place in enumerate(rows[: len(jobs)]):
+            first = self._next(names[place % len(names)])
             assert first is not None
             # Convention: rows go to hosts in turn, an uneven rest to another host per group.
             self.rows.append(_Row((number, i), (number + i) % hosts, Played(first)))
@@ -338,8 +339,11 @@ def _deal(
     count = 2 if workers and len(jobs) >= HALVED and max_batch > 1 else 1
     # every task's episodes are dealt out in turn
     dealt = [longest_first[number::count] for number in range(count)]
-    width = -(-max_batch // count)
-    return [_Group(n, part, width, max(workers, 1), steps) for n, part in enumerate(dealt) if part]
+    width, more = divmod(max_batch, count)
+    bounds = [n * width + min(n, more) for n in range(count + 1)]
+    rows = [range(*pair) for pair in itertools.pairwise(bounds)]
+    hosts = max(workers, 1)
+    return [_Group(n, part, rows[n], hosts, steps) for n, part in enumerate(dealt) if part]
 
 
 def _rooms(groups: Iterable[_Group], specs: Mapping[str, TaskSpec]) -> dict[Any, int]:

@@ -454,6 +454,10 @@ def test_few_episodes_share_one_batch(suite: ModuleType) -> None:
         assert sum(len(g.rows) for g in dealt) == count
         assert len(_deal(jobs, registry_specs(jobs), 0, AT_ONCE)) == 1, "nothing would overlap"
         assert len(_deal(jobs, registry_specs(jobs), 2, 1)) == 1
+    jobs = [Job(TASKS[0], seed) for seed in range(AT_ONCE)]
+    for most in (2, 3, 5, 8, 17, AT_ONCE):
+        sizes = [len(g.rows) for g in _deal(jobs, registry_specs(jobs), 2, most)]
+        assert sizes == [most - most // 2, most // 2], "no more than asked for"
 
 
 def share_of_deciding(policies: list[Counting]) -> float:
