@@ -22,6 +22,7 @@ from gato.envs.store import EpisodeStore
 from gato.envs.workers import last_words
 from gato.rollouts.agent import Agent
 from gato.rollouts.evaluate import summarise
+from gato.rollouts.hosts import DRAWING_AT_ONCE
 from gato.rollouts.runner import Job, Played, run
 from gato.telling import tell
 
@@ -72,6 +73,7 @@ def evaluation(
                 lambda tasks, draws: agent.policy(tasks, None, draws),
                 [Job(task, seed) for task in task_ids for seed in seeds],
                 workers=processes,
+                max_batch=DRAWING_AT_ONCE,  # the trainer's memory is taken too
                 timeout=timeout,
             )
         finally:

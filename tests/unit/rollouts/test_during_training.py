@@ -22,6 +22,7 @@ from gato.envs.store import EpisodeStore, EpisodeWriter
 from gato.model_config import ModelConfig
 from gato.rollouts import during_training
 from gato.rollouts.during_training import FIRST_SEED, evaluation
+from gato.rollouts.hosts import DRAWING_AT_ONCE
 from gato.train import train
 
 from .conftest import SPECS, Made
@@ -103,6 +104,19 @@ def test_scores_are_at_seeds_of_their_own(stores, run_, monkeypatch):
     assert found["made/count-v0"] == pytest.approx(np.mean(lengths) / 10)
     assert found["made/reach-v0"] == pytest.approx(0.5)  # odd seeds succeed
     assert evaluation(TASKS, 4, stores, workers=0)(run_) == found
+
+
+def test_few_environments_stand_beside_the_trainer(stores, run_, monkeypatch):
+    rows = []
+    plain = during_training.Agent.policy
+
+    def policy(self, tasks, *rest):
+        rows.append(len(tasks))
+        return plain(self, tasks, *rest)
+
+    monkeypatch.setattr(during_training.Agent, "policy", policy)
+    assert evaluation(TASKS, DRAWING_AT_ONCE, stores, workers=0)(run_)
+    assert rows == [DRAWING_AT_ONCE]
 
 
 def test_a_task_without_references_has_its_own_measure(stores, run_, monkeypatch):
