@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 @dataclass
 class Speed:
-    """Filled in while `runner.run` plays; read at any time, also by another thread."""
+    """Filled in while `runner.run` plays; read by its thread at any time, as in `on_played`."""
 
     workers: int = 0
     """Processes that step simulators; with 0, this one does."""
