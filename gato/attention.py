@@ -1,13 +1,14 @@
 """Causal attention: the one file that calls kernels; `kernels.py` chooses among them.
 
 `attend_packed` trains on rows of documents packed back to back; a token sees the earlier tokens of
-its own document (and, with a window, only the last W of them). `attend_cached` decodes against a
-ring of stored keys. Both compute the same function; tests compare every path with a slow twin.
+its own document (and, with a window, only the last W of them). `attend_masked` decodes against a
+ring of stored keys, by `cached_mask`. Both compute the same function; tests compare every path with
+a slow twin.
 
     packed, CUDA in bf16 or fp16    variable-length flash attention: no mask is ever built
     packed, CPU in bf16             plain products: SDPA's CPU kernel is twice as slow in bf16
     packed, anything else           SDPA on (R, T) rows; a mask per batch is shared by all layers
-    cached, everywhere              SDPA, mask from stored positions, shapes that never change
+    cached, everywhere              SDPA, mask from stored positions; on a GPU, of few shapes
 
 Legend: R rows, T tokens in a row, N = R * T, B rows decoded, Q queries per row, S cache slots,
 H query heads, G key/value heads, K head width, W window.
@@ -105,33 +106,15 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
     return kernel(q, k, v, meta.mask).transpose(1, 2).reshape(N, H, K)
 
 
-def attend_cached(
-    q: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    key_position: Tensor,
-    query_position: Tensor,
-    window: int,
-) -> Tensor:
-    """Return (B, Q, H, K): attention of each query over the stored keys of its window.
-
-    Args:
-        q: (B, Q, H, K), already rotated.
-        k_cache: (B, S, G, K), already rotated, in any order.
-        v_cache: (B, S, G, K).
-        key_position: (B, S) absolute position of each slot, negative where it holds nothing.
-        query_position: (B, Q) absolute positions, negative for queries that are padding.
-        window: tokens a query sees, itself included.
-    """
-    mask = cached_mask(key_position, query_position, window)
-    q, k, v = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
-    return attend_masked(q, k, v, mask).transpose(1, 2)
-
-
 def cached_mask(key_position: Tensor, query_position: Tensor, window: int) -> Tensor:
     """Return (B, 1, Q, S), True where a query may look.
 
     A padding query may look anywhere: its result is never read, but it must stay finite.
+
+    Args:
+        key_position: (B, S) absolute position of each slot, negative where it holds nothing.
+        query_position: (B, Q) absolute positions, negative for queries that are padding.
+        window: tokens a query sees, itself included.
     """
     key, query = key_position[:, None, :], query_position[:, :, None]
     mask = (key >= 0) & (key <= query) & (key > query - window)
@@ -139,7 +122,11 @@ def cached_mask(key_position: Tensor, query_position: Tensor, window: int) -> Te
 
 
 def attend_masked(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Return (B, H, Q, K) for q (B, H, Q, K), k and v (B, G, S, K), mask (B, 1, Q, S)."""
+    """Return (B, H, Q, K) for q (B, H, Q, K), k and v (B, G, S, K), mask (B, 1, Q, S).
+
+    Queries and keys are rotated already, and keys lie in any order. The mask is that of
+    `cached_mask`, or 0 where that is True and -inf elsewhere.
+    """
     return _sdpa(q, k, v, mask)
 
 

@@ -4,7 +4,7 @@ Every row is on its own timestep and is reset on its own. A token at absolute po
 slot p mod S of its row. S = window + chunk, so that a chunk can be written before its first query
 looks back a whole window, and so that padding at a chunk's end, written as nothing (-1), falls
 only on tokens that have left the window. Positions are stored, never derived from lengths:
-nothing is renumbered when old tokens leave, and no shape ever changes.
+nothing is renumbered when old tokens leave, and what is stored keeps its shape and place.
 
     slot          0  1  2  3  4  5     window 4, chunk 2, 7 tokens written, then 1 and 1 of padding
     key_position  6  7 -1  3  4  5
@@ -13,8 +13,8 @@ What it computes is a full forward under a sliding window of the same size (memo
 Transformer-XL), not the re-encoding of a truncated window.
 
 Two ways to write a chunk, one function: `advance` takes B x Q tokens, padding included, and never
-asks the device anything, as a CUDA graph must; `place` takes the N tokens that are real, which is
-cheaper where rows read chunks of different lengths on a CPU.
+asks the device anything, its shapes those of its arguments, as a CUDA graph must; `place` takes the
+N tokens that are real and looks at slots in use alone, which is cheaper on a CPU.
 
 Legend: B rows, Q tokens in a chunk, N tokens written, S slots, U slots looked at, G key/value
 heads, K head width.

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from gato import kernels
-from gato.attention import PackedMeta, attend_cached, attend_packed, packed_mask
+from gato.attention import (
+    PackedMeta,
+    attend_masked,
+    attend_packed,
+    cached_mask,
+    packed_mask,
+)
 from gato.kernels import Case
 
 ROW = {"cuda": 256, "cpu": 64}
@@ -98,7 +104,8 @@ def test_cached_attention_equals_packed(device, make_batch, error, kv_heads):
         inputs, twins = drawn(device, dtype, 3 * T, 4, kv_heads, 64)
         expected = attend_packed(*twins, PackedMeta.build(batch, window, torch.float32, 64))
         q, k, v = (x.view(3, T, -1, 64) for x in inputs)
-        got = attend_cached(q[:, -last:], k[:, order], v[:, order], position, asked, window)
+        given = (x.transpose(1, 2) for x in (q[:, -last:], k[:, order], v[:, order]))
+        got = attend_masked(*given, cached_mask(position, asked, window)).transpose(1, 2)
         assert error(got, expected.view(3, T, 4, 64)[:, -last:]) < TOLERANCE[dtype][0], dtype
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from gato import attention, kernels
-from gato.attention import PackedMeta, attend_cached, attend_packed
+from gato.attention import PackedMeta, attend_masked, attend_packed, cached_mask
 
 LENGTHS = [[13, 1, 20], [34], [5, 5, 5, 19]]
 T = 34
@@ -82,7 +82,8 @@ def test_cached_equals_the_slow_twin_whatever_the_order_of_slots():
     for row, n in enumerate(lengths):
         position[row, torch.randperm(slots, generator=generator)[:n]] = torch.arange(n)
     query_position = torch.tensor([[6, 7, 8], [2, 3, -1]])
-    out = attend_cached(q, k, v, position, query_position, window)
+    mask = cached_mask(position, query_position, window)
+    out = attend_masked(*(x.transpose(1, 2) for x in (q, k, v)), mask).transpose(1, 2)
     for row in range(2):
         for i, p in enumerate(query_position[row].tolist()):
             if p < 0:
@@ -97,7 +98,7 @@ def test_cached_equals_the_slow_twin_whatever_the_order_of_slots():
 
 def test_padding_queries_always_see_something():
     empty = torch.full((2, 5), -1)
-    mask = attention.cached_mask(empty, torch.tensor([[0, -1], [-1, -1]]), 4)
+    mask = cached_mask(empty, torch.tensor([[0, -1], [-1, -1]]), 4)
     assert mask.any(dim=-1).tolist() == [[[False, True]], [[True, True]]]
 
 

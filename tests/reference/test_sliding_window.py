@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gato import kernels
-from gato.attention import FEW, PackedMeta, attend_cached, attend_packed
+from gato.attention import FEW, PackedMeta, attend_masked, attend_packed, cached_mask
 from gato.corpus_config import CorpusConfig
 from gato.envs.store import EpisodeStore, EpisodeWriter
 from gato.episode_corpus import EpisodeCorpus
@@ -92,10 +92,9 @@ def test_packed_and_cached_attention_equal_the_oracle(data, kv_heads, group, hea
         keys, values = (x[None, start:stop][:, order] for x in (k, v))
         for first in (start, max(start, stop - FEW)):  # many queries at once, and few
             asked = torch.arange(first - start, stop - start)[None]
-            cached = attend_cached(
-                q[None, first:stop], keys, values, order[None], asked, window or T
-            )
-            got, wanted = cached[0].double(), expected[first:stop]
+            given = (x.transpose(1, 2) for x in (q[None, first:stop], keys, values))
+            cached = attend_masked(*given, cached_mask(order[None], asked, window or T))
+            got, wanted = cached[0].transpose(0, 1).double(), expected[first:stop]
             torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
 
 
