@@ -1,7 +1,8 @@
 """The trunk over a cache: what `GatoModel.decode` runs, made for many small calls.
 
 It computes what a full forward does, with the weights as `Decoder` found them: in the model's own
-precision it holds the parameters themselves, in another one copies of the large matrices. The
+precision it holds the parameters themselves, in another one copies of the large matrices; the small
+norms of queries and keys are joined, which copies them. Weights that change need a new one. The
 residual stream, norms and rotations stay in float32. On a CPU a forward of one token per row is
 bound by the number of operations, not by arithmetic, so that there are as few as can be.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +31,13 @@ EXPECTED = 0.95
 """Mass of the returns to come that may be drawn."""
 Spans = tuple[tuple[int, int], ...]
 """Ranges [start, stop) of stream ids that may come next."""
+
+
+class Draws(Protocol):
+    """Gives the numbers that ids are drawn by; a `np.random.Generator` does."""
+
+    def random(self) -> float:
+        """Return the next number in [0, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +167,8 @@ class Memory:
             model: in evaluation mode.
             rows: how many rows B.
             static: whether shapes must not change; by default where the model is on a GPU.
-            dtype: of the trunk's matrices and of the cache; by default the model's.
+            dtype: of the trunk's matrices and, on a GPU, of the cache; by default the model's. On
+                a CPU the cache always has the model's.
         """
         self.model, self.decoder = model, Decoder(model, dtype)
         self.lengths = np.zeros(rows, np.int64)
@@ -288,7 +296,7 @@ def choose(
     states: Tensor,
     spans: Sequence[Spans],
     temperatures: Sequence[float],
-    generators: Sequence[np.random.Generator],
+    generators: Sequence[Draws],
     top_p: float = 1.0,
 ) -> np.ndarray:
     """Return one id per row (U,), drawn from what the row's spans allow.
@@ -331,7 +339,7 @@ def choose_returns(
     states: Tensor,
     spans: Spans,
     kappas: Sequence[float],
-    generators: Sequence[np.random.Generator],
+    generators: Sequence[Draws],
 ) -> np.ndarray:
     """Return one id per row (U,) of the return to come: what the model expects, tilted upwards.
 
@@ -356,7 +364,7 @@ def span_logits(model: GatoModel, states: Tensor, spans: Spans) -> Tensor:
 def _draw(
     logits: np.ndarray,
     temperatures: np.ndarray,
-    generators: Sequence[np.random.Generator],
+    generators: Sequence[Draws],
     top_p: float,
 ) -> np.ndarray:
     """Return a place (U,) in each row of logits (U, n), by one number of each row's generator."""

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gato.model import GatoModel
-from gato.rollouts.batching import Spans, choose
+from gato.rollouts.batching import Draws, Spans, choose
 from gato.rollouts.grammar import ActionPlan
 
 
@@ -34,7 +33,7 @@ class Deciding:
         """Whether no id decides what those after it may be, so that all can be chosen at once."""
         return self.plan.leaves is not None
 
-    def draws(self, row: int) -> Iterable[Any]:
+    def draws(self, row: int) -> Iterable[Draws]:
         """Return n generators: what the row's own gives, in the order of the slots.
 
         In whatever order ids are then chosen, a row's do not depend on its neighbours.
@@ -71,14 +70,14 @@ def decide(
         return found
     spans: list[Spans] = []
     warmth: list[float] = []
-    generators: list[Any] = []
+    generators: list[Draws] = []
     for task in (tasks[i] for i in known):
         for row, temperature in enumerate(task.temperatures):
             spans += task.plan.spans * task.steps
             warmth += [temperature] * (task.steps * len(task.plan.spans))
             generators += task.draws(row)
     given = torch.cat([states[i].flatten(0, 1) for i in known])
-    chosen = choose(model, given, spans, warmth, cast("list[np.random.Generator]", generators))
+    chosen = choose(model, given, spans, warmth, generators)
     ends = np.cumsum([states[i].shape[0] * states[i].shape[1] for i in known])
     for i, ids in zip(known, np.split(chosen, ends[:-1]), strict=True):
         found[i] = ids.reshape(states[i].shape[:2])

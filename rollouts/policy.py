@@ -6,6 +6,10 @@ dimensions from the same forward, since none of them is shown to the others. Whe
 conditioned on the return to come, that is drawn first, tilted towards high ones, and read with the
 rest of the memory; the action is decided behind it.
 
+Joint rows (a history with ``joint``) get the ids of one action or of several from the state behind
+``<sep>``, asked once for each. What is decided and not yet taken is due: while a row has such
+actions the model is not run for it, and what it observes is read before it decides again.
+
     memory of a row   head | step 0 | step 1 | ... | observation <sep> | <- the action's ids
     after `window` decisions, or `reset`, it is empty and starts with the head again
 """
@@ -56,7 +60,7 @@ class _Row:
     execute: int
     """Actions taken of a chunk before the next is decided."""
     steps: int = 0
-    """Decisions in memory."""
+    """Actions taken since the memory was empty, or held the head alone."""
     pending: list[Piece] = field(default_factory=list)
     """What is still to be read of the last action and, where actions were due, of observations."""
     due: list[tuple[Any, list[Piece]]] = field(default_factory=list)
@@ -82,6 +86,8 @@ class _Writing:
     """int64 (L,): where in each row's share of the chunk lies the state that decides next."""
     asked: bool = False
     """Whether the last id was the return to come."""
+    written: bool = False
+    """Whether there is an id yet; an action of no dimensions has none."""
 
     @property
     def given(self) -> Tensor:
@@ -92,19 +98,32 @@ class _Writing:
         """Take the next id (L,) of each row."""
         self.asked = self.actions.awaits_return
         self.actions.push(ids)
-        self.at, self.left = self.at + 1, self.left - 1
+        self.at, self.left, self.written = self.at + 1, self.left - 1, True
 
 
+Block = tuple[list[int], TokenSequence]
+"""Rows L and their tokens L * n, row after row."""
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def decoding_dtype(model: GatoModel, precision: str | None = None) -> torch.dtype | None:
-    """Return the dtype of the trunk's products and the cache; None for the model's own."""
+    """Return the dtype of the trunk's products, on a GPU the cache's too; None for the model's."""
     if precision is None:
         return torch.bfloat16 if model.table.weight.is_cuda else None
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}")
     return PRECISIONS[precision]
+
+
+def _check_execute(execute: int | None, tasks: Sequence[TaskCodec]) -> None:
+    """Raise ValueError where no task decides so many actions at once."""
+    most = max(tasks, key=lambda task: task.history.joint)
+    if execute is not None and execute > most.history.joint:
+        raise ValueError(
+            f"execute is how many are taken of the actions that one state decides, {execute}; got "
+            f"{most.task.id!r}, trained with joint = {most.history.joint}, and no task with more. "
+            f"Give at most that, or leave it out"
+        )
 
 
 class Policy:
@@ -136,12 +155,14 @@ class Policy:
             kappa: how far returns to come are tilted upwards; by default what each task was
                 trained for.
             execute: actions taken of those that one state decides, where a task was trained with
-                ``joint`` above 1; by default all.
-            precision: of the trunk's products and the cache, ``float32`` or ``bfloat16``; by
-                default the model's own on a CPU, bfloat16 on a GPU.
+                ``joint`` above 1; by default all. Where tasks decide fewer, theirs are all.
+            precision: of the trunk's products, ``float32`` or ``bfloat16``; by default the model's
+                own on a CPU, bfloat16 on a GPU. The cache has it on a GPU; on a CPU it keeps the
+                model's own.
 
         Raises:
-            ValueError: for a task the model does not know.
+            ValueError: for a task the model does not know, and where no task decides as many
+                actions at once as `execute`.
         """
         if execute is not None and execute < 1:
             raise ValueError(f"execute must be at least 1; got {execute}")
@@ -159,6 +180,7 @@ class Policy:
         self._prompts = dict(prompts or {})
         chosen = list(range(len(names)) if seeds is None else seeds)
         self.rows = [self._row(t, s) for t, s in zip(names, chosen, strict=True)]
+        _check_execute(execute, [row.task for row in self.rows])
         self.memory = Memory(model, len(names), dtype=decoding_dtype(model, precision))
         self._plans: dict[str, ActionPlan] = {}
 
@@ -253,7 +275,8 @@ class Policy:
                 they get None.
 
         Raises:
-            ValueError: for an observation outside its space, naming task and key.
+            ValueError: for an observation outside its space, naming task and key; no row has then
+                read or done anything.
         """
         with few_threads(self.model.config, self.model.table.weight.device):
             return self._selected(observations, active)
@@ -274,43 +297,43 @@ class Policy:
         for r in rows:
             window = self.rows[r].task.history.window
             full[r] = bool(window) and self.rows[r].steps >= window
-        self._forget(full)
         due = [r for r in rows if self.rows[r].due]
         deciding = [r for r in rows if not self.rows[r].due] if due else rows
-        self._follow(observations, due)
+        # An observation may be refused, so that all are encoded before anything changes.
+        followed = self._observed(observations, [r for r in due if self._is_read(r, full[r])])
+        decided = self._observed(observations, deciding)
+        self._forget(full)
+        for members, block in followed:
+            for i, r in enumerate(members):
+                self.rows[r].pending.append(Piece(block, i, len(members)))
         if deciding:
-            self._decide(observations, deciding)
+            self._decide(decided, deciding)
         for r in rows:
             actions[r], shown = self.rows[r].due.pop(0)
             self.rows[r].pending += shown
             self.rows[r].steps += 1
         return actions
 
-    def _follow(self, observations: Sequence[Any], rows: list[int]) -> None:
-        """Keep what rows observe whose action is due, to be read before they decide again.
+    def _is_read(self, row: int, full: bool) -> bool:
+        """Return whether what a row observes whose action is due will be read at all.
 
-        What the memory will have forgotten by then is never read.
+        What the memory will have forgotten when it decides again is not, and one that is `full` is
+        forgotten first.
         """
-        read = []
-        for r in rows:
-            window, ahead = self.rows[r].task.history.window, len(self.rows[r].due)
-            if not window or self.rows[r].steps + ahead < window:
-                read.append(r)
-        for members, block in self._observed(observations, read):
-            for i, r in enumerate(members):
-                self.rows[r].pending.append(Piece(block, i, len(members)))
+        window, ahead = self.rows[row].task.history.window, len(self.rows[row].due)
+        return not window or (0 if full else self.rows[row].steps) + ahead < window
 
-    def _decide(self, observations: Sequence[Any], rows: list[int]) -> None:
+    def _decide(self, observed: list[Block], rows: list[int]) -> None:
         """Let the model decide what these rows do next: an action, or several in a joint row."""
-        chunk, at = self._chunk(observations, rows)
+        chunk, at = self._chunk(observed, rows)
         states = self.memory.read(chunk, last=bool((at[rows] == chunk.lengths[rows] - 1).all()))
         for r in rows:
             self.rows[r].pending, self.rows[r].read = [], self.rows[r].head
         writing: list[_Writing] = []
         joint: list[np.ndarray] = []
         for members in self._by_task(rows).values():
-            where = np.array(members)
-            if self.rows[members[0]].task.history.joint:
+            where, first = np.array(members), self.rows[members[0]]
+            if first.task.history.joint and first.together:  # of no dimensions, nothing is asked
                 joint.append(where)
             else:
                 writing += self._begin(where, states, at[where])
@@ -318,9 +341,9 @@ class Policy:
         if joint:
             self._write_joint(joint, states, at)
         for w in writing:
-            shown = self._shown(w)
+            shown = [self._shown(w)] if w.written else []
             for i, (r, action) in enumerate(zip(w.rows.tolist(), w.actions.values(), strict=True)):
-                self.rows[r].due.append((action, [Piece(shown, i, len(w.rows))]))
+                self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
 
     def _by_task(self, rows: list[int]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
@@ -386,7 +409,7 @@ class Policy:
         for i, (r, action) in enumerate(zip(w.rows.tolist(), w.actions.values(), strict=True)):
             self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
 
-    def _chunk(self, observations: Sequence[Any], rows: list[int]) -> tuple[Chunk, np.ndarray]:
+    def _chunk(self, blocks: list[Block], rows: list[int]) -> tuple[Chunk, np.ndarray]:
         """Return what the rows read before they act, and where (B,) the first id is decided."""
         before = [
             [
@@ -395,7 +418,6 @@ class Policy:
             ]
             for r in rows
         ]
-        blocks = self._observed(observations, rows)
         lengths, fill = np.zeros((2, len(self.rows)), np.int64)
         for members, block in blocks:
             lengths[members] = len(block) // len(members)
@@ -411,9 +433,7 @@ class Policy:
         chunk.fill(np.array(rows), fill[rows])
         return chunk, lengths - 1 - fill
 
-    def _observed(
-        self, observations: Sequence[Any], rows: list[int]
-    ) -> list[tuple[list[int], TokenSequence]]:
+    def _observed(self, observations: Sequence[Any], rows: list[int]) -> list[Block]:
         """Return the observations' tokens, rows of equal layout written in one go."""
         groups: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
         for r in rows:
@@ -428,8 +448,9 @@ class Policy:
             blocks.append(([r for r, _ in members], self.serializer.observations(name, columns)))
         return blocks
 
-    def _write(self, unfinished: list[_Writing]) -> None:
+    def _write(self, writing: list[_Writing]) -> None:
         """Complete every row's action, one id of each unfinished row at a time."""
+        unfinished = [w for w in writing if w.actions.allowed is not None]  # not of no dimensions
         while unfinished:
             ids = self._choose(unfinished)
             done = 0

@@ -451,3 +451,42 @@ def test_execute_must_be_positive() -> None:
     serializer = serializer_of(History(joint=2))
     with pytest.raises(ValueError, match="execute must be at least 1"):
         Policy(world.make_model(serializer), serializer, TASKS, execute=0)
+
+
+@pytest.mark.parametrize(("joint", "execute"), [(0, 7), (0, 1), (2, 7), (2, 3)])
+def test_execute_is_refused_where_no_task_decides_so_many(joint: int, execute: int) -> None:
+    serializer = serializer_of(History(joint=joint))
+    model = world.make_model(serializer)
+    message = rf"execute .* {execute}; got 'made/arm', trained with joint = {joint}"
+    for tasks in ("made/arm", TASKS):
+        with pytest.raises(ValueError, match=message):
+            Policy(model, serializer, tasks, execute=execute)
+
+
+def test_where_some_tasks_decide_as_many_the_others_take_all_of_theirs() -> None:
+    serializer = serializer_of(History(), History(joint=2), History(joint=4))
+    policy = Policy(world.make_model(serializer), serializer, TASKS, execute=3)
+    assert [row.execute for row in policy.rows] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_a_call_that_was_refused_has_left_nothing_behind(window: int) -> None:
+    """One row's action is due while the other decides, and that one observes no number."""
+    serializer = serializer_of(History(window, True, joint=3), History(window))
+    model = world.make_model(serializer)
+    tasks = ["made/arm", "made/grid", "made/arm"]
+    rng = np.random.default_rng(3)
+    tried, plain = (Policy(model, serializer, tasks, temperature=0.7) for _ in range(2))
+    for step in range(9):
+        seen = [world.observe(t, rng) for t in tasks]
+        active = [step > 0, True, True]  # the first decides when the last has an action due
+        bad = [np.full(7, np.nan, np.float32), *seen[1:]] if step % 3 == 1 else None
+        if bad is not None:
+            assert tried.rows[2].due
+            with pytest.raises(ValueError, match="made/arm"):
+                tried.select_action(bad, active)
+        actions = [p.select_action(seen, active) for p in (tried, plain)]
+        for a, b in zip(*actions, strict=True):
+            assert_same(a, b)
+        assert [len(r.pending) for r in tried.rows] == [len(r.pending) for r in plain.rows]
+        assert (tried.memory.lengths == plain.memory.lengths).all()

@@ -9,6 +9,7 @@ import importlib.util
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from gato.rollouts import batching
 from gato.rollouts.batching import BUCKETS, CHUNK, Memory, choose
@@ -251,7 +253,7 @@ def test_bfloat16_is_near_and_remembers_in_float32_on_a_cpu() -> None:
     seen = [world.observe(t, rng) for t in TASKS]
     states = []
     for policy in (full, half):
-        chunk, at = policy._chunk(seen, list(range(4)))
+        chunk, at = policy._chunk(policy._observed(seen, list(range(4))), list(range(4)))
         states.append(policy.memory.read(chunk)[np.arange(4), at])
     error = (states[0] - states[1]).norm() / states[0].norm()
     assert 0 < error < 0.05
@@ -295,3 +297,21 @@ def test_the_cache_takes_no_memory_before_it_is_used() -> None:
     most = int(policy.memory.lengths.max()) + 1
     used = step.looks[0].used
     assert used == -(-most // batching.STEP) * batching.STEP < policy.memory.cache.slots
+
+
+@pytest.mark.parametrize("history", [History(), History(hide_actions=True), History(joint=2)])
+def test_an_action_of_no_dimensions_is_an_empty_array(history: History) -> None:
+    serializer = world.make_serializer(History())
+    nothing = replace(
+        world.SPECS["made/arm"],
+        id="made/nothing",
+        action_space=spaces.Box(-1, 1, (0,), np.float32),
+    )
+    serializer.add_task(nothing, history=history)
+    policy = Policy(world.make_model(serializer), serializer, ["made/nothing", "made/grid"])
+    rng = np.random.default_rng(10)
+    for _ in range(3):
+        seen = [world.observe("made/arm", rng), world.observe("made/grid", rng)]
+        action, other = policy.select_action(seen)
+        assert nothing.action_space.contains(action)
+        assert world.SPECS["made/grid"].action_space.contains(other)
