@@ -150,6 +150,9 @@ def _eval(p: Parser) -> None:
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
     about = "how far returns to come are tilted upwards; by default as trained"
     p.add_argument("--kappa", type=float, help=about)
+    about = "that the model decides in; by default its own on a CPU, bfloat16 on a GPU"
+    kinds = ("auto", "float32", "bfloat16")
+    p.add_argument("--precision", choices=kinds, default="auto", help=about)
     p.add_argument("--prompts", type=Path, metavar="STORE", help="demonstrations shown first")
     about = "episodes under way at once, in two batches (64; 20 where cameras draw)"
     p.add_argument("--max-batch", type=whole(1), metavar="N", help=about)

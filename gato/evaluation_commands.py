@@ -52,6 +52,7 @@ def evaluate(chosen: Arguments) -> int:
             expert=chosen.expert,
             temperature=chosen.temperature,
             kappa=chosen.kappa,
+            precision=_precision(chosen),
             prompt_store=chosen.prompts,
             max_batch=chosen.max_batch,
             timeout=chosen.timeout,
@@ -108,9 +109,13 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
     ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
     require_imported(ids)  # those that were typed in full are
     weight = agent.model.table.weight
-    dtype = decoding_dtype(agent.model) or weight.dtype
+    dtype = decoding_dtype(agent.model, _precision(chosen)) or weight.dtype
     tell(kernels.describe_decoding(weight.device, dtype))
     return agent, ids
+
+
+def _precision(chosen: Arguments) -> str | None:
+    return None if chosen.precision == "auto" else str(chosen.precision)
 
 
 def _check_writable(option: str, path: str | Path | None) -> None:

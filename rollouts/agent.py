@@ -68,6 +68,7 @@ class Agent:
         prompts: Mapping[str, Episode] | None = None,
         kappa: float | None = None,
         execute: int | None = None,
+        precision: str | None = None,
     ) -> Policy:
         """Return a policy of one row per task; of one row for a single task.
 
@@ -78,6 +79,8 @@ class Agent:
             prompts: per task, steps of an episode to be shown before the first step.
             kappa: how far returns to come are tilted upwards; by default as trained.
             execute: actions taken of a chunk of ``joint`` ones; by default all.
+            precision: ``float32`` or ``bfloat16``; by default the model's own on a CPU, bfloat16
+                on a GPU.
         """
         return Policy(
             self.model,
@@ -88,6 +91,7 @@ class Agent:
             prompts=prompts,
             kappa=kappa,
             execute=execute,
+            precision=precision,
         )
 
     def chat(

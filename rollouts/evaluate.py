@@ -34,6 +34,7 @@ from gato.rollouts.agent import Agent, load
 from gato.rollouts.hosts import most_at_once
 from gato.rollouts.language import evaluate_language
 from gato.rollouts.players import PLAYERS, HostPlayer
+from gato.rollouts.policy import decoding_dtype
 from gato.rollouts.runner import Job, Played, run
 from gato.rollouts.speed import Speed
 from gato.rollouts.statistics import of_task, summary
@@ -55,6 +56,7 @@ def evaluate(
     expert: str | None = None,
     temperature: float | None = None,
     kappa: float | None = None,
+    precision: str | None = None,
     prompt_store: str | Path | None = None,
     prompt_steps: int = 1,
     max_batch: int | None = None,
@@ -77,6 +79,8 @@ def evaluate(
         temperature: of the actions; by default what each task was trained for.
         kappa: how far the returns to come of tasks conditioned on them are tilted upwards; by
             default what each task was trained for.
+        precision: that a model decides in, ``float32`` or ``bfloat16``; by default its own on a
+            CPU, bfloat16 on a GPU. The result has which it was.
         prompt_store: a store, or a folder of stores, of demonstrations to prompt with.
         prompt_steps: last steps of a demonstration that are shown.
         max_batch: most episodes that are under way at once; by default 64, or 20 with cameras.
@@ -92,13 +96,14 @@ def evaluate(
             seeds that the checkpoint was trained on.
     """
     _check(task_ids, episodes, seed, prompt_steps)
-    player = _player(checkpoint, expert, temperature, prompt_store)
+    player = _player(checkpoint, expert, temperature, prompt_store, precision)
     specs = {task: registry.spec(task) for task in task_ids}
     max_batch = most_at_once(task_ids) if max_batch is None else max_batch
     settings = {"episodes": episodes, "seed": seed, "temperature": temperature}
-    settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs)}
+    settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs, precision)}
     tilt = _tilt(player, task_ids, kappa)
     settings |= tilt
+    how = tilt if precision is None else {**tilt, "precision": precision}
     settings["first_seed"] = first = EVALUATION_SEED_START + seed * ATTEMPTS
     seeds = range(first, first + episodes)
     _refuse_training_seeds(player, seeds)
@@ -109,7 +114,7 @@ def evaluate(
     speed = Speed() if speed is None else speed
     with _threads(threads, workers):
         played = run(
-            lambda tasks, draws: player.policy(tasks, temperature, draws, prompts, **tilt),
+            lambda tasks, draws: player.policy(tasks, temperature, draws, prompts, **how),
             [Job(task, s, logged=s in logged) for task in task_ids for s in seeds],
             workers=workers,
             max_batch=max_batch,
@@ -134,6 +139,7 @@ def _player(
     expert: str | None,
     temperature: float | None,
     prompt_store: str | Path | None,
+    precision: str | None,
 ) -> Agent | HostPlayer:
     """Return who plays; a folder that is called like a player is meant by ``./expert``."""
     if expert is not None and str(checkpoint) != "expert":
@@ -144,9 +150,10 @@ def _player(
         return checkpoint
     if str(checkpoint) not in PLAYERS:
         return load(checkpoint)
-    if temperature is not None or prompt_store is not None:
+    if temperature is not None or prompt_store is not None or precision is not None:
         raise ValueError(
-            f"{str(checkpoint)!r} is no model: it has no temperature and reads no prompts."
+            f"{str(checkpoint)!r} is no model: it has no temperature nor precision and reads no "
+            f"prompts."
         )
     return HostPlayer(str(checkpoint), expert or "auto")
 
@@ -205,16 +212,21 @@ def _counted(progress: Progress | None, episodes: int) -> Callable[[Played], Non
     return tell
 
 
-def _about(player: Agent | HostPlayer, specs: Mapping[str, TaskSpec]) -> dict[str, Any]:
+def _about(
+    player: Agent | HostPlayer, specs: Mapping[str, TaskSpec], precision: str | None
+) -> dict[str, Any]:
     """Return what else decides the scores: memories, horizons and the suites' protocols.
 
     Raises:
-        ValueError: for a task that the player does not know.
+        ValueError: for a task that the player does not know, or no such precision.
     """
     about: dict[str, Any] = {"device": None, "weights": None, "histories": None, "experts": None}
+    about["precision"] = None
     if isinstance(player, Agent):
         about["weights"] = "averaged" if player.checkpoint.averaged else "last step"
-        about["device"] = str(player.model.table.weight.device)
+        weight = player.model.table.weight
+        dtype = decoding_dtype(player.model, precision) or weight.dtype
+        about["device"], about["precision"] = str(weight.device), str(dtype).removeprefix("torch.")
         about["histories"] = {t: asdict(player.serializer.task(t).history) for t in specs}
     elif player.name == "expert":
         about["experts"] = {t: player.expert(spec) for t, spec in specs.items()}

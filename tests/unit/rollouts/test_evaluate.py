@@ -325,6 +325,36 @@ def test_seeds_of_imported_data_that_lie_about_those_are_none_of_them(suite, age
     evaluate(agent, TASKS[:1], 1, workers=0, seed=900)
 
 
+@pytest.mark.parametrize(
+    ("precision", "told"), [(None, "float32"), ("float32", "float32"), ("bfloat16", "bfloat16")]
+)
+def test_the_result_has_the_precision(suite, agent: Agent, monkeypatch, precision, told) -> None:
+    used = []
+    plain = agent.policy
+
+    def policy(*arguments, **settings):
+        made = plain(*arguments, **settings)
+        used.append(str(made.memory.decoder.dtype))
+        return made
+
+    monkeypatch.setattr(agent, "policy", policy)
+    result = evaluate(agent, TASKS[:1], 1, workers=0, precision=precision)
+    assert result["settings"]["precision"] == told
+    assert used == [f"torch.{told}"]
+
+
+def test_the_command_chooses_the_precision(suite, agent: Agent, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("gato.load", lambda path: agent)
+    asked = ["--workers", "0", "--episodes", "1", "--tasks", TASKS[0], "--json"]
+    for options, told in (([], "float32"), (["--precision", "bfloat16"], "bfloat16")):
+        assert cli.main(["eval", "nowhere", *asked, *options]) == 0
+        printed = capsys.readouterr()
+        assert json.loads(printed.out)["settings"]["precision"] == told
+        assert told in printed.err
+    assert cli.main(["eval", "random", *asked, "--precision", "float32"]) == cli.BAD_INPUT
+    assert "is no model" in capsys.readouterr().err
+
+
 def test_what_is_no_model_has_no_temperature(suite) -> None:
     with pytest.raises(ValueError, match="is no model"):
         evaluate("expert", TASKS[:1], 1, workers=0, temperature=1.0)
@@ -340,6 +370,7 @@ def test_what_is_no_model_has_no_temperature(suite) -> None:
         (TASKS[:1] * 2, 1, {}, "one or more different"),
         (TASKS, 0, {}, r"expected episodes in \[1, .*; got 0"),
         (TASKS, 1, {"seed": 5000}, r"expected seed in \[0, 1023\]; got 5000"),
+        (TASKS, 1, {"precision": "fp8"}, "precision must be float32 or bfloat16; got 'fp8'"),
         (TASKS, 1, {"prompt_steps": 0}, r"expected prompt_steps in \[1, .*; got 0"),
         (["made/cuont-v0"], 1, {}, "made/count-v0"),
     ],
