@@ -128,7 +128,7 @@ def test_static_chunks_longer_than_the_longest_bucket_are_read_in_parts() -> Non
         assert all(map(same, *(p.select_action(seen) for p in policies)))
 
 
-def test_a_recording_is_put_back_where_it_began() -> None:
+def test_a_cache_of_fixed_size_holds_what_was_read_and_no_padding() -> None:
     model, serializer = make()
     policy = Policy(model, serializer, TASKS)
     policy.memory = Memory(model, len(TASKS), static=True)
@@ -288,7 +288,7 @@ def test_a_long_episode_costs_the_same_at_every_step() -> None:
     assert all(not row.due and len(row.pending) <= 1 for row in old.rows)
 
 
-def test_the_cache_takes_no_memory_before_it_is_used() -> None:
+def test_only_slots_in_use_are_looked_at() -> None:
     model, serializer = make()
     policy = Policy(model, serializer, [TASKS[0]] * 2)
     rng = np.random.default_rng(9)
