@@ -55,7 +55,7 @@ BENCHES = {
     "serializer": Bench("tokens/s of writing whole episodes, one core", 5),
     "train": Bench("tokens/s of the trainer, beside a bare loop on batches at hand", 90),
     "rollout": Bench("steps/s of rows decided together with a cache, beside the plain loop", 30),
-    "suites": Bench("16 rows of 4 suites decided in one batch, beside one at a time", 60),
+    "suites": Bench("16 rows of 4 suites decided in one batch, beside one at a time", 100),
     "suites_long": Bench("steps 4,000 to 5,000 of an episode beside its first", 150, False),
     "latency": Bench("milliseconds of one live decision, quickstart and gato_79m", 40),
     "attention": Bench("every kernel of attention that this machine has, beside SDPA's mask", 30),
@@ -96,7 +96,7 @@ def run(
         "hardware": bench_machine.in_words(machine),
         "machine": machine,
         "versions": bench_machine.versions(),
-        "warning": bench_machine.warning(machine),
+        "warning": None,
         "attention": kernels.describe(device, torch.bfloat16),
         "peaks": bench_machine.peaks(device),
         "repeats": repeats,
@@ -104,12 +104,11 @@ def run(
         "failed": {},
         "results": [],
     }
-    if record["warning"]:
-        told(record["warning"])
+    _note_load(record, None, told)
     told(record["attention"])
     for name in chosen:
         told(f"{name}: {BENCHES[name].about}")
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), bench_machine.worked()
         try:
             found = BENCHES[name].run(name, repeats)
             record["results"] += [{**result, "bench": name} for result in found]
@@ -119,7 +118,23 @@ def run(
             record["failed"][name] = f"{type(error).__name__}: {error}"
             told(f"{name} failed: {record['failed'][name]}")
         record["seconds"][name] = round(time.perf_counter() - begun, 1)
+        _note_load(record, bench_machine.load_of_others(worked), told)
     return record
+
+
+def _note_load(record: dict[str, Any], load: float | None, told: Callable[[str], object]) -> None:
+    """Keep the worst load of others in the record; tell the first time that it is too much.
+
+    At the start it is the system's, in which nothing of the benches is yet; afterwards what others
+    have computed while a bench ran.
+    """
+    machine = record["machine"]
+    if load is not None:
+        machine["load"] = max(load, machine["load"] or 0.0)
+    warning = bench_machine.warning(machine)
+    if warning and not record["warning"]:
+        told(warning)
+    record["warning"] = warning
 
 
 def check_names(names: Sequence[str]) -> None:

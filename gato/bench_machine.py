@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from gato.bench_common import seconds
+from gato.flops import measured, shortest, thread_seconds
 
 PACKAGES = ("gato", "torch", "numpy", "gymnasium")
 OPTIONAL = ("triton", "flash-attn", "nvidia-cudnn-cu13", "nvidia-cudnn-cu12")
@@ -28,8 +29,8 @@ FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_tile"
 """Instructions that decide how fast matrix products are."""
 BUSY = 0.5
 """Processes that want to run, per core, from which on a machine is called busy."""
-SHOTS, PATIENCE = 100, 0.3
-"""Most tries at a peak, and the seconds that they may take together."""
+MOMENT = 1.0
+"""Seconds that are too few to say what others do."""
 
 
 def device() -> torch.device:
@@ -86,6 +87,33 @@ def warning(machine: dict[str, Any]) -> str | None:
     )
 
 
+def worked() -> tuple[float, float, float] | None:
+    """Return the time, and the CPU seconds of everybody and of this process and its children.
+
+    None where the system does not say (others than Linux).
+    """
+    try:
+        counts = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        user, nice, system, _, _, irq, softirq, steal = map(int, counts)
+        tick = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    everybody = (user + nice + system + irq + softirq + steal) / tick
+    return time.perf_counter(), everybody, sum(os.times()[:4])
+
+
+def load_of_others(since: tuple[float, float, float] | None) -> float | None:
+    """Return how many cores others have kept busy since what `worked` returned.
+
+    None where that is unknown or was a moment ago: the system counts in hundredths of a second.
+    """
+    now = worked()
+    if since is None or now is None or now[0] - since[0] < MOMENT:
+        return None
+    seconds, everybody, own = (b - a for a, b in zip(since, now, strict=True))
+    return max(0.0, round((everybody - own) / seconds, 2))
+
+
 def versions() -> dict[str, str | None]:
     """Return what computed, package by package, and what it was told by the environment."""
     found: dict[str, str | None] = {"python": platform.python_version(), "commit": commit()}
@@ -110,12 +138,17 @@ def commit(folder: Path = Path(__file__).parent) -> str | None:
 # ---- at its best -----------------------------------------------------------------------------
 
 
-@functools.cache
 def peak(device: torch.device, dtype: torch.dtype) -> float:
     """Return the FLOP/s of the fastest matrix product of a few sizes."""
-    sizes = (4096, 8192) if device.type == "cuda" else (512, 768)
+    if device.type == "cuda":
+        return _products(device, dtype)
+    return measured(dtype, torch.get_num_threads())
+
+
+@functools.cache
+def _products(device: torch.device, dtype: torch.dtype) -> float:
     best = 0.0
-    for n in sizes:
+    for n in (4096, 8192):
         a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
         out = torch.empty(n, n, device=device, dtype=dtype)
         best = max(best, 2 * n**3 * _rate(functools.partial(torch.mm, a, b, out=out), device))
@@ -176,29 +209,13 @@ def _copied(device: torch.device) -> float:
 def _rate(work: Callable[[], Any], device: torch.device) -> float:
     """Return calls per second of the quickest of many, all threads working."""
     if device.type == "cuda":
-        return 1 / _shortest(lambda: seconds(work, device))
+        return 1 / shortest(lambda: seconds(work, device))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return threads / _shortest(lambda: _thread_seconds(work))
+        return threads / shortest(lambda: thread_seconds(work))
     finally:
         torch.set_num_threads(threads)
-
-
-def _thread_seconds(work: Callable[[], Any]) -> float:
-    begun = time.thread_time()
-    work()
-    return time.thread_time() - begun
-
-
-def _shortest(shot: Callable[[], float]) -> float:
-    shot()
-    best, begun = shot(), time.perf_counter()
-    for _ in range(SHOTS):
-        best = min(best, shot())
-        if time.perf_counter() - begun > PATIENCE:
-            break
-    return best
 
 
 # ---- what the system says ---------------------------------------------------------------------

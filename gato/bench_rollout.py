@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gato.bench_common import ARM, Result, made_up, pace, result
+from gato.bench_machine import device
 from gato.checkpoint import build_model
 from gato.config import TrainConfig
 from gato.model import GatoModel
@@ -40,8 +41,7 @@ def rollout_bench(repeats: int) -> list[Result]:
 
 def _model(serializer: Serializer) -> GatoModel:
     config = TrainConfig(model=quickstart())
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return build_model(config, serializer).to(device).eval()
+    return build_model(config, serializer).to(device()).eval()
 
 
 def _observations(rows: int, decisions: int) -> list[np.ndarray]:
@@ -70,7 +70,7 @@ def _uncached(model: GatoModel, serializer: Serializer, decisions: int, window: 
     from gato.rollouts.grammar import ActionGrammar
 
     task, head = serializer.task(ARM.id), serializer.head(ARM.id)
-    device = model.table.weight.device
+    on = model.table.weight.device
     observations = _observations(1, decisions)
 
     def work() -> None:
@@ -81,7 +81,7 @@ def _uncached(model: GatoModel, serializer: Serializer, decisions: int, window: 
             grammar = ActionGrammar(serializer, task)
             while grammar.allowed is not None:
                 sequence = concatenate([head, *past])
-                batch = pack([[sequence]], len(sequence), serializer.control).to(device)
+                batch = pack([[sequence]], len(sequence), serializer.control).to(on)
                 logits = model.logits(model(batch)[-1])
                 start, stop = grammar.allowed[0]
                 grammar.push(start + int(logits[start:stop].argmax()))

@@ -21,8 +21,10 @@ import torch
 from gymnasium import spaces
 
 from gato.bench_common import Result, result
+from gato.bench_machine import device
 from gato.checkpoint import build_model
 from gato.envs.episode import ANY_TEXT, TaskSpec, flatten_value
+from gato.memory import resident
 from gato.model import GatoModel
 from gato.model_config import ModelConfig
 from gato.presets import preset
@@ -202,12 +204,12 @@ class Plain:
 
 def suites_bench(repeats: int) -> list[Result]:
     """Return steps/s of 16 rows over four suites, and of the plain loop over the same tasks."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    on = device()
     against = "one row at a time, without a cache: all that is remembered, read for every id"
     results = []
     for name, config in MODELS.items():
-        model, serializer = make(config, device)
-        pairs = [compared(model, serializer, 4, 64, 13) for _ in range(min(repeats, 3))]
+        model, serializer = make(config, on)
+        pairs = [compared(model, serializer, 4, 64, 13) for _ in range(repeats)]
         ours, theirs = ([pair[i] for pair in pairs] for i in range(2))
         case = f"rollout: 16 rows of 4 suites, {name}, memory of {config.memory} tokens"
         results.append(result(case, ours, "steps/s", theirs, against))
@@ -262,15 +264,14 @@ def suites_long_bench(repeats: int, late: int = 4000, early: int = 500) -> list[
     """Return steps/s late in an episode beside those early in another, step by step in turns."""
     from gato.rollouts.policy import Policy
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model, serializer = make(MODELS["quickstart"], device)
+    model, serializer = make(MODELS["quickstart"], device())
     tasks = list(SUITES)
     policies = [Policy(model, serializer, tasks, temperature=0.0) for _ in range(2)]
     seen = episodes(tasks, 50)
     for policy, steps in zip(policies, (late, early), strict=True):
         for step in range(steps):
             policy.select_action(seen[step % len(seen)])
-    before = _megabytes()
+    before = resident()
     paces: list[list[float]] = [[], []]
     for _ in range(10):
         spent = [0.0, 0.0]
@@ -281,16 +282,10 @@ def suites_long_bench(repeats: int, late: int = 4000, early: int = 500) -> list[
                 spent[i] += time.perf_counter() - begun
         for values, seconds in zip(paces, spent, strict=True):
             values.append(BLOCK * len(tasks) / seconds)
-    after = _megabytes()
+    after = resident()
     more = 10 * BLOCK
     case = f"rollout: 4 rows, steps {late} to {late + more}"
     return [
         result(case, paces[0], "steps/s", paces[1], f"steps {early} to {early + more}"),
         result(f"{case}, memory", after, "MB", before, f"{more} steps before", better="less"),
     ]
-
-
-def _megabytes() -> float:
-    """Return what this process holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096 / 1e6

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from gato import (
     bench_collect,
     bench_common,
     bench_data,
+    bench_machine,
     bench_rollout,
     bench_train,
     model_config,
@@ -58,7 +61,43 @@ def test_the_quick_benches_run_where_none_is_named(monkeypatch: pytest.MonkeyPat
     bench.run()
     assert {"serializer", "train", "rollout", "latency", "attention"} <= set(ran)
     assert not {"data", "collect", "peer", "peer_large"} & set(ran)
-    assert max(bench.BENCHES[name].seconds for name in ran) <= 90
+    assert max(bench.BENCHES[name].seconds for name in ran) <= 120
+
+
+def test_a_machine_that_becomes_busy_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    idle = bench_machine.machine() | {"load": 0.0, "allowed_cores": 2, "cores": 2}
+    loads = iter([1.5, 0.1])
+    monkeypatch.setattr(bench.bench_machine, "machine", lambda: dict(idle))
+    monkeypatch.setattr(bench.bench_machine, "peaks", lambda device: {})
+    monkeypatch.setattr(bench.bench_machine, "load_of_others", lambda since: next(loads))
+    monkeypatch.setattr(bench.Bench, "run", staticmethod(lambda name, repeats: []))
+    told: list[str] = []
+    record = bench.run(["serializer", "data"], told=told.append)
+    assert record["machine"]["load"] == 1.5
+    assert "load 1.5 on 2 cores" in record["warning"]
+    assert sum("busy" in line for line in told) == 1
+
+
+def test_what_others_compute_is_told_from_what_is_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_machine, "worked", lambda: (20.0, 100.0, 40.0))
+    assert bench_machine.load_of_others((10.0, 75.0, 30.0)) == 1.5
+    assert bench_machine.load_of_others((10.0, 95.0, 30.0)) == 0.0  # clocks that tick unalike
+    assert bench_machine.load_of_others((19.9, 99.0, 40.0)) is None
+    assert bench_machine.load_of_others(None) is None
+
+
+def test_what_is_computed_here_is_ours():
+    before = bench_machine.worked()
+    if before is None:
+        assert sys.platform != "linux"
+        return
+    begun = time.process_time()
+    while time.process_time() - begun < 0.2:
+        pass
+    after = bench_machine.worked()
+    assert after is not None
+    assert after[2] - before[2] >= 0.15
+    assert after[1] - before[1] >= 0.15
 
 
 def test_training_is_measured_with_its_share_of_the_peak(tiny_model):

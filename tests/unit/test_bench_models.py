@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gato import bench, bench_attention, bench_latency, bench_machine, kernels
+from gato import bench, bench_attention, bench_latency, bench_machine, flops, kernels
 from gato.attention import packed_mask
 from gato.bench_attention import Packed, Ring
 from gato.bench_common import in_turns, result
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_machine, "PATIENCE", 0.02)
+    monkeypatch.setattr(flops, "PATIENCE", 0.02)
     monkeypatch.setattr(bench_attention, "LEAST", 1e-4)
     monkeypatch.setattr(bench_attention, "CPU_PACKED", (SHAPE,))
     monkeypatch.setattr(bench_attention, "CPU_RINGS", (Ring("toy ring", 2, 32, 4, 2, 16),))
@@ -63,6 +63,22 @@ def test_the_operations_are_of_the_pairs_that_see_each_other():
     assert moved == 2 * SHAPE.rows * SHAPE.length * (4 + 2 + 2 + 4) * SHAPE.head_dim
     with_backward = bench_attention.costs(SHAPE, lengths, torch.bfloat16, True)
     assert with_backward == (3 * operations, 3 * moved)
+
+
+def test_dense_rows_are_attended_as_one_document_each(monkeypatch):
+    q, k, v = bench_attention._noise(SHAPE, SHAPE.rows * SHAPE.length, torch.float32, CPU)
+    seen = []
+    real = bench_attention.F.scaled_dot_product_attention
+
+    def noted(*tensors, **options):
+        seen.append(real(*tensors, **options))
+        return seen[-1]
+
+    monkeypatch.setattr(bench_attention.F, "scaled_dot_product_attention", noted)
+    bench_attention._dense(SHAPE, q, k, v, True)
+    bench_attention._one_by_one([[SHAPE.length]] * SHAPE.rows, SHAPE, q, k, v, False)
+    dense, *alone = seen
+    torch.testing.assert_close(dense, torch.cat(alone))
 
 
 def test_the_ring_has_gone_round_and_every_query_sees_its_window():
@@ -135,7 +151,7 @@ def test_a_floor_is_operations_over_peak_or_bytes_over_bandwidth(monkeypatch):
 
 
 def test_no_product_is_faster_than_the_peak():
-    bench_machine.peak.cache_clear()
+    flops.measured.cache_clear()
     found = bench_machine.peaks(CPU)
     assert found.keys() == {
         *("cpu float32 GFLOP/s", "cpu bfloat16 GFLOP/s", "cpu memory GB/s"),

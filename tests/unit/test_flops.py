@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from gato import bench_machine
 from gato.checkpoint import build_model
 from gato.config import TrainConfig
 from gato.corpora import open_corpus
 from gato.fitting import make_serializer
-from gato.flops import FlopCounter, by_name, pairs, peak
+from gato.flops import FlopCounter, by_name, measured, pairs, peak
 from gato.mixture import Mixture
 from gato.model import GatoModel
 from gato.tokenizers.stream import TokenBatch
@@ -93,3 +94,12 @@ def test_peaks_are_known_or_measured():
     assert 1e9 < found < 1e14
     assert peak(CPU, torch.float32) == found
     assert peak(torch.device("cuda"), torch.float32) is None
+
+
+def test_the_share_of_the_peak_and_the_floors_have_one_peak():
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    for dtype in (torch.float32, torch.bfloat16):
+        assert peak(CPU, dtype) == bench_machine.peak(CPU, dtype)
+        assert measured(dtype, 4) == pytest.approx(4 * measured(dtype, 1), rel=0.5)
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.get_num_threads() == threads
