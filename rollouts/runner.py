@@ -7,7 +7,7 @@ environments have answered; meanwhile those of the other step.
     workers     B | A | B | A | ...
 
 The longest tasks begin. A row whose episode ends takes the next one, of its own task while there is
-one, else of that with the most left to do; as rows fall idle the batch shrinks.
+one, else of that with the most left to do; once half of the rows are idle the batch shrinks.
 
 Where a worker process dies, what it was playing is played again from its seed; the episode that
 was being stepped then has one more chance.
@@ -98,6 +98,8 @@ class _Row:
         """How often stepping this episode has ended its process."""
         self.again = False
         """Whether the policy remembers an episode that is gone."""
+        self.idle = False
+        """Whether there is nothing left to play here."""
 
     def begin(self, job: Job) -> None:
         """Play another episode from now on."""
@@ -177,7 +179,8 @@ class _Group:
         owed = self.number in death.unanswered
         commands: list[Command] = []
         for row in self.rows:
-            if row.host != death.host or not (owed or row.observation is not None):
+            asked = owed or row.observation is not None
+            if row.idle or row.host != death.host or not asked:
                 continue  # what has ended is told, and the next is reset as ever
             row.deaths += row.slot == death.culprit
             row.observation, row.again, row.played = None, True, Played(row.played.job)
@@ -193,18 +196,18 @@ class _Group:
     def advance(self, hosts: Hosts, seed_of: Callable[[Job], int], speed: Speed) -> list[Played]:
         """Act for every row, start the next episodes; return those that ended."""
         assert self.policy is not None
-        ended = [i for i, row in enumerate(self.rows) if row.observation is None]
+        ended = [i for i, r in enumerate(self.rows) if r.observation is None and not r.idle]
         finished = [self.rows[i].played for i in ended]
         commands: list[tuple[_Row, Command]] = []
-        idle = set()
         for i in ended:
             row = self.rows[i]
             job = self._next(row.played.job.task)
             if job is None:
-                idle.add(i)
+                row.idle = True
             else:
                 row.begin(job)
                 commands.append((row, _reset(row)))
+        idle = {i for i, row in enumerate(self.rows) if row.idle}
         again = {i for i, row in enumerate(self.rows) if row.again}
         active = np.array([row.observation is not None for row in self.rows])
         with speed.counting("model"):
@@ -216,7 +219,7 @@ class _Group:
             commands.append((self.rows[i], ("step", self.rows[i].slot, actions[i])))
             if self.rows[i].played.job.logged:
                 self.rows[i].played.actions.append(deepcopy(actions[i]))
-        if idle:
+        if 2 * len(idle) >= len(self.rows):  # each shrinking costs a GPU its recorded graphs
             kept = [i for i in range(len(self.rows)) if i not in idle]
             self.rows = [self.rows[i] for i in kept]
             if kept:
