@@ -2,12 +2,19 @@
 
 None of it decides what is trained, so it is no part of a run's configuration and may differ when a
 run goes on; but sums come out otherwise in their last bits.
+
+On static shapes two things more differ. The places inside patches that are drawn in training are
+drawn for padding too, so they depend on the capacities; these are kept in checkpoints of runs of
+one process, those of several measure them anew when they go on. And an embedder whose modality is
+absent from a batch gets a gradient of zeros instead of none: its optimizer's state fades, and it is
+decayed where it is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,14 +76,21 @@ class Execution:
         return f"model: blocks and embedders compiled by {self.backend} ({why}); static shapes"
 
 
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Let what compiles meanwhile not warn of what it does itself."""
+    with warnings.catch_warnings():
+        # torch's tracer asks whether what it is given has a gradient, and torch warns of it
+        warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
+        yield
+
+
 def compile_parts(model: GatoModel, backend: str) -> None:
     """Let the model's blocks, embedders and losses be compiled when they are first called.
 
     Blocks share one graph however many there are, so that a deep model compiles no longer than a
     shallow one. What reads the host's part of a payload stays out of the graphs.
     """
-    # torch's tracer asks whether what it is given has a gradient, and torch warns of it
-    warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
     for block in model.blocks:
         block.compile(backend=backend, dynamic=False, fullgraph=True)
     for net in model.nets.values():

@@ -7,7 +7,6 @@ On a CPU a batch is taken as it comes.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -55,12 +54,17 @@ class Feed:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._next: list[Fed] | None = None
+        self._failed: Exception | None = None
 
     def take(self) -> list[Fed] | list[TokenBatch]:
         """Return the parts of the next batch, on the device if that is done ahead.
 
-        What is still on its way the device waits for by itself.
+        What is still on its way the device waits for by itself. What kept it from being brought is
+        raised here, when all that is due after the batch before is done.
         """
+        if self._failed is not None:
+            failed, self._failed = self._failed, None
+            raise failed
         if not self._ahead:
             return self._draw()
         found = self._next if self._next is not None else self._bring()
@@ -75,9 +79,13 @@ class Feed:
 
     def fetch(self) -> None:
         """Begin to bring the batch after the one that is computed, if there is one."""
-        if self._ahead and self._next is None:
-            with contextlib.suppress(StopIteration):
+        if self._ahead and self._next is None and self._failed is None:
+            try:
                 self._next = self._bring()
+            except StopIteration:
+                pass
+            except Exception as error:
+                self._failed = error
 
     def _draw(self) -> list[TokenBatch]:
         return [next(self._loader) for _ in range(self._parts)]

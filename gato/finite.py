@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Losses = tuple[Tensor, Tensor]
+"""Of a part's targets, those of padding among them; and the corpora that these belong to."""
+
 
 @dataclass
 class Asked:
@@ -30,8 +33,7 @@ class Asked:
     """A CUDA event, or None where nothing has to be waited for."""
     batches: Sequence[Any]
     """Of the step, as they were drawn."""
-    losses: Sequence[Tensor]
-    """Of their targets."""
+    losses: Sequence[Losses]
 
     @property
     def told(self) -> tuple[float, float]:
@@ -63,7 +65,7 @@ class Gate:
         loss: Tensor,
         norm: Tensor,
         batches: Sequence[Any],
-        losses: Sequence[Tensor],
+        losses: Sequence[Losses],
     ) -> Tensor:
         """Close the gate where the loss or the norm is no number; return `closed`."""
         finite = loss.isfinite() & norm.isfinite()

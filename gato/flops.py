@@ -30,8 +30,19 @@ from torch.utils.flop_counter import FlopCounterMode
 from gato.model import GatoModel
 from gato.tokenizers.stream import TokenBatch
 
-PEAKS = {"H100": 989e12, "H200": 989e12, "GH200": 989e12, "A100": 312e12}
-"""Dense bf16 FLOP/s by NVIDIA's data sheets (SXM), by a part of the device's name."""
+PEAKS = {
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H200 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+}
+"""Dense bf16 FLOP/s by NVIDIA's data sheets, by a part of the device's name: the first that fits.
+
+A name that says no more is that of an SXM module.
+"""
 
 SHOTS, PATIENCE = 100, 0.3
 """Most tries at what a device can do at best, and the seconds that they may take together."""

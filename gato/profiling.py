@@ -29,6 +29,7 @@ class Profiler:
         warmup = min(WARMUP, max(0, last - first - steps))
         self._begin, self._steps, self._folder = first + warmup, steps, folder
         self._running: Any = None
+        self._done = 0
 
     def before(self, step: int) -> None:
         """Begin where `step`, which follows, is the first to be profiled."""
@@ -41,18 +42,21 @@ class Profiler:
 
     def after(self, step: int) -> None:
         """End where `step` steps are done and the last to be profiled is among them."""
-        if self._running is not None and step >= self._begin + self._steps:
-            self.end()
+        if self._running is not None:
+            self._done = step - self._begin
+            if self._done >= self._steps:
+                self.end()
 
     def end(self) -> None:
         """Write what was found, if anything was profiled."""
         if self._running is None:
             return
-        running, self._running, steps = self._running, None, self._steps
-        self._steps = 0
+        running, self._running, self._steps = self._running, None, 0
         running.__exit__(None, None, None)
         trace = self._folder / "profile.json"
         running.export_chrome_trace(str(trace))
         by = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
         table = running.key_averages().table(sort_by=by, row_limit=_ROWS)
-        tell(f"{table}\nprofiled {steps} steps; the trace, for chrome://tracing, is in {trace}")
+        tell(
+            f"{table}\nprofiled {self._done} steps; the trace, for chrome://tracing, is in {trace}"
+        )

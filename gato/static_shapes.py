@@ -5,11 +5,12 @@ batches of a run get one shape. What is padded on counts for nothing: its target
 to no corpus, and its payload rows are added to a row past the last token, which is then dropped.
 
 Numbers are measured on the run's first batches, rounded up with room to spare, and grow where a
-batch needs more, which is told: the model is then compiled once more.
+batch needs more, which is told: the model is then compiled once more. A checkpoint keeps them.
 """
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ ROOM = 1.15
 """Room above the most that was seen."""
 STEP = 128
 """Numbers are multiples of so many: kernels like it."""
+IMAGES = 8
+"""Rows of images are multiples of so many images of a size, as these are embedded."""
 
 Key = tuple[Any, ...]
 """``("documents",)``, ``("targets", joint modality or None)`` or ``("rows", modality, size)``."""
@@ -78,14 +81,25 @@ class Capacities:
         whole |= {**columns, "cu_seqlens": cu_seqlens}
         return replace(batch, **whole, payload=payload, joint=joint, spare=1)
 
-    def real(self, batch: TokenBatch) -> torch.Tensor:
-        """Return where the targets of a batch stand once it is padded."""
-        has = {("targets", kind): n for kind, n in _kinds(batch)}
-        found, start = [], 0
-        for key, size in self._targets():
-            found.append(torch.arange(start, start + has.get(key, 0)))
-            start += size
-        return torch.cat(found)
+    def state(self) -> dict[str, Any]:
+        """Return what a run that goes on takes its shapes from, for JSON."""
+        return {
+            "sizes": [[key, size] for key, size in self.sizes.items()],
+            "examples": [
+                [key, {field: _to_json(value) for field, value in row.items()}]
+                for key, row in self._examples.items()
+            ],
+            "ids": list(self._ids.items()),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Be what `state` was taken of."""
+        self.sizes = {_key(key): size for key, size in state["sizes"]}
+        self._examples = {
+            _key(key): {field: _from_json(value) for field, value in row.items()}
+            for key, row in state["examples"]
+        }
+        self._ids = dict(state["ids"])
 
     def _targets(self) -> list[tuple[Key, int]]:
         """Return the kinds of targets in the order they stand in, and how many of each."""
@@ -154,6 +168,19 @@ class Capacities:
             start += n
 
 
+def _to_json(value: np.ndarray) -> list[Any]:
+    return [value.dtype.str, value.shape, base64.b64encode(value.tobytes()).decode()]
+
+
+def _from_json(found: Sequence[Any]) -> np.ndarray:
+    dtype, shape, content = found
+    return np.frombuffer(base64.b64decode(content), dtype).reshape(shape)
+
+
+def _key(found: Sequence[Any]) -> Key:
+    return tuple(tuple(part) if isinstance(part, list) else part for part in found)
+
+
 def _finite(row: Any) -> np.ndarray:
     row = np.asarray(row)
     return np.nan_to_num(row) if np.issubdtype(row.dtype, np.floating) else row
@@ -186,8 +213,7 @@ def _by_size(rows: Mapping[str, Any]) -> dict[tuple[int, ...], np.ndarray]:
 
 def _rounded(n: int, key: Key) -> int:
     """Return `n` with room to spare: whole images, so that no rest is left to be filled up."""
-    cells = math.prod(key[2]) if key[0] == "rows" else 1
-    block = math.lcm(STEP, 8 * cells)
+    block = IMAGES * math.prod(key[2]) if key[0] == "rows" and key[2] else STEP
     return block * math.ceil(max(n, 1) * ROOM / block)
 
 

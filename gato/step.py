@@ -8,9 +8,11 @@ device nowhere in a step.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,13 +22,14 @@ from gato.checkpoint import build_model
 from gato.config import TrainConfig
 from gato.corpora import open_corpus
 from gato.distributed import World
-from gato.execution import Execution, compile_parts
+from gato.execution import Execution, compile_parts, quietly
 from gato.feed import Fed, Feed
-from gato.finite import Gate
+from gato.finite import Gate, Losses
 from gato.flops import FlopCounter
 from gato.mixture import Mixture
 from gato.optim import Average, Optimizers
-from gato.static_shapes import MEASURED, Capacities
+from gato.static_shapes import MEASURED, Capacities, Key
+from gato.telling import tell
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch
 
@@ -63,16 +66,21 @@ class Stepper:
         self.ordinal = serializer.ordinal_span()
         self.gate = Gate(device) if self.execution.lagged else None
         self.capacities: Capacities | None = None
+        self._compiled_for: dict[Key, int] | None = None
         if self.execution.compile == "yes":
             compile_parts(self.model, self.execution.backend)
 
     def measured(self) -> Capacities | None:
         """Return the shape of all batches, measured on the first ones, where shapes are static."""
         if self.execution.static and self.capacities is None:
-            self.capacities = Capacities(len(self.mixture.names))
+            self.capacities = self.room()
             first = range(min(MEASURED, self.config.steps))
             self.capacities.measure(self.mixture.part(k, p) for k in first for p in self.share)
         return self.capacities
+
+    def room(self) -> Capacities:
+        """Return capacities that have seen nothing yet; those of one process tell."""
+        return Capacities(len(self.mixture.names), tell if self.world.rank == 0 else lambda _: None)
 
     def train_step(self, *parts: TokenBatch | Fed) -> None:
         """Take one optimizer step on this process's parts of a batch from the mixture."""
@@ -82,8 +90,9 @@ class Stepper:
         for part, batch in zip(self.share, parts, strict=False):
             given = batch.given if isinstance(batch, Fed) else self._given(batch)
             drawn.append(batch.drawn if isinstance(batch, Fed) else batch)
-            loss, nll, corpus = self._backward(part, given)
-            losses.append(nll)
+            with self._perhaps_compiling():
+                loss, nll, corpus = self._backward(part, given)
+            losses.append((nll, corpus))
             # one row more for the targets of padding, which belong to no corpus
             sums = torch.zeros(2, n + 1, dtype=torch.float64, device=self.device)
             sums[0].index_add_(0, corpus, nll.double())
@@ -95,8 +104,21 @@ class Stepper:
         self.world.sum_gradients(self.optimizers.parameters)
         self._update(told, drawn, losses)
 
+    def _perhaps_compiling(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep the compiler's warnings to itself where shapes are new.
+
+        Only there: whoever changes filters lets everything that was warned of be warned of again.
+        """
+        sizes = None if self.capacities is None else dict(self.capacities.sizes)
+        if self.execution.compile != "yes" or (sizes is not None and sizes == self._compiled_for):
+            return contextlib.nullcontext()
+        self._compiled_for = sizes
+        return quietly()
+
     def _given(self, batch: TokenBatch) -> TokenBatch:
-        return Feed(iter(()), 1, self.device, self.measured()).give(batch)
+        (fed,) = Feed(iter([batch]), 1, self.device, self.measured(), ahead=True).take()
+        assert isinstance(fed, Fed)
+        return fed.given  # what is still on its way there the device waits for by itself
 
     def _backward(self, part: int, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Add a part's gradients; return its share of the loss, its targets' losses and corpora."""
@@ -110,7 +132,7 @@ class Stepper:
         loss.backward()
         return loss.detach(), nll.detach(), tensors.target_corpus
 
-    def _update(self, told: Tensor, drawn: Sequence[TokenBatch], losses: Sequence[Tensor]) -> None:
+    def _update(self, told: Tensor, drawn: Sequence[TokenBatch], losses: Sequence[Losses]) -> None:
         """Change the weights, where the loss and the gradient are numbers."""
         norm, closed = self.optimizers.norm(), None
         if self.gate is not None:
@@ -145,15 +167,13 @@ class Stepper:
         loss: float,
         norm: float,
         drawn: Sequence[TokenBatch],
-        losses: Sequence[Tensor],
+        losses: Sequence[Losses],
     ) -> NonFiniteLossError:
-        found = []
-        for number, batch, nll in zip(self.share, drawn, losses, strict=False):
-            real = nll
-            if self.capacities is not None:
-                real = nll[self.capacities.real(batch).to(nll.device)]
+        found, names = [], self.mixture.names
+        for number, batch, (nll, corpus) in zip(self.share, drawn, losses, strict=False):
+            real = nll[corpus < len(names)]  # the others are padding
             found.append(Part(number, batch, real.float().cpu().numpy()))
-        return refuse(self.folder, step, loss, norm, found, self.mixture.names, self.world)
+        return refuse(self.folder, step, loss, norm, found, names, self.world)
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -180,6 +180,9 @@ class Trainer(Stepper):
         counters = json.loads((saved.path / "training" / "counters.json").read_text())
         trainer.step, trainer.saved = saved.step, saved.path
         trainer.sums = torch.tensor(counters["sums"], dtype=torch.float64, device=device)
+        if trainer.execution.static and "capacities" in counters:
+            trainer.capacities = trainer.room()
+            trainer.capacities.load(counters["capacities"])
         return trainer
 
     def contents(self) -> dict[str, dict[str, Any]]:
@@ -224,7 +227,8 @@ class Trainer(Stepper):
         with Loader(self.mixture, self.step, self.share, workers, stop=config.steps) as loader:
             chosen = self.execution
             feed = Feed(loader, len(self.share), self.device, self.measured(), bool(chosen.ahead))
-            profiler = Profiler(self.folder, chosen.profile, self.step, config.steps)
+            profiled = chosen.profile if self.world.rank == 0 else 0  # all would write one file
+            profiler = Profiler(self.folder, profiled, self.step, config.steps)
             while self.step < config.steps and not self._stopping():
                 with clock.waiting():
                     parts = feed.take()
@@ -335,6 +339,13 @@ class Trainer(Stepper):
         self.record.watchers.event("checkpoint", step=self.step, path=str(self.saved))
         return self.saved
 
+    def _counters(self) -> dict[str, Any]:
+        """Return what training goes on with, beside the optimizer's state."""
+        counters: dict[str, Any] = {"sums": self.sums.tolist()}
+        if self.capacities is not None and self.world.size == 1:  # each process has its own
+            counters["capacities"] = self.capacities.state()
+        return counters
+
     def _save(self, best: bool) -> Path:
         try:
             self.record.sync()
@@ -345,7 +356,7 @@ class Trainer(Stepper):
                 self.serializer,
                 self.model,
                 self.optimizers.tensors(self.names),
-                {"sums": self.sums.tolist()},
+                self._counters(),
                 keep=self.config.keep_last,
                 data=self.contents(),
                 average=None if self.average is None else self.average.values,

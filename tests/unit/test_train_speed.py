@@ -16,13 +16,16 @@ from gato import cli
 from gato.checkpoint import load_tensors
 from gato.config import TrainConfig
 from gato.corpora import open_corpus
+from gato.distributed import World
 from gato.execution import Execution
 from gato.feed import Fed, Feed
 from gato.finite import Gate
 from gato.fitting import make_serializer
 from gato.mixture import Mixture
 from gato.optim import Average, OptimConfig, Optimizers
-from gato.static_shapes import Capacities
+from gato.profiling import Profiler
+from gato.static_shapes import Capacities, _rounded
+from gato.tokenizers.stream import TokenBatch
 from gato.train import NonFiniteLossError, Trainer, train
 
 # torch's tracer asks whether what it is given has a gradient, and torch warns of it
@@ -81,7 +84,7 @@ def test_a_padded_batch_has_the_losses_and_gradients_of_the_plain_one(
     for k in range(3, 6):
         batch = made.mixture.batch(k)
         padded = capacities.pad(batch)
-        real = capacities.real(batch)
+        real = padded.target_corpus < len(made.mixture.names)
         assert len(padded.target_at) > len(batch.target_at)
         found = []
         for one in (batch.to("cpu"), padded):
@@ -127,6 +130,22 @@ def test_a_run_on_static_shapes_is_the_run_on_its_own(tiny, tiny_text_model, tmp
     for plain, static in zip(*lines, strict=True):
         assert static["losses"] == pytest.approx(plain["losses"], rel=0.02)  # places are drawn anew
         assert 0 < plain["mfu"] < 1
+
+
+@pytest.mark.parametrize(
+    ("n", "key", "expected"),
+    [
+        (1, ("rows", "image", (5, 5)), 200),  # eight images
+        (200, ("rows", "image", (5, 5)), 400),
+        (1500, ("rows", "image", (5, 5)), 1800),
+        (10, ("rows", "image", (1, 2)), 16),
+        (10, ("rows", "vector", ()), 128),
+        (120, ("targets", None), 256),
+        (3, ("documents",), 128),
+    ],
+)
+def test_room_is_no_more_than_a_block_beyond_what_is_spared(n, key, expected):
+    assert _rounded(n, key) == expected
 
 
 # ---- compiled ------------------------------------------------------------------------------------
@@ -249,6 +268,51 @@ def test_late_and_early_looks_take_the_same_steps(tiny, tiny_text_model, tmp_pat
         torch.testing.assert_close(ends[1][key], value, rtol=1e-5, atol=1e-6, msg=key)
 
 
+def test_a_refusal_knows_the_padding_though_capacities_grew_since(tiny, tiny_text_model, tmp_path):
+    arm = replace(tiny.corpora[0], joint=3)
+    config = replace(tiny, corpora=(arm, *tiny.corpora[1:]), parts=2)
+    made = trainer(config, tmp_path / "run", tiny_text_model, LAGGED)
+    parts = [made.mixture.part(0, p) for p in range(2)]
+    assert all(n for part in parts for _, n in part.joint), "this tests nothing"
+    parts[1].payload["vector"]["values"][0, 0] = np.nan
+    made.train_step(*parts)
+    assert made.capacities is not None
+    for key in made.capacities.sizes:
+        if key[0] == "targets":
+            made.capacities.sizes[key] += 512
+    with pytest.raises(NonFiniteLossError, match="the loss of step 0 is nan; look at arm"):
+        made.train_step(*(made.mixture.part(1, p) for p in range(2)))
+    for p, part in enumerate(parts):
+        with np.load(made.folder / "bad-batch-00000000" / f"part-{p}.npz") as kept:
+            assert len(kept["nll"]) == len(part.target_at)
+            assert np.isfinite(kept["nll"]).all() == (p == 0)
+
+
+def test_a_run_on_static_shapes_goes_on_as_if_it_had_not_ended(tiny, tiny_text_model, tmp_path):
+    execution = Execution(static=True)
+    made = trainer(tiny, tmp_path, tiny_text_model, execution)
+    capacities = made.measured()
+    assert capacities is not None
+    (images,) = (key for key in capacities.sizes if key[:2] == ("rows", "image"))
+    capacities.sizes[images] *= 2  # as if a batch had needed it
+    for k in range(2):
+        made.train_step(made.mixture.batch(k))
+    made.save()
+    again = Trainer.resumed(tiny, tmp_path, CPU, execution=execution)
+    for one in (made, again):
+        for k in range(2, 4):
+            one.train_step(one.mixture.batch(k))
+    assert again.capacities is not capacities
+    assert again.capacities.sizes == capacities.sizes
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+    for key, row in capacities._examples.items():
+        for name, value in row.items():
+            other = again.capacities._examples[key][name]
+            assert other.dtype == value.dtype
+            np.testing.assert_array_equal(other, value)
+
+
 def test_the_gate_stays_closed():
     gate = Gate(CPU)
     values = [1.0, float("inf"), 2.0, float("nan")]
@@ -307,6 +371,50 @@ def test_what_is_fetched_ahead_comes_in_order(mixture):
     assert [fed.drawn for fed in taken] == drawn
     for fed in taken:
         assert torch.equal(fed.given.inputs, torch.from_numpy(fed.drawn.inputs))
+
+
+def test_a_batch_that_cannot_be_brought_keeps_no_checkpoint_from_being_written(
+    tiny, tiny_text_model, tmp_path, monkeypatch
+):
+    config = replace(tiny, steps=12, save_every=8, log_every=8)
+    real = Mixture.part
+
+    def damaged(mixture: Mixture, index: int, part: int) -> TokenBatch:
+        if index == 8:  # the batch after that of the checkpoint
+            raise ValueError("shard 3 is damaged")
+        return real(mixture, index, part)
+
+    monkeypatch.setattr(Mixture, "part", damaged)
+    monkeypatch.setattr("gato.step.MEASURED", 4)
+    with pytest.raises(ValueError, match="shard 3 is damaged"):
+        train(config, tmp_path, text_model=tiny_text_model, execution=LAGGED)
+    assert (tmp_path / "latest").read_text() == "step-00000008"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_only_one_process_profiles_and_says_how_many_steps(
+    tiny, tiny_text_model, tmp_path, capsys, monkeypatch
+):
+    profiler = Profiler(tmp_path, 5, 0, 3)
+    for k in range(2):  # the run is told to stop
+        profiler.before(k)
+        profiler.after(k + 1)
+    profiler.end()
+    assert "profiled 2 steps" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(
+        "gato.train.Profiler", lambda *about: asked.append(about[1]) or Profiler(tmp_path, 0, 0, 1)
+    )
+    for rank in range(2):
+        made = trainer(
+            replace(tiny, steps=1, save_every=1),
+            tmp_path / str(rank),
+            tiny_text_model,
+            Execution(profile=2),
+        )
+        made.world = World(rank)
+        made.run()
+    assert asked == [2, 0]
 
 
 def test_a_profile_is_a_table_and_a_trace(tiny, tiny_text_model, tmp_path, capsys):
