@@ -5,31 +5,40 @@
     train_gato_79m, _364m, _1b  the paper's sizes, where they are named: on a CPU one or two rows
                                 a step, which says little of a GPU
 
+On a CPU batches are made as they go, as without workers; on a GPU workers make them ahead and they
+are brought to the GPU while one is computed, as `gato train` does there.
+
 The floor is the model FLOPs (see `gato.flops`) at the device's peak, so that the share of it is
 MFU. Beside it stand what part of the time was spent waiting for data, and the memory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 
 from gato import presets
 from gato.bench_common import ARM, GAME, Result, made_up, pace, result, wait
+from gato.bench_machine import device
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.envs.records import RecordWriter
 from gato.envs.store import EpisodeWriter
+from gato.feed import Feed
 from gato.fitting import make_serializer
 from gato.flops import peak
+from gato.loader import Loader
 from gato.memory import resident
 from gato.model_config import ModelConfig, quickstart
 from gato.optim import OptimConfig
@@ -40,10 +49,15 @@ from gato.train import Trainer
 
 STEPS = 3
 """In a block, which is what is timed."""
+GPU_ROUNDS, GPU_WORKERS = 10, 8
+"""On a GPU a block is so many times as long, and so many processes, but no more than there are
+cores, make batches; steps on those that lay ready when it began are taken before it."""
 WARMUP = 4
 RUN_STEPS, LOG_EVERY = 20, 20
-"""Of the run as `gato train` has it: a line as often, and a checkpoint twelve times as often, as
-quickstart has them."""
+"""Of the run as `gato train` has it, which begins at a multiple of them and so has one line and one
+checkpoint: a line as often, and a checkpoint twelve times as often, as quickstart has them."""
+AHEAD = 4
+"""Batches that lie ready beside those of the workers: the loader's and the feed's, or one more."""
 ROWS = {"gato_79m": (64, 2), "gato_364m": (32, 1), "gato_1b": (16, 1)}
 """Rows of 1024 tokens a step, on a GPU and on a CPU."""
 
@@ -66,7 +80,7 @@ def train_bench(repeats: int) -> list[Result]:
         serializer = make_serializer(config)
         for name, model in sizes().items():
             made = replace(config, model=model)
-            trainer = Trainer(made, Path(folder) / name, _device(), serializer)
+            trainer = Trainer(made, Path(folder) / name, device(), serializer)
             results.append(_beside_bare(f"train: a trunk of {name}", trainer, repeats))
             if name == "1M":
                 results.append(_as_a_command(trainer, repeats))
@@ -90,8 +104,8 @@ def train_gato_1b_bench(repeats: int) -> list[Result]:
 
 def _paper(name: str, repeats: int) -> list[Result]:
     """Return tokens/s of a preset, with the vocabulary that it would have."""
-    preset, device = presets.preset(name), _device()
-    rows = ROWS[name][0 if device.type == "cuda" else 1]
+    preset, on = presets.preset(name), device()
+    rows = ROWS[name][0 if on.type == "cuda" else 1]
     with tempfile.TemporaryDirectory() as folder:
         made = mixture_of(Path(folder))
         config = replace(preset, corpora=made.corpora, text_pieces=made.text_pieces)
@@ -100,35 +114,38 @@ def _paper(name: str, repeats: int) -> list[Result]:
         layout = small.layout.append("reserved", preset.text_pieces - config.text_pieces)
         tasks = small.tasks.values()
         serializer = Serializer(config.codec, small.state(), layout, tasks)
-        trainer = Trainer(config, Path(folder) / "run", device, serializer)
+        trainer = Trainer(config, Path(folder) / "run", on, serializer)
         case = f"train: {name}, {rows} rows of {config.model.context} tokens"
-        few = device.type != "cuda"
+        few = on.type != "cuda"
         return [_beside_bare(case, trainer, repeats, 1 if few else STEPS, 1 if few else WARMUP)]
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _beside_bare(
     case: str, trainer: Trainer, repeats: int, steps: int = STEPS, warmup: int = WARMUP
 ) -> Result:
-    """Return tokens/s of a trainer's steps, batches made as they go, beside a bare loop."""
+    """Return tokens/s of a trainer's steps, beside a bare loop on batches at hand."""
+    gpu = trainer.device.type == "cuda"
     _train(trainer, range(warmup))  # caches fill, kernels are chosen, models are compiled
-    if trainer.device.type == "cuda":
+    if gpu:
         torch.cuda.reset_peak_memory_stats(trainer.device)
-    tokens = steps * trainer.config.rows * trainer.config.model.context
+    rounds = GPU_ROUNDS if gpu else 1
+    tokens = rounds * steps * trainer.config.rows * trainer.config.model.context
     ours, theirs, waited, work = [], [], 0.0, 0.0
-    for block in range(repeats):
-        first = warmup + block * steps
-        drawn = [trainer.mixture.batch(k) for k in range(first, first + steps)]
-        batches = [trainer._given(batch) for batch in drawn]
-        theirs.append(pace(partial(_bare, trainer, batches), tokens))
-        trainer.work, begun = 0.0, time.perf_counter()
-        waits: list[float] = []
-        ours.append(pace(partial(_train, trainer, range(first, first + steps), waits), tokens))
-        waited += sum(waits) / (time.perf_counter() - begun) / repeats
-        work += trainer.work / tokens / repeats
+    with contextlib.ExitStack() as stack:
+        driven = stack.enter_context(Driven(trainer, warmup)) if gpu else None
+        for block in range(repeats):
+            at = range(warmup + block * steps, warmup + (block + 1) * steps)
+            batches = [trainer._given(trainer.mixture.batch(k)) for k in at]
+            theirs.append(pace(partial(_bare, trainer, batches * rounds), tokens))
+            waits: list[float] = []
+            run = partial(_train, trainer, at, waits)
+            if driven is not None:
+                driven.take(driven.ready)
+                run = partial(driven.take, rounds * steps, waits)
+            trainer.work, begun = 0.0, time.perf_counter()
+            ours.append(pace(run, tokens))
+            waited += sum(waits) / (time.perf_counter() - begun) / repeats
+            work += trainer.work / tokens / repeats
     best = peak(trainer.device, trainer.dtype)
     against = "forward, backward and step of the same model on the same batches at hand"
     made = result(
@@ -161,7 +178,7 @@ def _as_a_command(trainer: Trainer, repeats: int) -> Result:
 
     tokens = RUN_STEPS * trainer.config.rows * trainer.config.model.context
     ours, theirs = [], []
-    at = trainer.step
+    trainer.step = at = -(-trainer.step // RUN_STEPS) * RUN_STEPS
     for _ in range(repeats):
         first, at = at, at + RUN_STEPS
         theirs.append(pace(partial(_train, trainer, range(first, at)), tokens))
@@ -218,6 +235,39 @@ def _train(trainer: Trainer, indices: Sequence[int], waits: list[float] | None =
         trainer.train_step(batch)
     trainer.settle()
     wait(trainer.device)
+
+
+class Driven:
+    """Steps of a trainer on batches that workers make ahead, brought to the device as in a run."""
+
+    def __init__(self, trainer: Trainer, first: int, workers: int | None = None) -> None:
+        """Start the workers; the first batch is `first`."""
+        workers = min(GPU_WORKERS, os.cpu_count() or 1) if workers is None else workers
+        self.trainer, self.ready = trainer, workers + AHEAD
+        self._loader = Loader(trainer.mixture, first, trainer.share, workers)
+        self._feed = Feed(
+            self._loader, len(trainer.share), trainer.device, trainer.measured(), ahead=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loader.close()
+
+    def take(self, steps: int, waits: list[float] | None = None) -> None:
+        """Take so many steps; note how long the trainer waited for each batch."""
+        for _ in range(steps):
+            begun = time.perf_counter()
+            parts = self._feed.take()
+            waited = time.perf_counter() - begun
+            self.trainer.train_step(*parts)
+            begun = time.perf_counter()
+            self._feed.fetch()
+            if waits is not None:
+                waits.append(waited + time.perf_counter() - begun)
+        self.trainer.settle()
+        wait(self.trainer.device)
 
 
 def _bare(trainer: Trainer, batches: Sequence[TokenBatch]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from gato import (
     bench,
@@ -27,6 +28,7 @@ from gato.train import Trainer
 
 TINY = ModelConfig(layers=1, width=32, heads=2, head_dim=16, ffn_width=64, context=256)
 SIZES = bench_train.sizes()
+CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -112,6 +114,33 @@ def test_training_is_measured_with_its_share_of_the_peak(tiny_model):
         "3M": 3_100_000,
         "10M": 10_600_000,
     }
+
+
+def test_a_run_begins_where_a_line_is_due(monkeypatch, tmp_path):
+    config = replace(bench_train.mixture_of(tmp_path), model=TINY, rows=1)
+    trainer = Trainer(config, tmp_path / "run", CPU, bench_train.make_serializer(config))
+    monkeypatch.setattr(bench_train, "RUN_STEPS", 4)
+    monkeypatch.setattr(bench_train, "LOG_EVERY", 4)
+    trainer.step = 3
+    bench_train._as_a_command(trainer, 1)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [8]
+    assert [p.name for p in (tmp_path / "run").glob("step-*")] == ["step-00000008"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_made_ahead_are_those_made_as_they_go(workers: int, tmp_path):
+    config = replace(bench_train.mixture_of(tmp_path), model=TINY, rows=1)
+    serializer = bench_train.make_serializer(config)
+    plain, ahead = (Trainer(config, tmp_path / "run", CPU, serializer) for _ in range(2))
+    waits: list[float] = []
+    bench_train._train(plain, range(4))
+    with bench_train.Driven(ahead, 0, workers) as driven:
+        driven.take(1)
+        driven.take(3, waits)
+    assert (ahead.step, len(waits)) == (4, 3)
+    assert min(waits) >= 0
+    assert torch.equal(plain.sums, ahead.sums)
 
 
 def test_a_paper_size_is_measured_with_its_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
