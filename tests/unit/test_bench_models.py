@@ -123,7 +123,7 @@ def test_a_live_decision_is_measured_beside_its_weights(monkeypatch):
         assert half["case"] == f"latency: quickstart, {dtype}, p50"
         assert [r["unit"] for r in rows] == ["ms", "ms", "Hz", "ms"]
         assert tail["value"] >= half["value"] > 0
-        assert half["floor_from"] == "4 + 1 + 1 + 1 tokens through 1.05M weights"
+        assert half["floor_from"] == "2 + 1 + 1 + 1 tokens through 1.05M weights"
         assert busy["ratio"] > 1  # a decision is more than its products
         assert pace["repeats"] == pytest.approx([1e3 / ms for ms in half["repeats"]])
         assert pace["baseline"] == 20.0
