@@ -73,7 +73,7 @@ def _show(p: Parser) -> None:
 
 RUN_FIELDS = """\
 Any field of the run may follow, such as these (with what quickstart has):
-  --rows N               sequences' rows in a batch (16)
+  --rows N               sequences' rows in a batch (13)
   --parts N              computed one after another, for less memory (1)
   --optim.lr RATE        the highest learning rate (0.002)
   --model.layers N       of the model (4); width, heads and others alike
