@@ -241,7 +241,8 @@ def test_returns_and_pairs_are_shown(lamp, stores):
     assert plain == [v for i, v in enumerate(values) if i not in at]
     shown = [t["value"] for t in show(str(stores / "pictures"), pairs=3)]
     assert [shown.count(v) for v in ("<bos>", "<sep>", "<eos>")] == [1, 3, 3]
-    with pytest.raises(ValueError, match="expected returns, joint or a checkpoint, which says so itself"):
+    expected = "expected returns, joint or a checkpoint, which says so itself"
+    with pytest.raises(ValueError, match=expected):
         show(str(lamp), returns=True, checkpoint=lamp)
 
 

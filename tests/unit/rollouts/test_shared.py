@@ -201,11 +201,12 @@ def test_a_worker_goes_on_while_nobody_reads(through_memory: bool) -> None:
 
 
 SCRIPT = f"""
-import sys, time
+import signal, sys, time
 from gato.rollouts.hosts import Hosts
 from gato.envs import registry
 from gato.rollouts.shared import room
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
     size = room([registry.spec("{FRAMED}").observation_space])
     hosts = Hosts(2, rooms={{(g, i): size for g in range(2) for i in range(4)}})
     for g in range(2):
