@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,10 @@ import torch
 from gato.checkpoint import Checkpoint, load_checkpoint
 from gato.envs.episode import Episode
 from gato.rollouts import generate
+from gato.rollouts.conversation import Message as Message
+from gato.rollouts.conversation import Prepared, checked, prepare
 from gato.rollouts.policy import Policy
-from gato.tokenizers.stream import TokenSequence, concatenate
-
-Message = Mapping[str, Any]
-"""``role`` (system, user or assistant) and ``content``: a string or parts in their order,
-``{"type": "text", "text": str}`` and ``{"type": "image", "image": uint8 array}``."""
+from gato.tokenizers.stream import TokenSequence
 
 
 def load(path: str | Path, device: torch.device | str | None = None) -> Agent:
@@ -117,7 +114,7 @@ class Agent:
         return generate.stream(
             self.model,
             self.serializer,
-            self.turn(messages),
+            self.prepare(messages, max_tokens).prefix,
             max_tokens=max_tokens,
             temperature=temperature,
             top_p=top_p,
@@ -137,7 +134,7 @@ class Agent:
         self, conversations: Sequence[Sequence[Message]], max_tokens: int = 64
     ) -> list[str]:
         """Return the likeliest answer to each conversation, many at once."""
-        prefixes = [self.turn(messages) for messages in conversations]
+        prefixes = [self.prepare(m, max_tokens).prefix for m in conversations]
         return generate.generate(self.model, self.serializer, prefixes, max_tokens=max_tokens)
 
     def classify(self, image: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
@@ -153,15 +150,9 @@ class Agent:
         weights = np.exp(mean - mean.max())
         return dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
 
-    def turn(self, messages: Sequence[Message]) -> TokenSequence:
-        """Return what the model reads before the assistant's next turn."""
-        if not messages:
-            raise ValueError("expected at least one message; got none")
-        for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
-                raise ValueError(f"a message has a role and content; got {message!r:.100}")
-        parts = [self.serializer.conversation([_checked(m) for m in messages])]
-        return self._fitting(concatenate([*parts, self.serializer.control_piece("<assistant>")]))
+    def prepare(self, messages: Sequence[Message], max_tokens: int = 128) -> Prepared:
+        """Return what the model reads before the assistant's next turn; see `conversation.py`."""
+        return prepare(self.serializer, messages, self.model.config.memory, max_tokens)
 
     def _fitting(self, sequence: TokenSequence) -> TokenSequence:
         most = self.model.config.memory
@@ -171,37 +162,3 @@ class Agent:
                 f"conversation or smaller images (16 x 16 pixels are one token)"
             )
         return sequence
-
-
-def _checked(message: Message) -> Message:
-    if isinstance(message["content"], str):
-        return message
-    parts = []
-    for part in message["content"]:
-        match part:
-            case {"type": "text", "text": str()}:
-                parts.append(part)
-            case {"type": "image", "image": image}:
-                parts.append({"type": "image", "image": checked(image)})
-            case _:
-                raise ValueError(f"a part of a message is a text or an image; got {part!r:.100}")
-    return {"role": message["role"], "content": parts}
-
-
-def checked(image: Any) -> np.ndarray:
-    """Return an image as the model reads it, uint8 (H, W, 3).
-
-    Raises:
-        ValueError: for anything that is not uint8 (H, W), (H, W, 1) or (H, W, 3).
-    """
-    array = np.asarray(image)
-    shape = array.shape
-    good = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))
-    if array.dtype != np.uint8 or not good or 0 in shape:
-        raise ValueError(
-            f"an image must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3); got {array.dtype} of "
-            f"shape {shape}"
-        )
-    if array.ndim == 2:
-        array = array[..., None]
-    return np.broadcast_to(array, (*array.shape[:2], 3)) if array.shape[2] == 1 else array
