@@ -72,9 +72,9 @@ def play(
     ends[:, -1] = terminated, truncated
     return Episode(
         task=spec.id,
-        observations=_by_column(spec.observation_space, observations, "observation"),
-        actions=_by_column(spec.action_space, actions, "action"),
-        targets=_by_column(spec.action_space, targets, "action") if noise else None,
+        observations=by_column(spec.observation_space, observations, "observation"),
+        actions=by_column(spec.action_space, actions, "action"),
+        targets=by_column(spec.action_space, targets, "action") if noise else None,
         rewards=np.array(rewards, np.float32),
         terminated=ends[0],
         truncated=ends[1],
@@ -214,7 +214,8 @@ def _as_logged(space: gym.Space, action: Any) -> Any:
     return unflatten_value(space, exact, "action")
 
 
-def _by_column(space: gym.Space, values: list[Any], name: str) -> dict[str, Any]:
+def by_column(space: gym.Space, values: list[Any], name: str) -> dict[str, Any]:
+    """Return elements of a space as the columns of an episode, by the paths of their leaves."""
     rows = [flatten_value(space, value, name) for value in values]
     return {
         path: [str(row[path]) for row in rows]

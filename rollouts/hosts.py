@@ -128,6 +128,10 @@ class Host:
             self._tick()
         return replies
 
+    def environment(self, slot: Slot) -> gym.Env:
+        """Return the environment in a slot that was reset, to be looked at."""
+        return self._used[slot][1]
+
     def close(self) -> None:
         """Close the environments."""
         for _, env in [*self._used.values(), *self._spare]:

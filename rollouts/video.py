@@ -146,7 +146,7 @@ def _drawn(
 ) -> tuple[list[np.ndarray], float]:
     """Return pictures of an episode every `stride` steps and at its end, and its return."""
     env.reset(seed=played.job.seed)
-    frames, total = [_draw(env, played.job.task)], 0.0
+    frames, total = [draw(env, played.job.task)], 0.0
     for step, action in enumerate(played.actions, 1):
         if isinstance(action, Acts):
             break  # an expert that raised has decided nothing
@@ -160,13 +160,18 @@ def _drawn(
         total += float(reward)
         ended = terminated or truncated or step == len(played.actions)
         if step % stride == 0 or ended:
-            frames.append(_draw(env, played.job.task))
+            frames.append(draw(env, played.job.task))
         if ended or len(frames) > FRAMES:
             break
     return frames, total
 
 
-def _draw(env: gym.Env, task: str) -> np.ndarray:
+def draw(env: gym.Env, task: str) -> np.ndarray:
+    """Return what an environment looks like, uint8 (H, W, 3), its sides even and at most `LARGEST`.
+
+    Raises:
+        ValueError: where it draws nothing.
+    """
     picture = env.render() if env.unwrapped.render_mode else None
     if picture is None:
         raise ValueError(f"the environment of {task!r} draws no pictures")

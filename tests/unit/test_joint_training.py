@@ -14,7 +14,8 @@ from gato.checkpoint import load_checkpoint
 from gato.corpora import CorpusConfig, open_corpus
 from gato.fitting import make_serializer
 from gato.kept import bytes_of
-from gato.show import describe, show
+from gato.show import show
+from gato.tokenizers.describe import describe
 from gato.train import Trainer
 
 CPU = torch.device("cpu")
