@@ -8,16 +8,16 @@ Legend: B rows.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from gato.model import GatoModel
-from gato.rollouts.batching import Memory, Spans, check_sampling, choose, span_logits
+from gato.rollouts.batching import Memory, check_sampling, choose, span_logits, text_spans
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
+from gato.tokenizers.text import Text
 
 BATCH_TOKENS = 16_384
 """Tokens of prefixes read together."""
@@ -40,7 +40,7 @@ class Writer:
         self.model, self.serializer = model, serializer
         self.temperature, self.top_p = temperature, top_p
         self.eos = serializer.control["<eos>"]
-        self.spans: Spans = (serializer.layout.span("text"), (self.eos, self.eos + 1))
+        self.spans = text_spans(serializer)
         self.generators = [np.random.default_rng([seed, i]) for i in range(len(prefixes))]
         self.written: list[list[int]] = [[] for _ in prefixes]
         self.ended = np.zeros(len(prefixes), bool)
@@ -158,18 +158,10 @@ def text_of(serializer: Serializer, ids: Sequence[int]) -> str:
 
 
 def complete(serializer: Serializer, ids: Sequence[int]) -> list[int]:
-    """Return `ids` without the bytes at the end that begin a character and do not end it."""
-    processor = serializer.modalities["text"].processor  # type: ignore[attr-defined]
-    offset = serializer.offset["text"]
-    run: list[int] = []  # the bytes that the text ends with, last first
-    for token in reversed(ids):
-        if not processor.is_byte(token - offset):
-            break
-        run.append(int(processor.id_to_piece(token - offset)[1:-1], 16))
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    decoder.decode(bytes(reversed(run)))
-    missing = len(decoder.getstate()[0])
-    return list(ids[: len(ids) - missing])
+    """Return `ids` without those at the end that begin a character and do not end it."""
+    text, offset = serializer.modalities["text"], serializer.offset["text"]
+    assert isinstance(text, Text)
+    return list(ids[: len(ids) - text.unfinished([i - offset for i in ids])])
 
 
 @torch.inference_mode()
@@ -200,7 +192,7 @@ def foreseen(
     """
     device = model.table.weight.device
     end = serializer.control["<eos>"]
-    spans: Spans = (serializer.layout.span("text"), (end, end + 1))
+    spans = text_spans(serializer)
     ids = np.concatenate([np.arange(start, stop) for start, stop in spans])
     results: list[list[bool]] = [[] for _ in sequences]
     for members in _batches([len(s) for s in sequences]):

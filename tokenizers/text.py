@@ -1,21 +1,36 @@
-"""Text by SentencePiece with byte fallback, so that any string round-trips exactly."""
+"""Text by SentencePiece with byte fallback, so that any string round-trips exactly.
+
+A run that begins with the weights of a language model takes that model's own tokenizer instead: a
+SentencePiece model or a ``tokenizer.json`` (see `hf_text.py`), whose ids are rows of its embedding.
+"""
 
 from __future__ import annotations
 
+import codecs
 import io
+import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece
 
+from gato.tokenizers.hf_text import HuggingFacePieces
 from gato.tokenizers.modality import Modality, Segment, Spec, register
 
 _SPACE = "\u2581"  # SentencePiece's own sign for a space: spelled as bytes when text holds it
 _SPACE_BYTES = _SPACE.encode()
 MODEL_FILE = "text.model"
+TOKENIZER_FILE = "tokenizer.json"
+ABOUT_FILE = "text.json"
+"""What a pretrained model says of its text: the rows of its embedding, and what else it has."""
+TEXT_FILES = (MODEL_FILE, TOKENIZER_FILE, ABOUT_FILE)
+"""The files of a text modality, which has the first or the second of them."""
 _LONGEST = 1000  # characters of a line that the text model is trained on
+_NO_PREFIX = b"\x1a\x02\x18\x00"
+"""Appended to a SentencePiece model, which is a protocol buffer, this sets add_dummy_prefix to
+false in its normalizer: the last value of a field counts."""
 
 
 def train_text_model(texts: Iterable[str], size: int, *, seed: int = 0) -> bytes:
@@ -92,40 +107,153 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield left
 
 
+class Pieces(Protocol):
+    """What cuts text into ids and joins them again."""
+
+    size: int
+    prefixed: bool
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids."""
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what an id spells."""
+
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of ids that spell something."""
+
+    def describe(self, token: int) -> str:
+        """Return an id as a person reads it."""
+
+
+class SentencePieces:
+    """Text to the ids of a SentencePiece model and back."""
+
+    def __init__(self, model: bytes, rows: int | None = None) -> None:
+        """Read a model; `rows` is the size of the embedding that its ids index, if it is known.
+
+        Raises:
+            ValueError: for a file that is none, or one that has more pieces than rows.
+        """
+        if not model:
+            raise ValueError("expected a SentencePiece model; the file is empty")
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+            self.prefixed = self._prefixes()
+            if self.prefixed:  # put there by us, so that it is taken away as often as it was put
+                bare = model + _NO_PREFIX
+                self.processor = sentencepiece.SentencePieceProcessor(model_proto=bare)
+        except RuntimeError as error:
+            raise ValueError(
+                f"expected a SentencePiece model of {len(model)} bytes; it is damaged, or "
+                f"another kind of file: take it from the checkpoint it was saved in"
+            ) from error
+        self.used: int = self.processor.get_piece_size()
+        self.size = self.used if rows is None else rows
+        if self.size < self.used:
+            raise ValueError(
+                f"the text model has {self.used} pieces, the model's embedding {rows} rows: they "
+                f"do not belong together"
+            )
+        pieces = (self.processor.id_to_piece(i) for i in range(self.used))
+        self._byte_ids = {p: i for i, p in enumerate(pieces) if self.processor.is_byte(i)}
+        self._pretrained = rows is not None
+
+    def _prefixes(self) -> bool:
+        ids = self.processor.encode("a")
+        return bool(ids) and str(self.processor.id_to_piece(ids[0])).startswith(_SPACE)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; its own U+2581 is spelled as bytes."""
+        parts = (" " + text if self.prefixed and text else text).split(_SPACE)
+        ids: list[int] = list(self.processor.encode(parts[0]))
+        for part in parts[1:]:
+            ids += [self._byte_ids[f"<0x{b:02X}>"] for b in _SPACE_BYTES]
+            ids += self.processor.encode(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; rows past the pieces have none."""
+        text = str(self.processor.decode([i for i in ids if i < self.used]))
+        return text.removeprefix(" ") if self.prefixed else text
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what an id spells."""
+        processor = self.processor
+        if token >= self.used or processor.is_control(token):
+            return b""
+        piece = str(processor.id_to_piece(token))
+        if processor.is_byte(token):
+            return bytes([int(piece[1:-1], 16)])
+        if processor.is_unknown(token):
+            return str(processor.decode([token])).encode()
+        return piece.replace(_SPACE, " ").encode()
+
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of ids that spell something."""
+        if not self._pretrained:
+            return ((0, self.size),)
+        kinds = (self.processor.is_control, self.processor.is_unknown)
+        first = next(i for i in range(self.used) if not any(kind(i) for kind in kinds))
+        return ((first, self.used),)
+
+    def describe(self, token: int) -> str:
+        """Return the piece as SentencePiece writes it; its sign for a space is U+2581."""
+        return str(self.processor.id_to_piece(token)) if token < self.used else f"<row {token}>"
+
+
 @register
 class Text(Modality):
-    """Strings; ids are SentencePiece's own (Gato section 2.1 with a vocabulary of any size)."""
+    """Strings; ids are the text model's own (Gato section 2.1 with a vocabulary of any size)."""
 
     name = "text"
 
     def __init__(self, model: bytes | None = None) -> None:
-        self._processor: sentencepiece.SentencePieceProcessor | None = None
+        self._pieces: Pieces | None = None
+        self._state: dict[str, bytes] = {}
         if model is not None:
             self.load_state({MODEL_FILE: model})
 
     @property
-    def processor(self) -> sentencepiece.SentencePieceProcessor:
-        if self._processor is None:
+    def pieces(self) -> Pieces:
+        """The text model."""
+        if self._pieces is None:
             raise ValueError("this text modality has no SentencePiece model yet; load or train one")
-        return self._processor
+        return self._pieces
+
+    @property
+    def processor(self) -> sentencepiece.SentencePieceProcessor:
+        """SentencePiece itself.
+
+        Raises:
+            ValueError: where the text model is of another kind.
+        """
+        if not isinstance(self.pieces, SentencePieces):
+            raise ValueError("expected a SentencePiece text model; this one is a tokenizer.json")
+        return self.pieces.processor
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What a pretrained model said of its text; empty where it was trained here."""
+        return dict(json.loads(self._state.get(ABOUT_FILE, b"{}")))
 
     def load_state(self, state: Mapping[str, bytes]) -> None:
-        self._model = state[MODEL_FILE]
-        if not self._model:
-            raise ValueError("expected a SentencePiece model; the file is empty")
+        self._state = {name: state[name] for name in TEXT_FILES if name in state}
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
-        except RuntimeError as error:
-            raise ValueError(
-                f"expected a SentencePiece model of {len(self._model)} bytes; it is damaged, or "
-                f"another kind of file: take it from the checkpoint it was saved in"
-            ) from error
-        self.vocabulary = self._processor.get_piece_size()
-        pieces = (self._processor.id_to_piece(i) for i in range(self.vocabulary))
-        self._byte_ids = {p: i for i, p in enumerate(pieces) if self._processor.is_byte(i)}
+            rows = self.about.get("rows")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{ABOUT_FILE} is damaged: {error}") from error
+        if TOKENIZER_FILE in state:
+            self._pieces = HuggingFacePieces(state[TOKENIZER_FILE], rows)
+        else:
+            self._pieces = SentencePieces(state[MODEL_FILE], rows)
+        self.vocabulary = self._pieces.size
 
     def state(self) -> dict[str, bytes]:
-        return {} if self._processor is None else {MODEL_FILE: self._model}
+        return dict(self._state)
 
     def count(self, spec: Spec) -> None:
         return None
@@ -142,12 +270,43 @@ class Text(Modality):
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"text must be valid Unicode; {error}") from error
-        parts = text.split(_SPACE)
-        ids: list[int] = list(self.processor.encode(parts[0]))
-        for part in parts[1:]:
-            ids += [self._byte_ids[f"<0x{b:02X}>"] for b in _SPACE_BYTES]
-            ids += self.processor.encode(part)
-        return np.array(ids, np.int32)
+        return np.array(self.pieces.encode(text), np.int32)
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether a space is put before every text that is read, and taken from what is written."""
+        return self.pieces.prefixed
+
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges [start, stop) of local ids that may be written.
+
+        Rows without a piece and a pretrained model's special tokens lie outside.
+        """
+        return self.pieces.spans()
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what a local id spells; some spell part of a character, special ones nothing."""
+        return self.pieces.bytes_of(token)
+
+    def unfinished(self, ids: Sequence[int]) -> int:
+        """Return how many local ids at the end begin a character and do not end it."""
+        tail = b""
+        for token in reversed(ids):
+            tail = self.bytes_of(int(token)) + tail
+            if len(tail) >= 3:  # no character lacks more than its last byte after three
+                break
+        tail = tail[-3:]
+        while tail and 0x80 <= tail[0] < 0xC0:  # they belong to a character that began before
+            tail = tail[1:]
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(tail)
+        missing, count = len(decoder.getstate()[0]), 0
+        for token in reversed(ids):
+            if missing <= 0:
+                break
+            missing -= len(self.bytes_of(int(token)))
+            count += 1
+        return count
 
     def encode(self, values: Any, spec: Spec, key: str = "value") -> Segment:
         """Return the tokens of L equal strings (steps of a run share their text)."""
@@ -155,16 +314,17 @@ class Text(Modality):
         return Segment(np.broadcast_to(ids, (len(values), len(ids))))
 
     def decode(self, ids: np.ndarray, spec: Spec) -> str:
-        return str(self.processor.decode([int(i) for i in ids]))
+        return self.pieces.decode(int(i) for i in ids)
 
     def allowed(self, prefix: np.ndarray, spec: Spec) -> tuple[int, int] | None:
-        return None if len(prefix) >= spec["max_tokens"] else (0, self.vocabulary)
+        if len(prefix) >= spec["max_tokens"]:
+            return None
+        return max(self.spans(), key=lambda span: span[1] - span[0])
 
     def describe(
         self, token: int, row: Mapping[str, np.ndarray], options: Mapping[str, Any]
     ) -> str:
-        """Return the piece as SentencePiece writes it; its sign for a space is U+2581."""
-        return str(self.processor.id_to_piece(token))
+        return self.pieces.describe(token)
 
     def example(self, rng: np.random.Generator) -> tuple[Any, Spec]:
         return ["a red ball"] * 2, {"max_tokens": 32}

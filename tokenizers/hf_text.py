@@ -1,0 +1,265 @@
+"""A Hugging Face ``tokenizer.json`` as a text model: byte-level BPE, and Llama's BPE with bytes.
+
+The library `tokenizers` cuts text into pieces; the rest is done here, so that any string comes back
+as it was and no text ever becomes a special token:
+
+- special tokens in a text are spelled out, also where the vocabulary would let them through
+- a space that a tokenizer puts before a text is put there by us, and taken away again by us: on its
+  own, the library puts none before a text that begins with one, which would then be lost
+- the file's Unicode normalisation (Qwen's NFC) is left out; text that is in that form already, as
+  nearly all is, gets the same ids
+- Llama's sign for a space (U+2581), where text holds it, is spelled as bytes
+
+No code of the folder is run, and nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+SPACE = "\u2581"
+_PROBES = ("  two  spaces  ", "\ue000\U0001f9ff", "ﬁ \u2460 e\u0301 \uff21\n\t.", "a\u2581b", "12,5")
+    "  two  spaces  ",
+    "\ue000\U0001f9ff",
+    "ﬁ \u2460 e\u0301 \uff21\n\t.",
+    "a\u2581b",
+    "A 12,5",
+)
+
+
+def library() -> Any:
+    """Return the library `tokenizers`.
+
+    Raises:
+        ValueError: where it is not installed, naming the extra.
+    """
+    # not an import statement: seen from the project's root, a folder of ours has the same name
+    try:
+        found = importlib.import_module("tokenizers")
+    except ImportError:
+        found = None
+    if found is None or not hasattr(found, "Tokenizer"):
+        raise ValueError(
+            "a tokenizer.json needs the library `tokenizers`, which is not installed. "
+            'Install it: pip install "gato[hf]"'
+        )
+    return found
+
+
+class HuggingFacePieces:
+    """Text to the ids of a ``tokenizer.json`` and back."""
+
+    def __init__(self, content: bytes, rows: int | None = None) -> None:
+        """Read a tokenizer.
+
+        Args:
+            content: of the file.
+            rows: rows of the embedding that its ids index; by default as many as there are ids.
+
+        Raises:
+            ValueError: for a file that is damaged, of another kind, or that changes text.
+        """
+        self.content = content
+        described = _read(content)
+        model = described["model"]
+        if model.get("type", "BPE") != "BPE":
+            raise ValueError(
+                f"expected a tokenizer.json of kind BPE (those of Llama, Qwen and SmolLM are); got "
+                f"{model.get('type')!r}"
+            )
+        self.prefixed = False
+        """Whether a space stands before every text that is read."""
+        described |= {"truncation": None, "padding": None, "post_processor": None}
+        described["normalizer"] = self._without_prefix(described.get("normalizer"), _NORMALIZERS)
+        pre = described.get("pre_tokenizer")
+        described["pre_tokenizer"] = self._without_prefix(pre, None)
+        self.byte_level = _has(pre, "ByteLevel")
+        if not (self.byte_level or model.get("byte_fallback")):
+            raise ValueError(
+                "expected a tokenizer.json that spells what it has no piece for as bytes: one with "
+                "a ByteLevel pre_tokenizer or byte_fallback; got neither"
+            )
+        try:
+            self._tokenizer = library().Tokenizer.from_str(json.dumps(described))
+        except ValueError:
+            raise
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"tokenizer.json is damaged: {error}") from error
+        self._tokenizer.encode_special_tokens = True
+        added = described.get("added_tokens") or []
+        self.special = {t["content"]: int(t["id"]) for t in added if t.get("special")}
+        unknown = model.get("unk_token")
+        if unknown is not None and unknown in model["vocab"]:
+            self.special[unknown] = int(model["vocab"][unknown])
+        self._special_ids = frozenset(self.special.values())
+        self.pieces: dict[int, str] = {int(i): piece for piece, i in model["vocab"].items()}
+        self._spelled = {i: self._spelling(piece) for i, piece in self.pieces.items()}
+        for token in added:
+            self.pieces[int(token["id"])] = token["content"]
+            self._spelled[int(token["id"])] = token["content"].encode()
+        self._spelled |= dict.fromkeys(self._special_ids, b"")
+        used = max(self.pieces) + 1
+        self.size = used if rows is None else rows
+        if self.size < used:
+            raise ValueError(
+                f"the tokenizer has ids up to {used - 1}, the model's embedding {rows} rows: they "
+                f"do not belong together"
+            )
+        self._check()
+        self._spans = self._ranges()
+
+    def __getstate__(self) -> tuple[bytes, int]:
+        return self.content, self.size
+
+    def __setstate__(self, state: tuple[bytes, int]) -> None:
+        self.__init__(*state)  # type: ignore[misc]  # the library's own copy forgets settings
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text; never a special one."""
+        if not text:
+            return []
+        text = " " + text if self.prefixed else text
+        if self.byte_level:
+            return self._cut(text)
+        first, *others = text.split(SPACE)
+        ids = self._cut(first)
+        for part in others:
+            ids += [self._byte_ids[b] for b in SPACE.encode()]
+            ids += self._cut(part)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Return the text of ids; special ones and those past the vocabulary have none."""
+        text = b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+        return text.removeprefix(" ") if self.prefixed else text
+
+    def bytes_of(self, token: int) -> bytes:
+        """Return what an id spells."""
+        return self._spelled.get(token, b"")
+
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of ids that spell something: no special ones, no padding."""
+        return self._spans
+
+    def _ranges(self) -> tuple[tuple[int, int], ...]:
+        ids = sorted(i for i, spelled in self._spelled.items() if spelled)
+        starts = [i for k, i in enumerate(ids) if k == 0 or ids[k - 1] != i - 1]
+        stops = [i + 1 for k, i in enumerate(ids) if k == len(ids) - 1 or ids[k + 1] != i + 1]
+        return tuple(zip(starts, stops, strict=True))
+
+    def describe(self, token: int) -> str:
+        """Return an id as the file writes it."""
+        return self.pieces.get(token, f"<row {token}>")
+
+    def _cut(self, text: str) -> list[int]:
+        """Return the ids of a text; a special token that its pieces would make is cut in two."""
+        if not text:
+            return []
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        met = self._special_ids.intersection(ids)
+        if not met:
+            return ids
+        names = [name for name, i in self.special.items() if i in met]
+        at = min((k for k in map(text.find, names) if k >= 0), default=-1) + 1
+        if not 0 < at < len(text):
+            raise ValueError(f"the tokenizer makes a special token of {text!r:.60}")
+        return self._cut(text[:at]) + self._cut(text[at:])
+
+    def _without_prefix(self, part: Any, known: frozenset[str] | None) -> Any:
+        """Return a normalizer or pre_tokenizer that adds no space and leaves characters alone."""
+        if part is None:
+            return None
+        kind = part["type"]
+        for name in ("normalizers", "pretokenizers"):
+            if kind == "Sequence" and name in part:
+                parts = [self._without_prefix(p, known) for p in part[name]]
+                return {**part, name: [p for p in parts if p is not None]}
+        if known is not None and kind not in known:
+            raise ValueError(
+                f"expected a tokenizer.json that leaves text as it is; its normalizer {kind!r} "
+                f"changes it"
+            )
+        match kind:
+            case "NFC":
+                return None
+            case "Prepend":
+                self.prefixed = True
+                return None
+            case "ByteLevel":
+                self.prefixed |= bool(part.get("add_prefix_space", True))
+                return {**part, "add_prefix_space": False}
+            case "Metaspace":
+                scheme = part.get("prepend_scheme", "always")
+                self.prefixed |= bool(part.get("add_prefix_space", True)) and scheme != "never"
+                changed = {**part, "prepend_scheme": "never"}
+                changed.pop("add_prefix_space", None)
+                return changed
+        return part
+
+    def _spelling(self, piece: str) -> bytes:
+        if self.byte_level:
+            known = _BYTES_OF
+            return (
+                bytes(known[c] for c in piece) if all(c in known for c in piece) else piece.encode()
+            )
+        if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace(SPACE, " ").encode()
+
+    def _check(self) -> None:
+        """Raise ValueError where some byte has no id, or a text would not come back."""
+        single = {s[0]: i for i, s in self._spelled.items() if len(s) == 1}
+        if not self.byte_level:
+            written = {p: i for i, p in self.pieces.items()}
+            single = {b: written[n] for b in range(256) if (n := f"<0x{b:02X}>") in written}
+        self._byte_ids = single
+        if len(single) < 256:
+            raise ValueError(
+                f"expected a tokenizer.json with an id for each of the 256 bytes; got {len(single)}"
+            )
+        for probe in (*_PROBES, *self.special):
+            if self.decode(self.encode(probe)) != probe:
+                raise ValueError(
+                    f"expected a tokenizer.json that gives back every string as it was; it makes "
+                    f"{self.decode(self.encode(probe))!r} of {probe!r}"
+                )
+
+
+_NORMALIZERS = frozenset({"NFC", "Prepend", "Replace"})
+
+
+def _read(content: bytes) -> dict[str, Any]:
+    try:
+        described = json.loads(content)
+        if not isinstance(described["model"]["vocab"], Mapping):
+            raise ValueError("its vocabulary is no object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"tokenizer.json is damaged, or another kind of file: {error}") from error
+    return dict(described)
+
+
+def _has(part: Any, kind: str) -> bool:
+    """Return whether a pre_tokenizer is or holds one of a kind."""
+    if part is None:
+        return False
+    return bool(part["type"] == kind) or any(_has(p, kind) for p in part.get("pretokenizers", ()))
+
+
+def _byte_characters() -> Iterator[tuple[str, int]]:
+    """Yield the character that stands for each byte in byte-level vocabularies (GPT-2's table)."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = (b for b in range(256) if b not in shown)
+    yield from ((chr(b), b) for b in shown)
+    yield from ((chr(256 + k), b) for k, b in enumerate(others))
+
+
+_BYTES_OF = dict(_byte_characters())
+
+
+def special_ids(pieces: HuggingFacePieces, names: Sequence[str]) -> list[int]:
+    """Return the ids of those of `names` that are tokens of their own."""
+    known = {piece: i for i, piece in pieces.pieces.items()}
+    return [known[name] for name in names if name in known]
