@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 SPACE = "\u2581"
-_PROBES = ("  two  spaces  ", "\ue000\U0001f9ff", "ﬁ \u2460 e\u0301 \uff21\n\t.", "a\u2581b", "12,5")
+_PROBES = (
     "  two  spaces  ",
     "\ue000\U0001f9ff",
     "ﬁ \u2460 e\u0301 \uff21\n\t.",
