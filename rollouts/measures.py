@@ -1,0 +1,112 @@
+"""Language tasks and how each is measured.
+
+A task's id is KIND/WHAT: ``caption/scenes``, ``vqa/my_records``, ``text/documents``. KIND is one of
+`MEASURES`. WHAT is a corpus of `gato.envs.corpora`, whose held-out split is made anew at a seed
+that nothing was trained on, or the place of data: a folder of records, or any format that
+`gato train --data` reads (see `language_tasks`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from gato.rollouts.agent import Agent
+from gato.rollouts.choices import chosen_figures, judge
+from gato.rollouts.language import answers, captions, documents, replies
+from gato.rollouts.metrics import SAMPLES, Options, Record, measured
+
+
+class Measure(Protocol):
+    """How well an agent does on records of one kind."""
+
+    def __call__(self, agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
+        """Return figures and examples: what `metrics.measured` makes of them."""
+
+
+class Kind(NamedTuple):
+    """A kind of language task."""
+
+    about: str
+    corpora: tuple[str, ...]
+    """Those of `gato.envs.corpora` that have such records: what ``KIND/*`` names."""
+    fits: Callable[[Record], bool]
+    """Whether a record is of this kind; a corpus or folder may hold others too."""
+
+
+def is_caption(record: Record) -> bool:
+    """Return whether a record is a picture with a text."""
+    return bool(record["kind"] == "caption")
+
+
+def is_talk(record: Record) -> bool:
+    """Return whether a record is a conversation."""
+    return bool(record["kind"] == "conversation")
+
+
+def is_about_a_picture(record: Record) -> bool:
+    """Return whether a record is a conversation in which a picture is shown."""
+    return is_talk(record) and any(
+        part["type"] == "image"
+        for message in record["messages"]
+        if not isinstance(message["content"], str)
+        for part in message["content"]
+    )
+
+
+def is_document(record: Record) -> bool:
+    """Return whether a record is plain text."""
+    return bool(record["kind"] == "document")
+
+
+def classes(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
+    """Measure how often the likeliest caption of all is a picture's own.
+
+    The labels are ``options.choices`` or, without these, all captions of the records.
+    """
+    labels = list(options.choices) or sorted({r["text"] for r in records})
+    strange = next((r["text"] for r in records if r["text"] not in labels), None)
+    if strange is not None:
+        raise ValueError(f"expected --choices with every record's label; {strange!r} is missing.")
+    contexts = [agent.serializer.caption(r["image"], None) for r in records]
+    scores = judge(agent.model, agent.serializer, contexts, [labels] * len(records))
+    right = [labels.index(r["text"]) for r in records]
+    samples = [
+        {
+            "kind": "label",
+            "asked": "",
+            "said": labels[found.mean.argmax()],
+            "wanted": [labels[place]],
+            "right": bool(found.mean.argmax() == place),
+            "image": record["image"],
+        }
+        for record, found, place in zip(records, scores, right, strict=True)
+    ]
+    samples.sort(key=lambda s: bool(s["right"]))
+    figures = chosen_figures(scores, right, range(len(records)))
+    return measured(figures, samples[:SAMPLES], options, labels=labels)
+
+
+KINDS: Mapping[str, Kind] = {
+    "caption": Kind("a text for a picture", ("digits", "frames", "scenes"), is_caption),
+    "vqa": Kind(
+        "answers to questions about a picture",
+        ("dialogues", "frames", "scenes"),
+        is_about_a_picture,
+    ),
+    "chat": Kind("the assistant's answers in a conversation", ("dialogues",), is_talk),
+    "text": Kind("the likelihood of plain text", ("documents",), is_document),
+    "classify": Kind("the label of a picture, of several", ("digits",), is_caption),
+}
+
+MEASURES: Mapping[str, Measure] = {
+    "caption": captions,
+    "vqa": answers,
+    "chat": replies,
+    "text": documents,
+    "classify": classes,
+}
+"""Per kind, ``measure(agent, records, options)``, which returns what `metrics.measured` makes of
+figures and examples. A new kind is such a function, in a module that imports
+`gato.rollouts.metrics`
+and never this one; its entry here; and one in `KINDS`."""

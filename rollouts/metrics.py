@@ -1,0 +1,156 @@
+"""What measures of language share: figures with intervals, kept so that two can be compared.
+
+A metric is kept as its statistics per record, from whose sums over the records its value follows:
+of a share, how many were right and how many were asked; of BLEU, the counts of matching words. So
+intervals are a bootstrap over records (of what is asked about one record, all is drawn together),
+and two results on the same records are compared by drawing the same records for both.
+
+Convention: intervals cover 95%, are percentiles of `RESAMPLES` draws, and there is none for fewer
+than `FEWEST` records. Where all records came out alike, drawing them anew would make an interval of
+no width: of a share, it is Wilson's then, as of rates of success.
+
+Legend: N records, S statistics of one, R resamples.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gato.rollouts.overlap import overlap_of
+from gato.rollouts.statistics import BLOCK, FEWEST, RESAMPLES, percentiles, wilson
+
+Record = Mapping[str, Any]
+"""An example of language, as `gato.envs.records` describes it."""
+SAMPLES = 12
+"""Examples that a result shows."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an evaluation asks of every measure."""
+
+    seed: int = 0
+    """Of the bootstrap, and of whatever else is drawn."""
+    max_tokens: int = 64
+    """The most tokens of an answer; longer true answers raise it."""
+    choices: tuple[str, ...] = ()
+    """Answers to choose among, where the records name none themselves."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric before it is summed up."""
+
+    rows: Any
+    """(N, S) statistics, one row per record; (N,) is one number per record, whose mean is taken."""
+    of: str = "share"
+    """How sums over records become the value: one of `AGGREGATES`."""
+
+
+def measured(
+    figures: Mapping[str, Figure],
+    samples: Sequence[Mapping[str, Any]],
+    options: Options,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return the result of a measure.
+
+    Args:
+        figures: metrics by name; all are of the same records.
+        samples: some of what was asked, each with ``asked``, ``said``, ``wanted`` (a list of texts)
+            and ``right``; with ``image`` where a picture was shown, which is taken out of JSON and
+            stands on the page.
+        options: of the evaluation.
+        more: further entries of the result.
+    """
+    count = max((len(f.rows) for f in figures.values()), default=0)
+    told = {name: summed_up(f, options.seed) for name, f in figures.items()}
+    return {"count": count, "metrics": told, **more, "samples": [dict(s) for s in samples]}
+
+
+def summed_up(figure: Figure, seed: int = 0) -> dict[str, Any]:
+    """Return a metric's value and interval, and the statistics that they follow from."""
+    rows = np.asarray(figure.rows, float)
+    if rows.ndim == 1:
+        rows = np.stack([rows, np.ones_like(rows)], 1)  # (N, 2)
+    value = float(AGGREGATES[figure.of](rows.sum(0, keepdims=True))[0])
+    return {
+        "value": value if math.isfinite(value) else None,
+        "ci95": _interval(rows, figure.of, value, seed),
+        "of": figure.of,
+        "per_record": rows.tolist(),
+    }
+
+
+def difference(
+    first: Mapping[str, Any], second: Mapping[str, Any], paired: bool, seed: int = 0
+) -> dict[str, Any]:
+    """Return the second value of a metric minus the first, with interval and significance.
+
+    Args:
+        first: as `summed_up` returns it.
+        second: alike.
+        paired: both are of the same records in the same order, which are drawn for both at once.
+        seed: of the draws.
+    """
+    result: dict[str, Any] = {"difference": None, "ci95": None, "significant": None}
+    if first["value"] is None or second["value"] is None:
+        return result
+    result["difference"] = second["value"] - first["value"]
+    a, b = (np.asarray(f["per_record"], float) for f in (first, second))
+    if min(len(a), len(b)) < FEWEST:
+        return result
+    drawn = _drawn(b, second["of"], seed if paired else seed + 1) - _drawn(a, first["of"], seed)
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return result
+    ends = percentiles(drawn)
+    return result | {"ci95": ends, "significant": not ends[0] <= 0.0 <= ends[1]}
+
+
+def _interval(rows: np.ndarray, of: str, value: float, seed: int) -> list[float] | None:
+    if len(rows) < FEWEST or not math.isfinite(value):
+        return None
+    drawn = _drawn(rows, of, seed)
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn):
+        return None
+    if of == "share" and float(np.ptp(drawn)) < 1e-12:
+        return wilson(value * len(rows), len(rows))
+    return percentiles(drawn)
+
+
+def _drawn(rows: np.ndarray, of: str, seed: int) -> np.ndarray:
+    """Return (R,) values of as many records as there are, drawn with replacement.
+
+    Of as many records and the same seed, the same ones are drawn.
+    """
+    rng, records = np.random.default_rng(seed), len(rows)
+    block = max(1, BLOCK // records)
+    values = []
+    for start in range(0, RESAMPLES, block):
+        draws = min(block, RESAMPLES - start)
+        times = rng.multinomial(records, np.full(records, 1.0 / records), draws)  # (R, N)
+        values.append(AGGREGATES[of](times @ rows))
+    return np.concatenate(values)
+
+
+def _ratio(sums: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(sums[:, 0] / sums[:, 1])
+
+
+AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "share": _ratio,  # of what was asked, from 0 to 1: a sum, and of how many
+    "ratio": _ratio,  # of anything else
+    "exponential": lambda sums: np.exp(_ratio(sums)),  # perplexity, of nats and tokens
+    "bleu": functools.partial(overlap_of, "bleu"),
+    "chrf": functools.partial(overlap_of, "chrf"),
+}
+"""From (R, S) sums of statistics to (R,) values."""
