@@ -25,6 +25,22 @@ from gato.layers import Block, rms_norm, rotate, rotation_at
 
 TABLE = 2048
 """Positions whose rotations are kept; others are worked out anew."""
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def decoding_dtype(model: Any, precision: str | None = None) -> torch.dtype:
+    """Return the dtype of a `GatoModel`'s products in decoding, on a GPU the cache's too.
+
+    Args:
+        model: that decodes.
+        precision: one of `PRECISIONS`; by default bfloat16 on a GPU, else the model's own.
+    """
+    weight: Tensor = model.table.weight
+    if precision is None:
+        return torch.bfloat16 if weight.is_cuda else weight.dtype
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}")
+    return PRECISIONS[precision]
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,9 +93,9 @@ def _tell(result: dict[str, Any], table: bool) -> int:
 def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
     """Return who plays and what."""
     from gato import kernels, load
+    from gato.decoding import decoding_dtype
     from gato.envs.gym import require_imported
     from gato.rollouts.players import PLAYERS
-    from gato.rollouts.policy import decoding_dtype
     from gato.world_commands import matching
 
     name = str(chosen.checkpoint)
@@ -108,9 +108,8 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
     agent = load(chosen.checkpoint)
     ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
     require_imported(ids)  # those that were typed in full are
-    weight = agent.model.table.weight
-    dtype = decoding_dtype(agent.model, _precision(chosen)) or weight.dtype
-    tell(kernels.describe_decoding(weight.device, dtype))
+    dtype = decoding_dtype(agent.model, _precision(chosen))
+    tell(kernels.describe_decoding(agent.model.table.weight.device, dtype))
     return agent, ids
 
 

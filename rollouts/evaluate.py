@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gato.decoding import decoding_dtype
 from gato.envs import registry
 from gato.envs.check import require_within
 from gato.envs.collect import ATTEMPTS
@@ -34,7 +35,6 @@ from gato.rollouts.agent import Agent, load
 from gato.rollouts.hosts import most_at_once
 from gato.rollouts.language import evaluate_language
 from gato.rollouts.players import PLAYERS, HostPlayer
-from gato.rollouts.policy import decoding_dtype
 from gato.rollouts.runner import Job, Played, run
 from gato.rollouts.speed import Speed
 from gato.rollouts.statistics import of_task, summary
@@ -224,9 +224,9 @@ def _about(
     about["precision"] = None
     if isinstance(player, Agent):
         about["weights"] = "averaged" if player.checkpoint.averaged else "last step"
-        weight = player.model.table.weight
-        dtype = decoding_dtype(player.model, precision) or weight.dtype
-        about["device"], about["precision"] = str(weight.device), str(dtype).removeprefix("torch.")
+        dtype = decoding_dtype(player.model, precision)
+        about["device"] = str(player.model.table.weight.device)
+        about["precision"] = str(dtype).removeprefix("torch.")
         about["histories"] = {t: asdict(player.serializer.task(t).history) for t in specs}
     elif player.name == "expert":
         about["experts"] = {t: player.expert(spec) for t, spec in specs.items()}

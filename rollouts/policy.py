@@ -18,101 +18,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from gato.decoding import decoding_dtype
 from gato.envs.episode import Episode, flatten_value
 from gato.model import GatoModel
-from gato.rollouts.batching import (
-    Chunk,
-    Memory,
-    Piece,
-    States,
-    check_sampling,
-    choose,
-    choose_returns,
-)
-from gato.rollouts.grammar import ActionPlan, Actions, action_count, tokens
-from gato.rollouts.joint import Deciding, decide
+from gato.rollouts.batching import Chunk, Memory, Piece, check_sampling
+from gato.rollouts.grammar import ActionPlan, action_count
+from gato.rollouts.joint import write_joint
+from gato.rollouts.writing import Row, Writing, begin, write
 from gato.threads import few_threads
-from gato.tokenizers.serializer import CONTROL, Serializer
+from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 from gato.tokenizers.task_codec import TaskCodec
 
-
-@dataclass
-class _Row:
-    """One episode under way."""
-
-    task: TaskCodec
-    head: TokenSequence
-    """What an empty memory reads first: the instruction and the prompt."""
-    temperature: float
-    generator: np.random.Generator
-    together: int | None
-    """How many ids of an action come from one forward; None where each waits for the last."""
-    kappa: float
-    """How far the return to come is tilted upwards, where the task is conditioned on it."""
-    execute: int
-    """Actions taken of a chunk before the next is decided."""
-    steps: int = 0
-    """Actions taken since the memory was empty, or held the head alone."""
-    pending: list[Piece] = field(default_factory=list)
-    """What is still to be read of the last action and, where actions were due, of observations."""
-    due: list[tuple[Any, list[Piece]]] = field(default_factory=list)
-    """Actions that are decided and still to be taken, and what the model is then shown of them."""
-    read: TokenSequence | None = None
-    """The head that is in memory; None where nothing is."""
-
-
-@dataclass
-class _Writing:
-    """Rows of one task whose actions are being written."""
-
-    rows: np.ndarray
-    """int64 (L,)"""
-    actions: Actions
-    hides: bool
-    """Whether the model is not shown its actions."""
-    together: int | None
-    left: int
-    """How many ids the states at hand still decide."""
-    states: States
-    at: np.ndarray
-    """int64 (L,): where in each row's share of the chunk lies the state that decides next."""
-    asked: bool = False
-    """Whether the last id was the return to come."""
-    written: bool = False
-    """Whether there is an id yet; an action of no dimensions has none."""
-
-    @property
-    def given(self) -> Tensor:
-        """The states (L, D) that decide the next id of each row."""
-        return self.states[self.rows, self.at]
-
-    def push(self, ids: np.ndarray) -> None:
-        """Take the next id (L,) of each row."""
-        self.asked = self.actions.awaits_return
-        self.actions.push(ids)
-        self.at, self.left, self.written = self.at + 1, self.left - 1, True
-
-
 Block = tuple[list[int], TokenSequence]
 """Rows L and their tokens L * n, row after row."""
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def decoding_dtype(model: GatoModel, precision: str | None = None) -> torch.dtype | None:
-    """Return the dtype of the trunk's products, on a GPU the cache's too; None for the model's."""
-    if precision is None:
-        return torch.bfloat16 if model.table.weight.is_cuda else None
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be {' or '.join(PRECISIONS)}; got {precision!r}")
-    return PRECISIONS[precision]
 
 
 def _check_execute(execute: int | None, tasks: Sequence[TaskCodec]) -> None:
@@ -177,19 +101,19 @@ class Policy:
         if not names:
             raise ValueError("a policy needs at least one task; got none")
         self._heads: dict[str, TokenSequence] = {}
+        self._plans: dict[str, ActionPlan] = {}
         self._prompts = dict(prompts or {})
         chosen = list(range(len(names)) if seeds is None else seeds)
         self.rows = [self._row(t, s) for t, s in zip(names, chosen, strict=True)]
         _check_execute(execute, [row.task for row in self.rows])
         self.memory = Memory(model, len(names), dtype=decoding_dtype(model, precision))
-        self._plans: dict[str, ActionPlan] = {}
 
     @property
     def tasks(self) -> list[str]:
         """The task of each row."""
         return [row.task.task.id for row in self.rows]
 
-    def _row(self, task_id: str, seed: int) -> _Row:
+    def _row(self, task_id: str, seed: int) -> Row:
         task = self.serializer.task(task_id)
         history = task.history
         warm = history.temperature if self.temperature is None else self.temperature
@@ -198,7 +122,9 @@ class Policy:
         execute = min(self.execute or history.joint, history.joint) or 1
         generator = np.random.default_rng(seed)
         kappa = history.kappa if self.kappa is None else self.kappa
-        return _Row(task, self._head(task), warm, generator, together, kappa, execute)
+        plan = self._plans.setdefault(task_id, ActionPlan(self.serializer, task))
+        head = self._head(task)
+        return Row(task, plan, head, warm, generator, together, kappa, execute)
 
     def _head(self, task: TaskCodec) -> TokenSequence:
         name = task.task.id
@@ -329,85 +255,23 @@ class Policy:
         states = self.memory.read(chunk, last=bool((at[rows] == chunk.lengths[rows] - 1).all()))
         for r in rows:
             self.rows[r].pending, self.rows[r].read = [], self.rows[r].head
-        writing: list[_Writing] = []
+        writing: list[Writing] = []
         joint: list[np.ndarray] = []
         for members in self._by_task(rows).values():
-            where, first = np.array(members), self.rows[members[0]]
-            if first.task.history.joint and first.together:  # of no dimensions, nothing is asked
+            where, some = np.array(members), [self.rows[r] for r in members]
+            if some[0].task.history.joint and some[0].together:  # of no dimensions, none is asked
                 joint.append(where)
             else:
-                writing += self._begin(where, states, at[where])
-        self._write(writing)
+                writing += begin(some, where, states, at[where])
+        write(self.memory, self.serializer, writing)
         if joint:
-            self._write_joint(joint, states, at)
-        for w in writing:
-            shown = [self._shown(w)] if w.written else []
-            for i, (r, action) in enumerate(zip(w.rows.tolist(), w.actions.values(), strict=True)):
-                self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
+            write_joint(self.model, self.rows, joint, states, at)
 
     def _by_task(self, rows: list[int]) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
         for r in rows:
             found.setdefault(self.rows[r].task.task.id, []).append(r)
         return found
-
-    def _plan(self, task: TaskCodec) -> ActionPlan:
-        name = task.task.id
-        if name not in self._plans:
-            self._plans[name] = ActionPlan(self.serializer, task)
-        return self._plans[name]
-
-    def _begin(self, rows: np.ndarray, states: States, at: np.ndarray) -> list[_Writing]:
-        """Return what writes the actions of a task's `rows` (L,), in one or one by one."""
-        row, done, writing = self.rows[rows[0]], 0, []
-        for count, actions in self._plan(row.task).begin(len(rows)):
-            part = slice(done, done + count)
-            left = 1 if actions.awaits_return else row.together or 1
-            hides = row.task.history.hide_actions
-            writing.append(
-                _Writing(rows[part], actions, hides, row.together, left, states, at[part])
-            )
-            done += count
-        return writing
-
-    def _write_joint(self, tasks: Sequence[np.ndarray], states: States, at: np.ndarray) -> None:
-        """Decide all actions that are due in the rows of joint tasks, from one state each."""
-        deciding, counts = [], []
-        for members in tasks:
-            rows = [self.rows[r] for r in members.tolist()]
-            warmth, generators = [r.temperature for r in rows], [r.generator for r in rows]
-            plan, steps = self._plan(rows[0].task), rows[0].execute
-            deciding.append(Deciding(plan, steps, warmth, generators))
-            counts.append(steps * (rows[0].together or 0))
-        every = np.concatenate(tasks)
-        due = np.repeat(counts, [len(m) for m in tasks])  # by row: how many ids
-        first = np.cumsum(due) - due
-        of = np.repeat(np.arange(len(every)), due)
-        slot = np.arange(len(of)) - first[of] + 1
-        given = states[every, at[every]]
-        which, asked = (torch.from_numpy(x).to(given.device) for x in (of, slot))
-        found = self.model.joint(given[which], asked)  # (ids due, D)
-        begin = np.zeros(len(self.rows), np.int64)
-        begin[every] = first
-        sizes = [len(m) * n for m, n in zip(tasks, counts, strict=True)]
-        shares = [x.unflatten(0, (-1, n)) for x, n in zip(found.split(sizes), counts, strict=True)]
-        ids = decide(self.model, deciding, shares)
-        for members, chosen in zip(tasks, ids, strict=True):
-            row = self.rows[members[0]]
-            for k in range(row.execute):
-                place = np.full(len(members), k * (row.together or 0))
-                for w in self._begin(members, States(found, begin), place):
-                    self._take(w, chosen)
-
-    def _take(self, w: _Writing, ids: np.ndarray | None) -> None:
-        """Let rows have an action of these ids (L, n), or of those that are chosen in turn."""
-        shown = []
-        while w.actions.allowed is not None:
-            w.push(self._choose([w]) if ids is None else ids[:, w.at[0]])
-            if not w.hides:
-                shown.append(w.actions.last())
-        for i, (r, action) in enumerate(zip(w.rows.tolist(), w.actions.values(), strict=True)):
-            self.rows[r].due.append((action, [Piece(s, i, len(w.rows)) for s in shown]))
 
     def _chunk(self, blocks: list[Block], rows: list[int]) -> tuple[Chunk, np.ndarray]:
         """Return what the rows read before they act, and where (B,) the first id is decided."""
@@ -447,68 +311,3 @@ class Policy:
             columns = {p: [flat[p] for _, flat in members] for p in paths}
             blocks.append(([r for r, _ in members], self.serializer.observations(name, columns)))
         return blocks
-
-    def _write(self, writing: list[_Writing]) -> None:
-        """Complete every row's action, one id of each unfinished row at a time."""
-        unfinished = [w for w in writing if w.actions.allowed is not None]  # not of no dimensions
-        while unfinished:
-            ids = self._choose(unfinished)
-            done = 0
-            for w in unfinished:
-                w.push(ids[done : done + len(w.rows)])
-                done += len(w.rows)
-            unfinished = [w for w in unfinished if w.actions.allowed is not None]
-            waiting = [w for w in unfinished if not w.left]
-            if waiting:
-                self._read(waiting)
-
-    def _choose(self, writing: list[_Writing]) -> np.ndarray:
-        """Return the next id of each row of `writing`, one after another."""
-        ids = []
-        for returns in (False, True):  # neighbours of one kind are decided at once
-            some = [w for w in writing if w.actions.awaits_return == returns]
-            if not some:
-                continue
-            states = torch.cat([w.given for w in some]) if len(some) > 1 else some[0].given
-            rows = [self.rows[r] for w in some for r in w.rows.tolist()]
-            spans = [w.actions.allowed for w in some for _ in w.rows]
-            offered = [s for s in spans if s is not None]
-            generators = [row.generator for row in rows]
-            if returns:
-                kappas = [row.kappa for row in rows]
-                chosen = choose_returns(self.model, states, offered[0], kappas, generators)
-            else:
-                warmth = [row.temperature for row in rows]
-                chosen = choose(self.model, states, offered, warmth, generators)
-            if len(some) == len(writing):
-                return chosen
-            ids.append(chosen)
-        whole = np.zeros(sum(len(w.rows) for w in writing), np.int64)
-        kind = np.repeat([w.actions.awaits_return for w in writing], [len(w.rows) for w in writing])
-        whole[~kind], whole[kind] = ids
-        return whole
-
-    def _shown(self, w: _Writing) -> TokenSequence:
-        """Return what the model sees (L,) of the ids written last."""
-        if not w.hides or w.asked:
-            return w.actions.last()
-        masked = self.serializer.control["<masked>"]
-        return tokens(np.full(len(w.rows), masked), self.serializer.number[CONTROL])
-
-    def _read(self, waiting: list[_Writing]) -> None:
-        """Read the ids written last, to decide the next from the states behind them.
-
-        Of rows whose ids are decided together, these are the return to come, and <masked> in place
-        of all ids but the last.
-        """
-        lengths = np.zeros(len(self.rows), np.int64)
-        for w in waiting:
-            w.left, w.at = w.together or 1, np.zeros(len(w.rows), np.int64)
-            lengths[w.rows] = w.left
-        chunk = self.memory.chunk(lengths, self.serializer.control)
-        for w in waiting:
-            chunk.write(w.rows, self._shown(w))
-            chunk.fill(w.rows, np.full(len(w.rows), w.left - 1))
-        states = self.memory.read(chunk, last=bool((lengths <= 1).all()))
-        for w in waiting:
-            w.states = states

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from gato.envs.episode import Episode, unflatten_value
 from gato.model import soft_cross_entropy
 from gato.rollouts import joint as joint_module
-from gato.rollouts import policy as policy_module
+from gato.rollouts import writing as writing_module
 from gato.rollouts.batching import span_logits
 from gato.rollouts.policy import Policy
 from gato.tokenizers.serializer import History, Serializer
@@ -362,7 +362,7 @@ def test_policy_sees_what_training_saw(monkeypatch, window, hide, chunk, execute
     ids = [ids_of(t, e) for t, e in zip(TASKS, episodes, strict=True)]
     policy = Policy(model, serializer, TASKS, execute=execute)
     scripted = Scripted(len(TASKS))
-    for module in (policy_module, joint_module):
+    for module in (writing_module, joint_module):
         monkeypatch.setattr(module, "choose", scripted)
     reads: list[int] = []
     real = policy.memory.read

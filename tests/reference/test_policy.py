@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gato.envs.episode import Episode, unflatten_value
-from gato.rollouts import policy as policy_module
+from gato.rollouts import writing as writing_module
 from gato.rollouts.batching import span_logits
 from gato.rollouts.policy import Policy
 from gato.tokenizers.serializer import History
@@ -100,12 +100,12 @@ class Numbered:
 def force(monkeypatch, policy: Policy, scripts: list[list[int]]) -> Forced:
     """Make the policy take the scripts' ids, row by row."""
     forced = Forced(scripts)
-    monkeypatch.setattr(policy_module, "choose", forced)
+    monkeypatch.setattr(writing_module, "choose", forced)
 
     def returns(model, states, spans, kappas, generators):
         return forced(model, states, [spans] * len(kappas), kappas, generators)
 
-    monkeypatch.setattr(policy_module, "choose_returns", returns)
+    monkeypatch.setattr(writing_module, "choose_returns", returns)
     for i, row in enumerate(policy.rows):
         row.generator = Numbered(i)
     return forced
