@@ -4,6 +4,7 @@ Legend: N tokens of a packed batch, B rows decoded, Q tokens of a chunk, D width
 G key/value heads, K head width.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -68,16 +69,31 @@ class _RMSNorm(torch.autograd.Function):
         return (grad * weight).addcmul_(unit, mean, value=-1).mul_(scale), grad_weight, None
 
 
-def rotation_at(position: Tensor, head_dim: int, base: float) -> Tensor:
+def rotation_at(
+    position: Tensor, head_dim: int, base: float, scaling: tuple[float, ...] = ()
+) -> Tensor:
     """Return the turn of each pair of a head at each position (...,), for `rotate`.
 
     Angles are taken in float64: in float32 they are off by 0.03 rad at position 1e6. Only
     differences of positions matter to attention. A turn is its cosine and sine,
-    (..., 1, K / 2, 2) in float32.
+    (..., 1, K / 2, 2) in float32. `scaling` is that of `ModelConfig.rope_scaling`.
     """
     pair = torch.arange(0, head_dim, 2, device=position.device, dtype=torch.float64)
-    angle = position[..., None, None].double() * base ** (-pair / head_dim)
+    frequency = base ** (-pair / head_dim)
+    if scaling:
+        frequency = _stretched(frequency, *scaling)
+    angle = position[..., None, None].double() * frequency
     return torch.stack((angle.cos(), angle.sin()), dim=-1).float()
+
+
+def _stretched(frequency: Tensor, factor: float, low: float, high: float, context: float) -> Tensor:
+    """Return Llama 3's frequencies: slow ones slower by `factor`, those between less so.
+
+    Slow ones turn fewer than `low` times in `context` tokens, fast ones more than `high` times.
+    """
+    turns = context * frequency / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0.0, 1.0)
+    return frequency * (kept + (1.0 - kept) / factor)
 
 
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
@@ -108,7 +124,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else None
 
-    def project(self, x: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotation: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (..., H, K) and keys (..., G, K), rotated, and values (..., G, K)."""
         H, G = self.heads, self.kv_heads
         qkv = self.qkv(x).unflatten(-1, (H + 2 * G, self.head_dim))
@@ -118,10 +134,12 @@ class Attention(nn.Module):
             q_weight, k_weight = self.q_norm.weight, self.k_norm.weight
             weight = torch.cat((q_weight.expand(H, -1), k_weight.expand(G, -1)))  # (H + G, K)
             qk = rms_norm(qk, weight, self.q_norm.eps)
-        qk = rotate(qk, rotation).to(dtype)
+        if rotation is not None:
+            qk = rotate(qk, rotation)
+        qk = qk.to(dtype)
         return qk[..., :H, :], qk[..., H:, :], v
 
-    def forward(self, x: Tensor, rotation: Tensor, meta: PackedMeta) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None, meta: PackedMeta) -> Tensor:
         """Return (N, D) for packed tokens x (N, D)."""
         q, k, v = self.project(x, rotation)
         return self.out(attend_packed(q, k, v, meta).flatten(-2))
@@ -158,7 +176,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.width, config.norm_eps)
         self.ffn = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: Tensor, meta: PackedMeta) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor | None, meta: PackedMeta) -> Tensor:
         """Return (N, D) for packed tokens x (N, D)."""
         x = x + self.attention(self.attention_norm(x), rotation, meta)
         return x + self.ffn(self.ffn_norm(x))

@@ -45,6 +45,14 @@ class ModelConfig:
     """Share the token table between input and logits."""
     rope_base: float = 10_000.0
     """Base of the rotary frequencies."""
+    rope_scaling: tuple[float, ...] = ()
+    """Of Llama 3, how low frequencies are stretched: factor, low and high frequency factor, and the
+    context they were first trained on; nothing leaves them as they are."""
+    no_rope: tuple[int, ...] = ()
+    """Numbers of the blocks whose queries and keys are not rotated (SmolLM3 has some)."""
+    plain_text: bool = False
+    """Add nothing to tokens whose index inside a step is 0, as that of text is: a trunk that was
+    pretrained on text then reads it as it always did."""
     norm_eps: float = 1e-6
     """Added to the mean square in every normalisation."""
     init_std: float = 0.02
@@ -68,6 +76,10 @@ class ModelConfig:
                 f"kv_heads must divide heads={self.heads}; got {self.kv_heads}. "
                 "Use a divisor, or None for one per query head."
             )
+        if len(self.rope_scaling) not in (0, 4) or any(not f > 0 for f in self.rope_scaling):
+            raise ValueError(f"rope_scaling must be nothing or 4 numbers; got {self.rope_scaling}.")
+        if any(not 0 <= block < self.layers for block in self.no_rope):
+            raise ValueError(f"no_rope must be blocks of {self.layers}; got {self.no_rope}.")
         for name in ("head_dim", "ffn_width"):
             if getattr(self, name) % 2:
                 raise ValueError(f"{name} must be even; got {getattr(self, name)}.")
