@@ -1,9 +1,7 @@
 """Text out of the model: batched generation with a cache, streaming, and likelihoods of candidates.
 
-Only text ids and ``<eos>`` can be generated: a role token is never among the ids allowed, and no
-text of a user becomes one, since control tokens have ids of their own.
-
-Legend: B rows.
+Only text ids and ``<eos>`` can be generated (see `engine.py`): a role token is never among the ids
+allowed, and no text of a user becomes one, since control tokens have ids of their own.
 """
 
 from __future__ import annotations
@@ -14,80 +12,15 @@ import numpy as np
 import torch
 
 from gato.model import GatoModel
-from gato.rollouts.batching import Memory, check_sampling, choose, span_logits, text_spans
+from gato.rollouts.batching import span_logits, text_spans
+from gato.rollouts.engine import Delta, Engine, Sampling
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
-from gato.tokenizers.text import Text
 
 BATCH_TOKENS = 16_384
 """Tokens of prefixes read together."""
-
-
-class Writer:
-    """Continues B prefixes, one id of each at a time."""
-
-    def __init__(
-        self,
-        model: GatoModel,
-        serializer: Serializer,
-        prefixes: Sequence[TokenSequence],
-        *,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        check_sampling(temperature, top_p)
-        self.model, self.serializer = model, serializer
-        self.temperature, self.top_p = temperature, top_p
-        self.eos = serializer.control["<eos>"]
-        self.spans = text_spans(serializer)
-        self.generators = [np.random.default_rng([seed, i]) for i in range(len(prefixes))]
-        self.written: list[list[int]] = [[] for _ in prefixes]
-        self.ended = np.zeros(len(prefixes), bool)
-        self._rows = np.arange(len(prefixes))  # which prefix each row of the memory goes on from
-        self._memory = Memory(model, len(prefixes))
-        self._next: list[TokenSequence] = list(prefixes)
-
-    @torch.inference_mode()
-    def step(self) -> list[tuple[int, int]]:
-        """Write one more id of every row that has not ended; return (row, id) pairs."""
-        running = ~self.ended[self._rows]
-        if 2 * np.count_nonzero(running) <= len(running):
-            self._memory.keep(np.flatnonzero(running))
-            self._rows = self._rows[running]
-            running = np.ones(len(self._rows), bool)
-        if not len(self._rows):
-            return []
-        rows = np.flatnonzero(running)
-        lengths = np.zeros(len(self._rows), np.int64)
-        lengths[rows] = [len(self._next[self._rows[r]]) for r in rows]
-        chunk = self._memory.chunk(lengths, self.serializer.control)
-        for r in rows.tolist():
-            chunk.write([r], self._next[self._rows[r]])
-        states = self._memory.read(chunk, last=True)[rows, lengths[rows] - 1]
-        members = self._rows[rows].tolist()
-        ids = choose(
-            self.model,
-            states,
-            [self.spans] * len(rows),
-            [self.temperature] * len(rows),
-            [self.generators[m] for m in members],
-            self.top_p,
-        )
-        pairs = list(zip(members, ids.tolist(), strict=True))
-        for member, token in pairs:
-            if token == self.eos:
-                self.ended[member] = True
-            else:
-                self.written[member].append(token)
-                self._next[member] = self._shown(token)
-        return pairs
-
-    def _shown(self, token: int) -> TokenSequence:
-        number = np.array([self.serializer.number["text"]], np.uint8)
-        return TokenSequence(
-            np.array([token], np.int32), number, np.zeros(1, np.int16), np.zeros(1, np.float32)
-        )
+ROWS = 128
+"""Texts written at the same time."""
 
 
 def generate(
@@ -99,6 +32,7 @@ def generate(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: Sequence[str] = (),
 ) -> list[str]:
     """Return the text that follows each prefix, up to ``<eos>`` or `max_tokens`.
 
@@ -109,23 +43,19 @@ def generate(
         max_tokens: the most ids per text.
         temperature: 0 takes the likeliest id.
         top_p: mass of the ids drawn from.
-        seed: of the draws.
+        seed: of the draws; the first prefix gets the text that `stream` gives.
+        stop: strings before which a text ends.
     """
     texts = [""] * len(prefixes)
-    for members in _batches([len(p) for p in prefixes]):
-        writer = Writer(
-            model,
-            serializer,
-            [prefixes[i] for i in members],
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
-        for _ in range(max_tokens):
-            if not writer.step():
-                break
-        for i, ids in zip(members, writer.written, strict=True):
-            texts[i] = text_of(serializer, complete(serializer, ids))
+    if not prefixes:
+        return texts
+    sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop))
+    engine = Engine(model, serializer, min(ROWS, len(prefixes)), read=BATCH_TOKENS)
+    # Those of like length are read together, and the longest first.
+    order = sorted(range(len(prefixes)), key=lambda i: -len(prefixes[i]))
+    place = {engine.submit(prefixes[i], sampling, number=i): i for i in order}
+    for ticket, delta in _written(engine):
+        texts[place[ticket]] += delta.text
     return texts
 
 
@@ -138,30 +68,23 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield the text that follows `prefix` as it is written, in whole characters."""
-    writer = Writer(model, serializer, [prefix], temperature=temperature, top_p=top_p, seed=seed)
-    said = ""
-    for _ in range(max_tokens):
-        if not writer.step():
-            return
-        text = text_of(serializer, complete(serializer, writer.written[0]))
-        if len(text) > len(said):
-            yield text[len(said) :]
-            said = text
+    engine = Engine(model, serializer, rows=1)
+    engine.submit(prefix, Sampling(max_tokens, temperature, top_p, seed, tuple(stop)))
+    for _, delta in _written(engine):
+        if delta.text:
+            yield delta.text
 
 
-def text_of(serializer: Serializer, ids: Sequence[int]) -> str:
-    """Return the string of stream ids of text."""
-    offset = serializer.offset["text"]
-    return str(serializer.modalities["text"].decode(np.array(ids, np.int64) - offset, {}))
-
-
-def complete(serializer: Serializer, ids: Sequence[int]) -> list[int]:
-    """Return `ids` without those at the end that begin a character and do not end it."""
-    text, offset = serializer.modalities["text"], serializer.offset["text"]
-    assert isinstance(text, Text)
-    return list(ids[: len(ids) - text.unfinished([i - offset for i in ids])])
+def _written(engine: Engine) -> Iterator[tuple[int, Delta]]:
+    """Yield (ticket, delta) until all is written."""
+    while engine.running or engine.waiting:
+        for ticket, delta in engine.step():
+            if delta.error is not None:
+                raise delta.error
+            yield ticket, delta
 
 
 @torch.inference_mode()
