@@ -11,6 +11,7 @@ import torch
 from gato.checkpoint import Checkpoint, load_checkpoint
 from gato.envs.episode import Episode
 from gato.rollouts import generate
+from gato.rollouts.choices import judge
 from gato.rollouts.conversation import Message as Message
 from gato.rollouts.conversation import Prepared, checked, prepare
 from gato.rollouts.policy import Policy
@@ -136,6 +137,24 @@ class Agent:
         """Return the likeliest answer to each conversation, many at once."""
         prefixes = [self.prepare(m, max_tokens).prefix for m in conversations]
         return generate.generate(self.model, self.serializer, prefixes, max_tokens=max_tokens)
+
+    def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> dict[str, float]:
+        """Return the probability of each of two or more answers to a conversation.
+
+        They compete by their mean log-likelihood per token; see `choices.py`.
+        """
+        return self.choose_each([messages], [choices])[0]
+
+    def choose_each(
+        self, conversations: Sequence[Sequence[Message]], choices: Sequence[Sequence[str]]
+    ) -> list[dict[str, float]]:
+        """Return the probabilities of each conversation's own choices, many at once."""
+        prefixes = [self.prepare(messages).prefix for messages in conversations]
+        scores = judge(self.model, self.serializer, prefixes, choices)
+        return [
+            dict(zip(texts, found.probabilities().tolist(), strict=True))
+            for texts, found in zip(choices, scores, strict=True)
+        ]
 
     def classify(self, image: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
         """Return the probability of each label as the image's caption.

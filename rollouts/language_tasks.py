@@ -1,0 +1,290 @@
+"""Language tasks by their ids, and where their records come from.
+
+KIND/NAME is the held-out split of a corpus, made anew: its seed is an evaluation's (`evaluate`), so
+that whoever tunes on the records that quickstart holds out has not seen these. KIND/PLACE is data:
+a folder of records, or whatever `gato train --data` reads, imported on the fly. Of data that the
+checkpoint was trained on, only what the run held out for validation is read.
+
+A picture with several captions is one record with several references.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import hashlib
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gato.checkpoint import Checkpoint
+from gato.contents import digests
+from gato.envs import registry as worlds
+from gato.envs.corpora import registry as corpora
+from gato.envs.files import stores_below
+from gato.envs.mirror import mirror
+from gato.envs.readers import importing
+from gato.envs.records import RecordStore
+from gato.envs.remote import is_remote
+from gato.envs.store import open_store
+from gato.rollouts.measures import KINDS
+from gato.rollouts.metrics import Record
+from gato.selection import divide
+
+RECORDS = 200
+"""Made of a corpus where no number is asked for."""
+REPEATS = 1000
+"""Records in a row that were there before, or are of another kind, after which no new ones are
+looked for: a corpus such as the digits is a list."""
+
+
+@dataclass
+class Found:
+    """The records of a task."""
+
+    records: list[Record]
+    source: dict[str, Any]
+    """Where they come from: the corpus and its seed, or the place."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know of them."""
+
+
+def is_language(task_id: str) -> bool:
+    """Return whether an id is a language task's, known or not."""
+    return task_id.partition("/")[0] in KINDS
+
+
+def matching(patterns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the language tasks that patterns name, each once, and the patterns of other tasks.
+
+    Raises:
+        ValueError: for an unknown corpus or place, or a misspelt kind, with the closest.
+    """
+    found: dict[str, None] = {}
+    others = []
+    for pattern in patterns:
+        kind, _, what = pattern.partition("/")
+        if kind not in KINDS:
+            _check_suite(pattern)
+            others.append(pattern)
+        elif set(what) & set("*?["):
+            named = [n for n in KINDS[kind].corpora if fnmatch.fnmatchcase(n, what)]
+            if not named:
+                raise ValueError(
+                    f"expected a pattern that matches a corpus; {pattern!r} matches none of "
+                    f"{', '.join(KINDS[kind].corpora)}."
+                )
+            found.update(dict.fromkeys(f"{kind}/{name}" for name in named))
+        else:
+            _check_place(kind, what)
+            found[pattern] = None
+    return list(found), others
+
+
+def _check_suite(pattern: str) -> None:
+    """Raise ValueError for a misspelt kind; what is no kind at all is the registry's to judge."""
+    suite, slash, what = pattern.partition("/")
+    close = difflib.get_close_matches(suite, KINDS, n=1, cutoff=0.7)
+    if slash and close and suite not in worlds.SUITES:
+        raise ValueError(
+            f"expected a suite or a kind of language task ({', '.join(KINDS)}); got {pattern!r} "
+            f"(closest: {close[0]}/{what})."
+        )
+
+
+def _check_place(kind: str, what: str) -> None:
+    if what in corpora.names() or is_remote(what) or ":" in what or Path(what).exists():
+        return
+    of_kind = KINDS[kind].corpora
+    close = difflib.get_close_matches(what, corpora.names(), n=2, cutoff=0.4) or of_kind
+    raise ValueError(
+        f"expected a corpus ({', '.join(of_kind)}) or the place of data behind {kind}/; got "
+        f"{what!r}, and there is no such file or folder (closest: "
+        f"{', '.join(f'{kind}/{name}' for name in close)})."
+    )
+
+
+def records_of(
+    task_id: str, seed: int, count: int | None = None, checkpoint: Checkpoint | None = None
+) -> Found:
+    """Return the records of a task.
+
+    Args:
+        task_id: see the module.
+        seed: of a corpus' records; of data, chooses which `count` are taken.
+        count: how many; by default `RECORDS` of a corpus, and all of data.
+        checkpoint: what was trained on is left out.
+
+    Raises:
+        ValueError: where there are none of the kind, or all were trained on.
+    """
+    kind, _, what = task_id.partition("/")
+    if what in corpora.names():
+        wanted = RECORDS if count is None else count
+        found = _made(kind, what, seed, wanted)
+        source = {"corpus": what, "split": "heldout", "seed": seed}
+        return Found(found, source, _fewer(task_id, len(found), count))
+    stores, notes = _stores(what)
+    held = [_allowed(store, checkpoint, notes) for store in stores]
+    taken = itertools.islice(_read(kind, stores, held, seed if count else None), count)
+    found = list(taken)
+    if not found:
+        kinds = Counter(
+            store[int(i)]["kind"] for store in stores[:8] for i in range(len(store))[:99]
+        )
+        told = ", ".join(f"{n} of kind {k}" for k, n in kinds.items()) or "it is empty"
+        raise ValueError(
+            f"expected records for {kind} ({KINDS[kind].about}) at {what}; found none: {told}."
+        )
+    source = {"place": what, "stores": digests(stores)}
+    return Found(found, source, notes + _fewer(task_id, len(found), count))
+
+
+def _fewer(task_id: str, found: int, wanted: int | None) -> list[str]:
+    if wanted is None or found >= wanted:
+        return []
+    return [f"{task_id} has {found} different records, not the {wanted} asked for"]
+
+
+def identity(record: Record) -> str:
+    """Return a short digest of a record, the same wherever it lies."""
+    digest = hashlib.sha256()
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            digest.update(repr(value.shape).encode() + np.ascontiguousarray(value).tobytes())
+            return None
+        return repr(value)
+
+    told = {key: value for key, value in record.items() if key != "meta"}
+    digest.update(json.dumps(told, sort_keys=True, default=plain).encode())
+    return digest.hexdigest()[:12]
+
+
+# ---- corpora ---------------------------------------------------------------------------------
+
+
+def _made(kind: str, name: str, seed: int, wanted: int) -> list[Record]:
+    """Return different records of a corpus' held-out split."""
+    found: dict[Any, Record] = {}
+    in_vain = 0
+    endless = corpora.records(name, "heldout", seed, count=1 << 40)
+    for record in endless:
+        if len(found) >= wanted or in_vain >= REPEATS:
+            break
+        key = _picture(record) if kind in ("caption", "classify") else identity(record)
+        in_vain += 1
+        if KINDS[kind].fits(record) and key not in found:
+            found[key], in_vain = record, 0
+    if not found:
+        raise ValueError(
+            f"expected a corpus with records for {kind} ({KINDS[kind].about}); {name!r} has none. "
+            f"Choose of {', '.join(KINDS[kind].corpora)}."
+        )
+    return list(found.values())
+
+
+def _picture(record: Record) -> Any:
+    image = record.get("image")
+    return None if image is None else (image.shape, image.tobytes())
+
+
+# ---- data ------------------------------------------------------------------------------------
+
+
+def _stores(place: str) -> tuple[list[RecordStore], list[str]]:
+    """Return the stores of records at a place, which is imported where it is of another format."""
+    notes: list[str] = []
+    if is_remote(place):
+        folder = mirror(place) or _imported(place, notes)
+    else:
+        folder = Path(place) if importing.is_store(Path(place)) else _imported(place, notes)
+    stores = [open_store(f) for f in stores_below(folder)]
+    records = [store for store in stores if isinstance(store, RecordStore)]
+    if not records:
+        raise ValueError(
+            f"expected records at {place}; found episodes, which are evaluated as tasks."
+        )
+    return records, notes
+
+
+def _imported(place: str, notes: list[str]) -> Path:
+    try:
+        folder = importing.cached(place)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} (to import it with other options: gato data import {place} --out STORE)"
+        ) from error
+    told = importing.origin(folder)
+    notes += [f"{what}: {number:,}" for what, number in told["counts"].items()]
+    return folder
+
+
+def _allowed(store: RecordStore, checkpoint: Checkpoint | None, notes: list[str]) -> np.ndarray:
+    """Return which records of a store were never trained on.
+
+    Raises:
+        ValueError: where all were.
+    """
+    everything = np.arange(len(store))
+    if checkpoint is None:
+        return everything
+    (digest,) = digests([store]).values()
+    for config in checkpoint.config.corpora:
+        if digest not in checkpoint.data.get(config.name, {}).get("stores", {}).values():
+            continue
+        if not config.validation:
+            raise ValueError(
+                f"expected records that were not trained on; those at {store.path} were, all of "
+                f"them, as corpus {config.name!r}. Evaluate on others, or train with --validation."
+            )
+        mask = np.ones(len(store), bool)
+        everything = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)[0]
+        notes.append(
+            f"{store.path} was trained on: only the {len(everything)} of its {len(store)} records "
+            f"are read that the run held out"
+        )
+    return everything
+
+
+def _read(
+    kind: str, stores: Sequence[RecordStore], allowed: Sequence[np.ndarray], seed: int | None
+) -> Iterator[Record]:
+    """Yield records of a kind, drawn at random where there is a seed; captions of a picture as one.
+
+    What belongs together is read together, so that memory holds one group at a time.
+    """
+    groups: list[tuple[int, np.ndarray]] = []
+    for number, (store, items) in enumerate(zip(stores, allowed, strict=True)):
+        of = store.groups()[items]
+        order = np.argsort(of, kind="stable")
+        cuts = np.flatnonzero(np.diff(of[order])) + 1
+        groups += [(number, part) for part in np.split(items[order], cuts) if len(part)]
+    order = np.arange(len(groups))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+    for place in order.tolist():
+        number, items = groups[place]
+        found = (stores[number][int(i)] for i in items)
+        fitting = [record for record in found if KINDS[kind].fits(record)]
+        yield from _joined(fitting) if kind == "caption" else fitting
+
+
+def _joined(captions: Iterable[Record]) -> Iterator[Record]:
+    """Yield one record per picture, with all its texts as references."""
+    texts: dict[Any, list[str]] = {}
+    first: dict[Any, Record] = {}
+    for record in captions:
+        key = _picture(record)
+        first.setdefault(key, record)
+        texts.setdefault(key, []).append(record["text"])
+    for key, record in first.items():
+        more = texts[key][1:]
+        meta = dict(record.get("meta") or {})
+        yield {**record, "meta": {**meta, "references": more}} if more else record
