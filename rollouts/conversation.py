@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from gato.tokenizers.image import picture_spec
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, concatenate
 
@@ -160,13 +161,7 @@ def checked(image: Any) -> np.ndarray:
         ValueError: for anything that is not uint8 (H, W), (H, W, 1) or (H, W, 3).
     """
     array = np.asarray(image)
-    shape = array.shape
-    good = array.ndim == 2 or (array.ndim == 3 and shape[2] in (1, 3))
-    if array.dtype != np.uint8 or not good or 0 in shape:
-        raise ValueError(
-            f"an image must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3); got {array.dtype} of "
-            f"shape {shape}"
-        )
+    picture_spec(array)
     if array.ndim == 2:
         array = array[..., None]
     return np.broadcast_to(array, (*array.shape[:2], 3)) if array.shape[2] == 1 else array

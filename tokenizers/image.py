@@ -56,6 +56,22 @@ class Image(Modality):
         return kinds[kind](width)
 
 
+def picture_spec(image: np.ndarray) -> Spec:
+    """Return the spec of a picture that stands alone: uint8 (H, W), (H, W, 1) or (H, W, 3).
+
+    Raises:
+        ValueError: for anything else: with transparency, with channels first, without pixels.
+    """
+    shape = image.shape
+    known = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+    if image.dtype != np.uint8 or not known or 0 in shape:
+        raise ValueError(
+            f"an image must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3); got {image.dtype} "
+            f"of shape {shape}. Convert to RGB, channels last."
+        )
+    return {"shape": list(shape)}
+
+
 def per_size(
     compute: Callable[[Tensor, int, int], Tensor], pixels: Tensor, size: Any, images: int = 1
 ) -> Tensor:

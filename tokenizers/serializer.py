@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gato.envs.episode import Episode, TaskSpec, flatten_space
+from gato.tokenizers.image import picture_spec
 from gato.tokenizers.modality import Modality, Segment, Spec, modality_classes
 from gato.tokenizers.spaces import CodecOptions, codec
 from gato.tokenizers.steps import payload_of, runs
@@ -197,22 +198,8 @@ class Serializer:
         return self.piece("text", self.modalities["text"].encode([text], {}), target)
 
     def image(self, image: np.ndarray) -> TokenSequence:
-        """Return an image's tokens.
-
-        Args:
-            image: uint8 (H, W), (H, W, 1) or (H, W, 3).
-
-        Raises:
-            ValueError: for anything else, a picture with transparency or channels first included.
-        """
-        shape = image.shape
-        known = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
-        if image.dtype != np.uint8 or not known:
-            raise ValueError(
-                f"an image must be uint8 of shape (H, W), (H, W, 1) or (H, W, 3); got "
-                f"{image.dtype} of shape {shape}. Convert to RGB, channels last."
-            )
-        spec = {"shape": list(image.shape)}
+        """Return the tokens of a picture that stands alone, see `picture_spec`."""
+        spec = picture_spec(image)
         return self.piece("image", self.modalities["image"].encode(image[None], spec, "image"))
 
     # ---- examples ----------------------------------------------------------------------------

@@ -103,14 +103,15 @@ def open_source(location: str, options: ReadOptions) -> Source:
 def _source(location: str, name: str, files: list[Path], options: ReadOptions) -> Source:
     counts: Counter[str] = Counter()
     task = _open_task(name, files, options, counts)
+    lengths = task.looked.lengths
     return Source(
         FORMAT,
         location,
         "episodes",
         partial(_read, task),
         tasks={task.spec.id: task.spec},
-        items=len(task.lengths),
-        steps=sum(task.lengths),
+        items=len(lengths),
+        steps=sum(lengths),
         fields=task.fields,
         notes=[
             *task.notes,
@@ -134,17 +135,14 @@ def _fetched(location: str) -> Path:
 
 @dataclass
 class _Task:
-    """One task's files, and what their columns become."""
+    """One task, and what the columns of its files become."""
 
     spec: TaskSpec
-    files: list[Path]
     columns: dict[str, str]
     """Our field -> the data's."""
     seen: dict[str, Leaf]
     done: dict[str, Leaf]
-    opaque: bool
-    lengths: list[int]
-    broken: list[BadItem]
+    looked: _Looked
     fields: dict[str, str]
     notes: list[str]
 
@@ -193,18 +191,7 @@ def _open_task(name: str, files: list[Path], options: ReadOptions, counts: Count
         control_hz=UNKNOWN_HZ,
         instruction=instruction,
     )
-    return _Task(
-        spec,
-        looked.files,
-        columns,
-        seen,
-        done,
-        looked.opaque,
-        looked.lengths,
-        looked.broken,
-        fields,
-        notes,
-    )
+    return _Task(spec, columns, seen, done, looked, fields, notes)
 
 
 def _columns(files: list[Path], options: ReadOptions) -> dict[str, str]:
@@ -292,31 +279,28 @@ def _observed(name: str, looked: _Looked, options: ReadOptions) -> Leaf:
         return observed(spaces.Box(0, 255, shape, np.uint8), options)
     if name == CONTINUOUS:
         return observed(spaces.Box(-np.inf, np.inf, shape, np.float32), options)
-    values = _values(name, looked)
-    space = spaces.MultiDiscrete(np.full(shape, values)) if shape else spaces.Discrete(values)
-    return observed(space, options)
+    return observed(_integers(name, looked), options)
 
 
 def _acted(name: str, looked: _Looked) -> gym.Space:
-    shape = looked.first[name].shape[1:]
     if name == MOVES:
-        return spaces.Box(-1.0, 1.0, shape, np.float32)
-    values = _values(name, looked)
-    return spaces.MultiDiscrete(np.full(shape, values)) if shape else spaces.Discrete(values)
+        return spaces.Box(-1.0, 1.0, looked.first[name].shape[1:], np.float32)
+    return _integers(name, looked)
 
 
-def _values(name: str, looked: _Looked) -> int:
-    if looked.most[name] >= MOST_VALUES:
+def _integers(name: str, looked: _Looked) -> gym.Space:
+    values, shape = looked.most[name] + 1, looked.first[name].shape[1:]
+    if values > MOST_VALUES:
         raise ValueError(
             f"expected integers below {MOST_VALUES} as {name}; got {looked.most[name]}. Store "
             f"quantities as continuous numbers."
         )
-    return looked.most[name] + 1
+    return spaces.MultiDiscrete(np.full(shape, values)) if shape else spaces.Discrete(values)
 
 
 def _read(task: _Task) -> Iterator[Episode | BadItem]:
-    yield from task.broken
-    for file in task.files:
+    yield from task.looked.broken
+    for file in task.looked.files:
         yield from _read_file(task, file)
 
 
@@ -346,7 +330,7 @@ def _episode(task: _Task, row: Mapping[str, Any]) -> Episode:
             if name == TEXTS:
                 columns[name] = values.to_pylist()
             elif name == IMAGES:
-                columns[name] = _decoded(values, task.opaque)
+                columns[name] = _decoded(values, task.looked.opaque)
             else:
                 columns[name] = arrow.array(values)
         except ValueError as error:

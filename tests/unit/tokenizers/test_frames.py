@@ -148,6 +148,7 @@ def test_a_checkpoint_keeps_a_stack_that_it_wrote_as_numbers(text_model):
         np.zeros((2, 64, 64, 3), np.uint8),
         np.zeros(64, np.uint8),
         np.zeros((64, 64, 3), np.float32),
+        np.zeros((0, 64, 3), np.uint8),
     ],
     ids=lambda x: f"{x.dtype}{x.shape}",
 )
