@@ -31,15 +31,15 @@ from gato.model import GatoModel
 from gato.tokenizers.stream import TokenBatch
 
 PEAKS = {
-    "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
-    "H200 NVL": 835e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "GH200": 989e12,
+    "H100 PCIe": 1513e12 / 2,
+    "H100 NVL": 1671e12 / 2,
+    "H200 NVL": 1671e12 / 2,
+    "H100": 1979e12 / 2,
+    "H200": 1979e12 / 2,
     "A100": 312e12,
 }
-"""Dense bf16 FLOP/s by NVIDIA's data sheets, by a part of the device's name: the first that fits.
+"""Dense bf16 FLOP/s by a part of the device's name, the first that fits: what NVIDIA's data sheets
+tell, of Hopper with sparsity, which is twice as much.
 
 A name that says no more is that of an SXM module.
 """

@@ -86,9 +86,14 @@ def test_pairs_are_counted_one_by_one(window):
 
 
 def test_peaks_are_known_or_measured():
-    assert by_name("NVIDIA H200") == by_name("NVIDIA H100 80GB HBM3") == 989e12
-    assert by_name("NVIDIA H100 PCIe") == 756e12
-    assert by_name("NVIDIA H100 NVL") == by_name("NVIDIA H200 NVL") == 835e12
+    assert (
+        by_name("NVIDIA H200")
+        == by_name("NVIDIA GH200 480GB")
+        == by_name("NVIDIA H100 80GB HBM3")
+        == 1979e12 / 2
+    )
+    assert by_name("NVIDIA H100 PCIe") == 1513e12 / 2
+    assert by_name("NVIDIA H100 NVL") == by_name("NVIDIA H200 NVL") == 1671e12 / 2
     assert by_name("NVIDIA A100-SXM4-80GB") == 312e12
     assert by_name("NVIDIA GeForce RTX 4090") is None
     found = peak(CPU, torch.float32)
