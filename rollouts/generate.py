@@ -19,7 +19,7 @@ from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
 
 BATCH_TOKENS = 16_384
 """Tokens of prefixes read together."""
-ROWS = 128
+ROWS = 64
 """Texts written at the same time."""
 
 

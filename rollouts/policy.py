@@ -150,6 +150,7 @@ class Policy:
         *,
         seeds: Sequence[int] | Mapping[int, int] | None = None,
         tasks: Sequence[str] | Mapping[int, str] | None = None,
+        temperatures: Mapping[int, float] | None = None,
     ) -> None:
         """Forget the episodes of the rows where `mask` (B,) is true; of all rows without one.
 
@@ -157,6 +158,7 @@ class Policy:
             mask: bool (B,).
             seeds: by row; those given of reset rows start their random generators anew.
             tasks: by row; the tasks that reset rows play from now on.
+            temperatures: by row; of the actions of reset rows, until they play another task.
         """
         chosen = np.ones(len(self.rows), bool) if mask is None else np.asarray(mask, bool)
         if chosen.shape != (len(self.rows),):
@@ -168,6 +170,9 @@ class Policy:
                 self.rows[row].generator, self.rows[row].read = old.generator, old.read
             if seeds is not None:
                 self.rows[row].generator = np.random.default_rng(seeds[row])
+            if temperatures is not None and row in temperatures:
+                check_sampling(temperatures[row])
+                self.rows[row].temperature = temperatures[row]
             self.rows[row].due = []
         self._forget(chosen)
 
@@ -206,6 +211,10 @@ class Policy:
         """
         with few_threads(self.model.config, self.model.table.weight.device):
             return self._selected(observations, active)
+
+    def check(self, row: int, observation: Any) -> None:
+        """Raise ValueError for an observation outside the space of a row's task."""
+        self._observed({row: observation}, [row])
 
     def _selected(self, observations: Any, active: Any) -> Any:
         if self.single:
@@ -297,7 +306,9 @@ class Policy:
         chunk.fill(np.array(rows), fill[rows])
         return chunk, lengths - 1 - fill
 
-    def _observed(self, observations: Sequence[Any], rows: list[int]) -> list[Block]:
+    def _observed(
+        self, observations: Sequence[Any] | Mapping[int, Any], rows: list[int]
+    ) -> list[Block]:
         """Return the observations' tokens, rows of equal layout written in one go."""
         groups: dict[tuple[str, ...], list[tuple[int, dict[str, Any]]]] = {}
         for r in rows:
