@@ -195,6 +195,16 @@ def _classify(p: Parser) -> None:
     add_json(p)
 
 
+def _search(p: Parser) -> None:
+    add_checkpoint(p)
+    p.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, in folders below it too")
+    p.add_argument("text", nargs="?", metavar="TEXT", help="what the pictures should show")
+    p.add_argument("--image", type=Path, metavar="FILE", help="a picture to search by instead")
+    p.add_argument("--top", type=whole(1), default=5, metavar="N", help="pictures told (5)")
+    p.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read; name it")
+    add_json(p)
+
+
 def _bench(p: Parser) -> None:
     about = "a bench; those of a minute or less where none is named; list: what there are"
     p.add_argument("names", nargs="*", metavar="NAME", help=about)
@@ -313,6 +323,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "chat": ("talk with a checkpoint", _chat),
     "caption": ("describe images", _caption),
     "classify": ("choose among labels for an image", _classify),
+    "search": ("find pictures of a folder by words or by a picture", _search),
     "experts": ("list, score or train experts", _experts),
     "bench": ("measure speed", _bench),
 }

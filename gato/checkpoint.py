@@ -68,6 +68,7 @@ def build_model(config: TrainConfig, serializer: Serializer) -> GatoModel:
         nets,
         serializer.slots(),
         serializer.spans(),
+        contrast=any(c.weight > 0 and c.contrast > 0 for c in config.corpora),
     )
 
 

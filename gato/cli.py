@@ -124,6 +124,7 @@ MODULES = {
     **dict.fromkeys(WORLD_COMMANDS, "gato.world_commands"),
     **dict.fromkeys(("train", "runs"), "gato.run_commands"),
     "data": "gato.data_commands",
+    "search": "gato.search_commands",
     "bench": "gato.bench_commands",
 }
 """Where commands stand that do not stand in `gato.commands`."""

@@ -58,6 +58,9 @@ class CorpusConfig:
     1, is tilted by exp(kappa x return)."""
     pairs: int = 1
     """Captions, or questions about pictures, per sequence (five in Gato section 2.3)."""
+    contrast: float = 0.0
+    """Weight of the loss of telling apart which caption belongs to which picture of a batch, beside
+    the tokens' loss; 0 for none. Needs captions of pictures."""
     validation: float = 0.0
     """Share of the episodes or records that is never trained on, chosen by their number."""
     skip: tuple[str, ...] = ()
@@ -93,6 +96,9 @@ class CorpusConfig:
             "pairs must be at least 1": self.pairs < 1,
             "kappa must be a number of at least 0": not 0.0 <= self.kappa < math.inf,
             "loss_weight must be a number of at least 0": not 0.0 <= self.loss_weight < math.inf,
+            "contrast must be a number of at least 0": not 0.0 <= self.contrast < math.inf,
+            "pairs must be 1 beside contrast, which takes captions one by one": self.contrast > 0
+            and self.pairs > 1,
             "temperature must be a number of at least 0": not 0.0 <= self.temperature < math.inf,
             "min_fraction must be finite": not math.isfinite(self.min_fraction or 0.0),
             "min_return must be finite": not math.isfinite(self.min_return or 0.0),
@@ -142,7 +148,7 @@ def without_effect(config: CorpusConfig, *, episodes: bool) -> list[str]:
     ]
     if episodes:
         vain = {
-            "is about records with pictures, and it holds episodes": {"pairs"},
+            "is about records with pictures, and it holds episodes": {"pairs", "contrast"},
             "needs returns = true": set() if config.returns else {"kappa"},
         }
     else:

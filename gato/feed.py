@@ -100,6 +100,8 @@ class Feed:
             batch = self._capacities.pad(batch, pin=pin)
         elif pin:
             batch = _pinned(batch)
+        if pin and batch.matches is not None:
+            batch.matches = batch.matches.each(lambda x: torch.as_tensor(x).pin_memory())
         if self._stream is None:
             return batch.to(self._device)
         with torch.cuda.stream(self._stream):
@@ -120,4 +122,5 @@ def _pinned(batch: TokenBatch) -> TokenBatch:
 
 def _tensors(batch: TokenBatch) -> Sequence[Tensor]:
     found = [*vars(batch).values(), *(v for rows in batch.payload.values() for v in rows.values())]
+    found += [] if batch.matches is None else vars(batch.matches).values()
     return [x for x in found if isinstance(x, Tensor)]

@@ -21,6 +21,7 @@ import numpy as np
 
 from gato.config import TrainConfig
 from gato.corpora import Corpus
+from gato.matching import Matcher
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, pack
 
@@ -29,6 +30,7 @@ _FILL = 0.99  # tokens drawn per token of the batch; what does not fit is droppe
 _ROUNDS = {"random": (6, 300_000, 200), "even": (3, 1_200_000, 400)}
 """Of balancing what is drawn: how many, and the most tokens and parts drawn in each."""
 _TOO_MUCH = 1.05  # drawn per token of the rows to see how much of it they hold
+_LOOKED_AT = 4  # parts drawn to know how many rows the words of pictures need
 _GOLDEN = 0.6180339887498949  # multiples of it, without their whole part, fill [0, 1) evenly
 
 
@@ -52,6 +54,7 @@ class Mixture:
         parts: int = 1,
         weigh: str = "tokens",
         draw: str = "random",
+        contrast: bool = True,
     ) -> None:
         """Make a mixture.
 
@@ -65,9 +68,12 @@ class Mixture:
                 (seed, batch, piece): what several processes share.
             weigh: ``tokens`` or ``samples``: what weights are shares of.
             draw: ``random`` or ``even``: see above.
+            contrast: match pictures and words, see `matching.py`, where a corpus asks for it: those
+                of one part with one another.
 
         Raises:
-            ValueError: where no corpus has a positive weight, or `parts` does not divide `rows`.
+            ValueError: where no corpus has a positive weight, `parts` does not divide `rows`, or a
+                corpus has no captions to match.
         """
         if parts < 1 or rows % parts:
             raise ValueError(f"rows must be a multiple of parts; got {rows} rows in {parts} parts")
@@ -87,6 +93,7 @@ class Mixture:
         self._stretches = [_stretch(costs) for costs in self._costs(lengths)]
         emphasis = np.array([c.config.loss_weight for c in self.corpora])
         self._target_weight = (emphasis * lengths.mean(1) / targets).astype(np.float32)
+        self.matcher = self._matcher() if contrast else None
 
     @classmethod
     def of(cls, config: TrainConfig, corpora: Sequence[Corpus], serializer: Serializer) -> Mixture:
@@ -111,6 +118,27 @@ class Mixture:
         if not any(targets):
             raise ValueError(f"corpus {self.names[corpus]!r} has nothing to predict")
         return np.array([[len(s) for s in drawn], targets])
+
+    def _matcher(self) -> Matcher | None:
+        """Return what matches pictures and words, with room for the words of parts like the first.
+
+        None where no corpus asks for it.
+        """
+        weights = tuple(c.config.contrast for c in self.corpora)
+        if not any(weights):
+            return None
+        matcher = Matcher(weights, self.serializer.control, self.row_length)
+        for i in np.flatnonzero(weights).tolist():
+            rng = self._rng(i, stream=1)
+            drawn = (
+                self.corpora[i].sample(rng, self.row_length) for _ in range(_MEASURED["random"])
+            )
+            if all(matcher.halves(sequence) is None for sequence in drawn):
+                raise ValueError(
+                    f"corpus {self.names[i]!r}: contrast={weights[i]} matches pictures and their "
+                    f"captions; none is among {_MEASURED['random']} of its records. Leave it out."
+                )
+        return matcher.with_room(self.rows_of(k, 0) for k in range(_LOOKED_AT))
 
     def _costs(self, lengths: np.ndarray) -> np.ndarray:
         """Return what sequences of these lengths count in the shares."""
@@ -258,7 +286,15 @@ class Mixture:
     def _pack(self, rows: list[list[tuple[int, TokenSequence]]]) -> TokenBatch:
         sequences = [[s for _, s in row] for row in rows]
         corpora = [[c for c, _ in row] for row in rows]
+        matches = None
+        if self.matcher is not None:
+            words, matches = self.matcher.match(
+                rows, self.matcher.rows * len(rows) // self.part_rows
+            )
+            sequences += words
+            corpora += [[0] * len(row) for row in words]
         batch = pack(sequences, self.row_length, self.serializer.control, corpora)
+        batch.matches = matches
         batch.target_weight = batch.target_weight * self._target_weight[batch.target_corpus]
         return batch
 

@@ -6,6 +6,7 @@
 - grouped key/value heads, optional sliding window, gated feed-forward (GEGLU or SwiGLU)
 - logits only where a token is predicted; token table tied to them by default; where several ids
   are predicted from one state, a state per slot (`joint.py`) and logits over their span of ids
+- where it is asked for, a head that matches what is shown with what is said (`contrast.py`)
 - output projections start at zero, so every block starts as the identity
 
 Legend: N tokens of a packed batch, M targets, B rows decoded, Q tokens of a chunk, D width,
@@ -22,12 +23,13 @@ from torch.utils.checkpoint import checkpoint
 
 from gato.attention import PackedMeta
 from gato.cache import KVCache
+from gato.contrast import ContrastHead
 from gato.decoding import Decoder
 from gato.joint import JointHead
 from gato.layers import Block, RMSNorm, rotation_at
 from gato.model_config import ModelConfig
 from gato.tokenizers.shapes import in_blocks
-from gato.tokenizers.stream import TokenBatch
+from gato.tokenizers.stream import Matches, TokenBatch
 
 TARGETS = 128
 """Targets are predicted in multiples of so many while training; see `tokenizers/shapes.py`."""
@@ -46,6 +48,7 @@ class GatoModel(nn.Module):
         nets: dict[str, nn.Module] | None = None,
         slots: int = 0,
         spans: Mapping[int, tuple[int, int]] | None = None,
+        contrast: bool = False,
     ) -> None:
         """Build and initialise the model.
 
@@ -56,6 +59,7 @@ class GatoModel(nn.Module):
             nets: one module per kind of payload; `net(payload)` returns (r, D) for r rows.
             slots: most ids predicted from one state beside the stream; 0 for none.
             spans: ids [start, stop) of each kind of such targets, by its number in batches.
+            contrast: have a head that matches what is shown with what is said.
         """
         super().__init__()
         if not 0 <= masked_id < vocabulary_size:
@@ -65,7 +69,8 @@ class GatoModel(nn.Module):
         self.masked_id = masked_id
         # Row V stands for tokens that have no id; it is never a logit.
         self.table = nn.Embedding(vocabulary_size + 1, config.width)
-        self.local = nn.Embedding(config.local_positions, config.width)
+        plain = 0 if config.plain_text else None  # a row of zeros that is never changed
+        self.local = nn.Embedding(config.local_positions, config.width, padding_idx=plain)
         self.nets = nn.ModuleDict(nets or {})
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
@@ -73,6 +78,8 @@ class GatoModel(nn.Module):
         self.joint = JointHead(config, slots) if slots else None
         self.spans = dict(spans or {})
         self.init_weights()
+        # after all else, which begins with the same weights whether there is such a head or not
+        self.contrast = ContrastHead(config.width) if contrast else None
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -80,6 +87,8 @@ class GatoModel(nn.Module):
         std = self.config.init_std
         nn.init.normal_(self.table.weight, std=std)
         nn.init.normal_(self.local.weight, std=std)
+        if self.config.plain_text:
+            nn.init.zeros_(self.local.weight[0])
         if self.head is not None:
             nn.init.normal_(self.head.weight, std=std)
         for module in (*self.blocks.modules(), self.norm):
@@ -122,8 +131,8 @@ class GatoModel(nn.Module):
         c = self.config
         meta = PackedMeta.build(batch, c.window, self._compute_dtype(x), c.head_dim)
         rotation = self._rotation(batch.position)
-        for block in self.blocks:
-            x = block(x, rotation, meta)
+        for number, block in enumerate(self.blocks):
+            x = block(x, None if number in c.no_rope else rotation, meta)
         return self.norm(x)
 
     def forward(self, batch: TokenBatch) -> Tensor:
@@ -186,6 +195,13 @@ class GatoModel(nn.Module):
                 if len(ids)
             ]
         )
+
+    def match(self, hidden: Tensor, matches: Matches) -> tuple[Tensor, Tensor]:
+        """Return the loss (I,) of pairs, and whether their words come first, from states (N, D)."""
+        assert self.contrast is not None, "a batch with matches needs a model with such a head"
+        shown, said = hidden[matches.shown_at], hidden[matches.said_at]
+        found: tuple[Tensor, Tensor] = self.contrast(shown, said, matches.said)
+        return found
 
     def target_nll(
         self,
@@ -266,7 +282,8 @@ class GatoModel(nn.Module):
         return Decoder(self)(x.flatten(0, 1), cache, step).view(x.shape)
 
     def _rotation(self, position: Tensor) -> Tensor:
-        return rotation_at(position, self.config.head_dim, self.config.rope_base)
+        c = self.config
+        return rotation_at(position, c.head_dim, c.rope_base, c.rope_scaling)
 
     @staticmethod
     def _compute_dtype(x: Tensor) -> torch.dtype:

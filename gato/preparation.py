@@ -152,8 +152,7 @@ class Shown:
 
     def progress(self, p: Progress) -> None:
         """Move the bar."""
-        losses = "  ".join(f"{k} {v:.3f}" for k, v in p.losses.items())
-        about = f"{losses}  {p.tokens_per_second:,.0f} tokens/s"
+        about = f"{p.figures()}  {p.tokens_per_second:,.0f} tokens/s"
         if p.mfu is not None:
             about += f"  {p.mfu:.0%} MFU"
         self._bar.update(self._line, completed=p.step, description=about)

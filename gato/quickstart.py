@@ -182,10 +182,9 @@ class Quickstart:
         text_model = self.out / MODEL_FILE
 
         def show(p: Progress) -> None:
-            losses = "  ".join(f"{k} {v:.2f}" for k, v in p.losses.items())
             self.say(
                 f"  step {p.step}/{p.steps}  {p.tokens_per_second:,.0f} tokens/s  "
-                f"{p.seconds_left / 60:.1f} min left  {losses}"
+                f"{p.seconds_left / 60:.1f} min left  {p.figures(2)}"
             )
 
         model = text_model.read_bytes()

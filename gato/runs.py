@@ -18,6 +18,7 @@ A line of metrics is one of
 
 ```
 {"step": 20, "losses": {corpus: loss}, "lr": ..., "tokens_per_second": ..., "time": ...}
+    and, where a corpus asks for it: "contrast": {corpus: {"loss": ..., "accuracy": ...}}
 {"step": 500, "validation": {corpus: {"loss": ..., "perplexity": ...}}, "validation_loss": ..., ...}
 {"step": 500, "evaluation": {task: score}, ...}
 ```

@@ -58,7 +58,9 @@ class Stepper:
         self.corpora = [open_corpus(c, serializer) for c in config.corpora]
         self.mixture = Mixture.of(config, self.corpora, serializer)
         self.step = 0
-        self.sums = torch.zeros(2, len(self.mixture.names), dtype=torch.float64, device=device)
+        # per corpus: loss and targets; where pairs are matched also loss, right ones and all
+        kinds = 2 if self.model.contrast is None else 5
+        self.sums = torch.zeros(kinds, len(self.mixture.names), dtype=torch.float64, device=device)
         self.flops = FlopCounter(self.model)
         self.work = 0.0
         """Model FLOPs of this process's parts since the last line of losses."""
@@ -85,18 +87,20 @@ class Stepper:
     def train_step(self, *parts: TokenBatch | Fed) -> None:
         """Take one optimizer step on this process's parts of a batch from the mixture."""
         n = len(self.mixture.names)
-        told = torch.zeros(1 + 2 * n, dtype=torch.float64, device=self.device)
+        told = torch.zeros(1 + self.sums.numel(), dtype=torch.float64, device=self.device)
         losses, drawn = [], []
         for part, batch in zip(self.share, parts, strict=False):
             given = batch.given if isinstance(batch, Fed) else self._given(batch)
             drawn.append(batch.drawn if isinstance(batch, Fed) else batch)
             with self._perhaps_compiling():
-                loss, nll, corpus = self._backward(part, given)
+                loss, nll, corpus, matched = self._backward(part, given)
             losses.append((nll, corpus))
             # one row more for the targets of padding, which belong to no corpus
-            sums = torch.zeros(2, n + 1, dtype=torch.float64, device=self.device)
+            sums = torch.zeros(len(self.sums), n + 1, dtype=torch.float64, device=self.device)
             sums[0].index_add_(0, corpus, nll.double())
             sums[1].index_add_(0, corpus, torch.ones_like(nll, dtype=torch.float64))
+            if given.matches is not None:
+                sums[2:].index_add_(1, given.matches.corpus, matched)
             told[0] += loss
             told[1:] += sums[:, :n].flatten()
             self.work += self.flops.of(drawn[-1])
@@ -120,17 +124,27 @@ class Stepper:
         assert isinstance(fed, Fed)
         return fed.given  # what is still on its way there the device waits for by itself
 
-    def _backward(self, part: int, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Add a part's gradients; return its share of the loss, its targets' losses and corpora."""
+    def _backward(self, part: int, batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add a part's gradients; return its share of the loss, its targets' losses and corpora.
+
+        Last come, of its matched pairs, (3, I): the loss, whether it is right, and ones.
+        """
         # Convention: every step and part draws its random numbers anew from (seed, step, part).
         torch.manual_seed(self.config.seed * 1_000_003 + self.step + part * 1_000_000_007)
         tensors = batch.to(self.device, non_blocking=True)
+        spread = self.config.model.soft_bins
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            nll = self.model.loss(tensors, ordinal=self.ordinal)  # (M,)
+            hidden = self.model(tensors)  # (N, D)
+            nll = self.model.batch_nll(hidden, tensors, self.ordinal, spread)  # (M,)
         tokens = self.config.rows * self.config.model.context
         loss = (nll * tensors.target_weight).sum() / tokens
+        told = torch.zeros(0)
+        if tensors.matches is not None:
+            apart, right = self.model.match(hidden, tensors.matches)  # (I,)
+            loss = loss + (apart * tensors.matches.weight).mean() / self.config.parts
+            told = torch.stack([apart.detach(), right, torch.ones_like(apart)]).double()
         loss.backward()
-        return loss.detach(), nll.detach(), tensors.target_corpus
+        return loss.detach(), nll.detach(), tensors.target_corpus, told
 
     def _update(self, told: Tensor, drawn: Sequence[TokenBatch], losses: Sequence[Losses]) -> None:
         """Change the weights, where the loss and the gradient are numbers."""

@@ -16,7 +16,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,14 @@ class Progress:
     seconds_left: float
     mfu: float | None = None
     """The share of the device's peak, see `gato.flops`."""
+    contrast: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of corpora whose pictures and words are matched: the loss of that, and the accuracy."""
+
+    def figures(self, digits: int = 3) -> str:
+        """Return every corpus' loss, and how many pairs are matched right, in one line."""
+        told = [f"{name} {loss:.{digits}f}" for name, loss in self.losses.items()]
+        told += [f"{name} matched {row['accuracy']:.2f}" for name, row in self.contrast.items()]
+        return "  ".join(told)
 
 
 def train(
@@ -268,7 +276,15 @@ class Trainer(Stepper):
                 rate = line["tokens_per_second"]
                 left = clock.seconds_left(self.step, config.steps)
                 on_progress(
-                    Progress(self.step, config.steps, line["losses"], rate, left, line.get("mfu"))
+                    Progress(
+                        self.step,
+                        config.steps,
+                        line["losses"],
+                        rate,
+                        left,
+                        line.get("mfu"),
+                        line.get("contrast", {}),
+                    )
                 )
         if self._due(config.validate_every):
             with clock.apart():
@@ -281,9 +297,15 @@ class Trainer(Stepper):
 
     def _metrics(self, clock: Clock) -> dict[str, Any]:
         """Return a line of metrics about the steps since the last one."""
-        total, count = self.sums.tolist()
+        names = self.mixture.names
+        total, count, *matched = self.sums.tolist()
         self.sums.zero_()
-        losses = {n: t / c for n, t, c in zip(self.mixture.names, total, count, strict=True) if c}
+        losses = {n: t / c for n, t, c in zip(names, total, count, strict=True) if c}
+        contrast = {
+            n: {"loss": t / c, "accuracy": right / c}
+            for n, t, right, c in zip(names, *(matched or [[]] * 3), strict=False)
+            if c
+        }
         steps, seconds, waited = clock.lap(self.step)
         tokens = steps * self.config.rows * self.config.model.context
         work, self.work = self.work, 0.0
@@ -291,6 +313,7 @@ class Trainer(Stepper):
         return {
             "step": self.step,
             "losses": losses,
+            **({"contrast": contrast} if contrast else {}),
             "lr": self.config.optim.rate(self.step - 1, self.config.steps),
             "tokens_per_second": tokens / seconds,
             **({} if best is None else {"mfu": work / seconds / best}),

@@ -56,7 +56,9 @@ class Validator:
                 f"on; none of {', '.join(held)} does. Or set validate_every=0."
             )
         self.mixtures = {
-            name: Mixture([corpus], serializer, rows=rows, row_length=row_length, seed=_SEED)
+            name: Mixture(
+                [corpus], serializer, rows=rows, row_length=row_length, seed=_SEED, contrast=False
+            )
             for name, corpus in held.items()
             if corpus is not None
         }

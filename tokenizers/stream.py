@@ -9,6 +9,7 @@
     conditioned   observation tokens | <sep> | <return i> | action tokens
     joint         observation tokens                              beside the last: ACTION ids
     joint, shown  observation tokens | <sep> | action tokens      beside <sep>: ACTION ids
+    said          <bos> text .. <eos>                             of captions, to be matched
 
 Predicted (in capitals: what carries loss): TEXT and <EOS> of documents, captions and assistant
 turns, ACTION tokens, and before them the <RETURN> to come of tasks that are conditioned on it.
@@ -156,6 +157,29 @@ def _join_rows(pieces: list[tuple[int, dict[str, np.ndarray]]]) -> dict[str, np.
 
 
 @dataclass
+class Matches:
+    """Pairs to be told from others: I of what is shown, U different texts; arrays or tensors."""
+
+    shown_at: Any
+    """int64 (I,): the token whose state knows what is shown."""
+    said_at: Any
+    """int64 (U,): the token whose state knows a text."""
+    said: Any
+    """int64 (I,): the text that belongs to each, a place in `said_at`."""
+    weight: Any
+    """float32 (I,): of the loss."""
+    corpus: Any
+    """int64 (I,): the index of the corpus each pair comes from."""
+
+    def __len__(self) -> int:
+        return len(self.shown_at)
+
+    def each(self, change: Callable[[Any], Any]) -> Matches:
+        """Return the pairs with every column changed."""
+        return Matches(**{f.name: change(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
 class TokenBatch:
     """Sequences packed back to back into B rows of a fixed length; arrays or tensors.
 
@@ -193,6 +217,8 @@ class TokenBatch:
     """(modality, count) of the last targets, which are joint."""
     spare: int = 0
     """Rows past the last token, to which payload rows that are padding are added."""
+    matches: Matches | None = None
+    """What a contrastive head learns from; None where there is nothing."""
 
     @property
     def state_at(self) -> Any:
@@ -207,11 +233,12 @@ class TokenBatch:
             return tensor.to(device, non_blocking=non_blocking)
 
         payload = {m: to_device(rows, move) for m, rows in self.payload.items()}
-        skipped = ("payload", "rows", "row_length", "joint", "spare")
+        skipped = ("payload", "rows", "row_length", "joint", "spare", "matches")
         arrays = {
             f.name: move(getattr(self, f.name)) for f in fields(self) if f.name not in skipped
         }
-        return replace(self, **arrays, payload=payload)
+        matches = None if self.matches is None else self.matches.each(move)
+        return replace(self, **arrays, payload=payload, matches=matches)
 
     def validate(self) -> None:
         """Check the batch once, at the boundary.
@@ -234,6 +261,15 @@ class TokenBatch:
             )
             and sum(n for _, n in self.joint) == np.count_nonzero(self.target_slot),
             "targets carry ids": bool((self.target_ids >= 0).all()),
+            "matches lie in the batch": self.matches is None
+            or all(
+                len(at) > 0 and 0 <= at.min() and at.max() < most
+                for at, most in (
+                    (self.matches.shown_at, n),
+                    (self.matches.said_at, n),
+                    (self.matches.said, len(self.matches.said_at)),
+                )
+            ),
             "payload positions lie in the batch": all(
                 len(r["at"]) == 0 or (0 <= r["at"].min() and r["at"].max() < n)
                 for r in self.payload.values()

@@ -125,7 +125,7 @@ def test_the_loss_is_what_training_counts_on_the_same_batches(trainer, held):
         for k in range(2):
             batch = alone.batch(k)
             batch.target_corpus = np.full_like(batch.target_corpus, names.index(name))
-            _, nll, corpus_of = trainer._backward(0, batch)
+            _, nll, corpus_of, _ = trainer._backward(0, batch)
             trainer.sums[0].index_add_(0, corpus_of, nll.double())
             trainer.sums[1].index_add_(0, corpus_of, torch.ones_like(nll).double())
         total, count = trainer.sums[:, names.index(name)].tolist()

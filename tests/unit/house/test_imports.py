@@ -26,6 +26,7 @@ DOORS = {
     *("gato.bench_common", "gato.bench_serializer", "gato.bench_train", "gato.bench_rollout"),
     *("gato.bench_data", "gato.bench_collect", "gato.bench_machine", "gato.bench_suites"),
     *("gato.bench_records", "gato.bench_commands", "gato.bench_attention", "gato.bench_latency"),
+    "gato.search_commands",
     *("gato.data_commands", "gato.token_estimate", "gato.bench_peer"),
 }
 """What a person calls: it may import anything, and nothing below may import it."""

@@ -1,0 +1,201 @@
+"""Pictures told apart by labels that nobody trained as classes, and found by words.
+
+Two ways to classify. By ``likelihood`` a label wins that follows the picture most readily as its
+caption; it needs nothing, does well among captions of the one form that was trained, and badly
+where colour and shape were never met together. By ``contrast`` a label wins whose embedding lies
+nearest to the picture's; it needs the contrastive head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gato.rollouts.choices import check_choices, judge
+from gato.rollouts.conversation import checked
+from gato.rollouts.metrics import SAMPLES, Figure, Options, Record, measured
+from gato.rollouts.retrieval import embed_images, embed_texts, has_head, scale_of
+
+if TYPE_CHECKING:
+    from gato.rollouts.agent import Agent
+
+HOW = ("contrast", "likelihood")
+SLOT = "{}"
+"""Where a label stands in a template."""
+AMONG = 30
+"""Labels that those of unseen pairs are told apart from, their own included."""
+OF = 50
+"""Candidates of a retrieval."""
+
+
+def way(agent: Agent, how: str | None = None) -> str:
+    """Return how labels are chosen among: as asked, or as the checkpoint was trained for.
+
+    Raises:
+        ValueError: for another word, or a way that the checkpoint does not have.
+    """
+    if how is None:
+        return "contrast" if has_head(agent) else "likelihood"
+    if how not in HOW:
+        raise ValueError(f"expected how to be {' or '.join(HOW)}; got {how!r}")
+    if how == "contrast" and not has_head(agent):
+        raise ValueError(
+            f"{agent.name} was trained without a contrastive head; use how='likelihood', or train "
+            f"with contrast above 0 in a corpus of captions."
+        )
+    return how
+
+
+def probabilities(
+    agent: Agent,
+    images: Sequence[np.ndarray],
+    labels: Sequence[str],
+    how: str | None = None,
+    templates: Sequence[str] = (SLOT,),
+) -> np.ndarray:
+    """Return (n, labels), the probability of each label for each picture.
+
+    Args:
+        agent: a loaded checkpoint.
+        images: uint8 (H, W), (H, W, 1) or (H, W, 3).
+        labels: two or more different ones.
+        how: one of `HOW`; by default as the checkpoint was trained for.
+        templates: what labels are written in, ``a picture of {}``; over several, embeddings and
+            log-likelihoods are averaged.
+    """
+    chosen = way(agent, how)
+    check_choices(labels)
+    if isinstance(templates, str) or not templates or not all(SLOT in t for t in templates):
+        raise ValueError(f"expected templates with {SLOT} where the label stands; got {templates}")
+    written = [[t.replace(SLOT, label) for label in labels] for t in templates]
+    if chosen == "contrast":
+        words = [embed_texts(agent, texts) for texts in written]
+        mean = np.mean(words, 0)
+        mean /= np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+        scores = scale_of(agent) * embed_images(agent, images) @ mean.T
+    else:
+        contexts = [agent.serializer.caption(checked(i), None) for i in images]
+        found = [judge(agent, contexts, [texts] * len(contexts)) for texts in written]
+        scores = np.mean([[s.mean for s in scored] for scored in found], 0)
+    weights = np.exp(scores - scores.max(1, keepdims=True))
+    return np.asarray(weights / weights.sum(1, keepdims=True))
+
+
+def classify(
+    agent: Agent,
+    image: np.ndarray,
+    labels: Sequence[str],
+    how: str | None = None,
+    templates: Sequence[str] = (SLOT,),
+) -> dict[str, float]:
+    """Return the probability of each label of a picture; see `probabilities`."""
+    (row,) = probabilities(agent, [image], labels, how, templates)
+    return dict(zip(labels, row.tolist(), strict=True))
+
+
+# ---- measures --------------------------------------------------------------------------------
+
+
+def classes(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
+    """Measure how often the label that is chosen of all is a picture's own caption.
+
+    The labels are ``options.choices`` or, without these, all captions of the records. ``accuracy``
+    is that of the way by default, beside that of each way by its name. Where records say
+    (``meta["unseen"]``) that what they show was never shown together in training, ``unseen`` is the
+    accuracy on these alone, among `AMONG` labels: all of theirs, and others drawn by the seed.
+    """
+    labels = list(options.choices) or sorted({r["text"] for r in records})
+    strange = next((r["text"] for r in records if r["text"] not in labels), None)
+    if strange is not None:
+        raise ValueError(f"expected --choices with every record's label; {strange!r} is missing.")
+    ways = [how for how in HOW if how == "likelihood" or has_head(agent)]
+    unseen = [i for i, r in enumerate(records) if (r.get("meta") or {}).get("unseen")]
+    fewer = _among(labels, [records[i]["text"] for i in unseen], options.seed)
+    figures: dict[str, Figure] = {}
+    said: list[int] = []
+    for how in sorted(ways, key=lambda how: how != way(agent)):  # by default first
+        found = probabilities(agent, [r["image"] for r in records], labels, how)
+        right = found.argmax(1) == [labels.index(r["text"]) for r in records]
+        if not said:
+            figures["accuracy"], said = Figure(right), found.argmax(1).tolist()
+        figures[f"accuracy_{how}"] = Figure(right)
+        if unseen:
+            hit = [
+                fewer[k] == records[i]["text"]
+                for i, k in zip(
+                    unseen,
+                    found[unseen][:, [labels.index(label) for label in fewer]].argmax(1),
+                    strict=True,
+                )
+            ]
+            figures.setdefault("unseen", Figure(np.array(hit)))
+            figures[f"unseen_{how}"] = Figure(np.array(hit))
+    samples = [
+        {
+            "kind": "label",
+            "asked": "",
+            "said": labels[k],
+            "wanted": [record["text"]],
+            "right": labels[k] == record["text"],
+            "image": record["image"],
+        }
+        for record, k in zip(records, said, strict=True)
+    ]
+    shown = sorted(samples, key=lambda s: bool(s["right"]))[:SAMPLES]
+    more = {"unseen_among": len(fewer)} if unseen else {}
+    return measured(figures, shown, options, labels=labels, how=way(agent), **more)
+
+
+def _among(labels: Sequence[str], unseen: Sequence[str], seed: int) -> list[str]:
+    """Return `AMONG` labels: all the unseen ones, and others drawn by the seed."""
+    own = sorted(set(unseen))
+    others = [label for label in labels if label not in own]
+    drawn = np.random.default_rng([seed, 1]).permutation(len(others))
+    return sorted([*own, *(others[k] for k in drawn[: max(0, AMONG - len(own))])])
+
+
+def retrieve(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
+    """Measure how often a caption finds its own picture among `OF`, and a picture its caption.
+
+    The candidates of a record are it and others with captions of their own, no two the same, drawn
+    by the seed anew for each; all captions where there are fewer. An equal score counts as worse.
+    """
+    by_text: dict[str, list[int]] = {}
+    for i, record in enumerate(records):
+        by_text.setdefault(record["text"], []).append(i)
+    texts = list(by_text)
+    if len(texts) < 2:
+        raise ValueError(f"expected records with different captions; got only {texts}")
+    shown = embed_images(agent, [r["image"] for r in records])
+    said = embed_texts(agent, texts)
+    number = {text: k for k, text in enumerate(texts)}
+    most = min(OF, len(texts))
+    found_texts, found_images = [], []
+    for i, record in enumerate(records):
+        rng = np.random.default_rng([options.seed, i])
+        own = number[record["text"]]
+        others = rng.permutation(np.delete(np.arange(len(texts)), own))[: most - 1]
+        pictures = [by_text[texts[k]][rng.integers(len(by_text[texts[k]]))] for k in others]
+        found_texts.append(1 + (shown[i] @ said[others].T >= shown[i] @ said[own]).sum())
+        found_images.append(1 + (said[own] @ shown[pictures].T >= said[own] @ shown[i]).sum())
+    places = {"text": np.array(found_texts), "image": np.array(found_images)}
+    figures = {
+        f"{what}_recall_at_{k}": Figure(ranks <= k)
+        for k in (1, 5)
+        for what, ranks in places.items()
+    }
+    samples = [
+        {
+            "kind": "retrieval",
+            "asked": f"place of its caption among {most}",
+            "said": str(rank),
+            "wanted": [record["text"]],
+            "right": bool(rank == 1),
+            "image": record["image"],
+        }
+        for record, rank in zip(records, found_texts, strict=True)
+    ]
+    shown_first = sorted(samples, key=lambda s: bool(s["right"]))[:SAMPLES]
+    return measured(figures, shown_first, options, among=most)
