@@ -126,7 +126,9 @@ class Decoder:
         qk, v = qkv.split_with_sizes(self.split, 1)
         if w.qk_norm is not None:
             qk = self._normalised(qk, w.qk_norm)
-        q, k = self._rotated(qk, rotation).split_with_sizes(self.split_qk, 1)
+        if number not in self.config.no_rope:
+            qk = self._rotated(qk, rotation)
+        q, k = qk.split_with_sizes(self.split_qk, 1)
         memory.write(number, step, k, v)
         if last is not None:
             step, wanted = last
@@ -160,15 +162,16 @@ class Decoder:
         return torch.view_as_real(pairs * torch.view_as_complex(rotation)).view(N, heads, K)
 
     def _turns(self, position: Tensor) -> Tensor:
-        head_dim, base = self.config.head_dim, self.config.rope_base
+        c = self.config
+        how = c.head_dim, c.rope_base, c.rope_scaling
         eager_cpu = position.device.type == "cpu" and not torch.compiler.is_compiling()
         if eager_cpu and int(position.max()) < TABLE:
-            return _table(head_dim, base)[position]
-        return rotation_at(position, head_dim, base)
+            return _table(*how)[position]
+        return rotation_at(position, *how)
 
 
 @cache
-def _table(head_dim: int, base: float) -> Tensor:
+def _table(head_dim: int, base: float, scaling: tuple[float, ...]) -> Tensor:
     """Return the rotations of the first positions; on the CPU."""
     with torch.inference_mode(False), torch.no_grad():
-        return rotation_at(torch.arange(TABLE), head_dim, base)
+        return rotation_at(torch.arange(TABLE), head_dim, base, scaling)

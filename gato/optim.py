@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from gato.parts import PARTS, is_added, part_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,10 @@ class OptimConfig:
     """The largest norm of the gradient; longer ones are scaled down."""
     muon: bool = True
     """Use Muon for the trunk's matrices instead of AdamW."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the learning rate: of a part (``trunk``, ``embedders``, ``table`` and others), or
+    of a range of ids (``text``, ``control`` and others), whose rows of the table and of the head
+    they are."""
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "clip"):
@@ -50,6 +56,9 @@ class OptimConfig:
         for name in ("beta1", "beta2"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"optim.{name} must be in [0, 1); got {getattr(self, name)}")
+        for name, factor in self.rates.items():
+            if not 0.0 <= factor < math.inf:
+                raise ValueError(f"optim.rates must be at least 0; got {factor} for {name!r}")
         if self.warmup < 0:
             raise ValueError(f"optim.warmup must be at least 0; got {self.warmup}")
         if not 0.0 <= self.cooldown <= 1.0:
@@ -153,30 +162,55 @@ def _by_gram(x: Tensor, steps: int) -> Tensor:
 class Optimizers:
     """Both optimizers as one: the trunk's matrices under Muon, the rest under AdamW."""
 
-    def __init__(self, model: nn.Module, config: OptimConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        spans: Mapping[str, tuple[int, int]] | None = None,
+    ) -> None:
+        """Take what of a model is trained.
+
+        Args:
+            model: whose parameters they are.
+            config: how they are updated.
+            spans: rows [start, stop) of the tables of ids by name, for ``config.rates``.
+        """
         self.config = config
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        known = {*PARTS, *(spans or {})}
+        for name in config.rates:
+            if name not in known:
+                raise ValueError(
+                    f"optim.rates must name parts or ranges of ids ({', '.join(sorted(known))}); "
+                    f"got {name!r}"
+                )
+        self._rows = _row_rates(named, config.rates, spans or {})
+        apart = {id(p) for p, *_ in self._rows}
         trunk = ("blocks.", "joint.ffn.")
-        matrices = [p for n, p in named if config.muon and n.startswith(trunk) and p.ndim == 2]
-        chosen = {id(p) for p in matrices}
-        rest = [(n, p) for n, p in named if id(p) not in chosen]
-        decayed = [p for n, p in rest if p.ndim >= 2 and n.startswith(trunk)]
-        plain = [p for n, p in rest if not (p.ndim >= 2 and n.startswith(trunk))]
+        muon: dict[float, list[nn.Parameter]] = {}
+        adam: dict[tuple[float, float], list[nn.Parameter]] = {(config.weight_decay, 1.0): []}
+        for n, p in named:
+            decayed = p.ndim >= 2 and n.startswith(trunk) and not is_added(n)
+            factor = 1.0 if id(p) in apart else config.rates.get(part_of(n), 1.0)
+            if decayed and p.ndim == 2 and config.muon:
+                muon.setdefault(factor, []).append(p)
+            else:
+                decay = config.weight_decay if decayed else 0.0
+                adam.setdefault((decay, factor), []).append(p)
         groups = [
-            {"params": decayed, "weight_decay": config.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
+            {"params": params, "weight_decay": decay, "factor": factor}
+            for (decay, factor), params in adam.items()
+            if params
         ]
         self.parameters = [p for _, p in named]
-        self.all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(
-                [g for g in groups if g["params"]],
-                lr=config.lr,
-                betas=(config.beta1, config.beta2),
-                eps=config.eps,
-                fused=True,
+        self.all: list[torch.optim.Optimizer] = []
+        if groups:
+            betas = config.beta1, config.beta2
+            self.all.append(
+                torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
             )
-        ]
-        if matrices:
+        if muon:
+            matrices = [{"params": params, "factor": factor} for factor, params in muon.items()]
             self.all.append(Muon(matrices, config.lr, config.weight_decay))
 
     def norm(self) -> Tensor:
@@ -194,12 +228,16 @@ class Optimizers:
         """
         norm = self.norm() if norm is None else norm
         nn.utils.clip_grads_with_norm_(self.parameters, self.config.clip, norm)
+        before = [p[start:stop].detach().clone() for p, start, stop, _ in self._rows]
         for optimizer in self.all:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             optimizer.found_inf = closed  # type: ignore[attr-defined]
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for (p, start, stop, factor), old in zip(self._rows, before, strict=True):
+                p[start:stop].lerp_(old, 1.0 - factor)
         return norm
 
     def tensors(self, names: dict[int, str]) -> dict[str, Tensor]:
@@ -225,6 +263,29 @@ class Optimizers:
                         optimizer.state[p] = {
                             k: v.to(p.device, copy=True) for k, v in state.items()
                         }
+
+
+def _row_rates(
+    named: Iterable[tuple[str, nn.Parameter]],
+    rates: Mapping[str, float],
+    spans: Mapping[str, tuple[int, int]],
+) -> list[tuple[nn.Parameter, int, int, float]]:
+    """Return the rows [start, stop) that learn at a rate of their own: (table, start, stop, factor).
+
+    AdamW knows one rate per parameter, so these are taken back by 1 - factor of every step. Rows of
+    no range that is named learn at the rate of their table.
+    """
+    ranges = sorted((*spans[name], factor) for name, factor in rates.items() if name in spans)
+    found = []
+    for name, p in named:
+        part = part_of(name)
+        if not ranges or part not in ("table", "head"):
+            continue
+        common, at = rates.get(part, 1.0), 0
+        for start, stop, factor in [*ranges, (len(p), len(p), 1.0)]:
+            found += [(p, at, start, common), (p, start, stop, factor)]
+            at = stop
+    return [(p, start, stop, f) for p, start, stop, f in found if start < stop and f != 1.0]
 
 
 class Average:

@@ -1,0 +1,144 @@
+"""A Hugging Face folder of a language model, read: nothing is run, unpickled or fetched.
+
+Its config.json, tokenizer and weights in safetensors are data; what it holds beside them (code that
+`auto_map` names, pickled weights) is left alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from gato.hf_families import model_fields, to_ours
+from gato.model_config import ModelConfig
+from gato.tokenizers.text import ABOUT_FILE, MODEL_FILE, TOKENIZER_FILE
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "model_type")
+_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class HuggingFaceFolder:
+    """A folder with config.json, a tokenizer and weights."""
+
+    path: Path
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """What stands in config.json."""
+        return self._json("config.json")
+
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """The file that each tensor lies in, by the tensor's name.
+
+        Raises:
+            ValueError: where there are no weights in safetensors, or one of their files is missing.
+        """
+        if (self.path / _INDEX).is_file():
+            named = self._json(_INDEX).get("weight_map")
+            if not isinstance(named, dict):
+                raise ValueError(f"{self.path / _INDEX} is damaged: it has no weight_map")
+            for file in {str(name) for name in named.values()}:
+                if Path(file).name != file or not (self.path / file).is_file():
+                    raise ValueError(f"{self.path / _INDEX} names {file!r}, which is not beside it")
+            return {name: self.path / str(file) for name, file in named.items()}
+        file = self.path / _WEIGHTS
+        if file.is_file():
+            with _opened(file) as found:
+                return dict.fromkeys(found.keys(), file)
+        pickled = sorted([*self.path.glob("*.bin"), *self.path.glob("*.pt*")])
+        if pickled:
+            raise ValueError(
+                f"expected weights in safetensors in {self.path}; got {pickled[0].name}, which is "
+                f"pickled: to read it is to run what is in it, so it is not read. Where you trust "
+                f"it, let transformers write it anew: AutoModelForCausalLM.from_pretrained("
+                f"DIR).save_pretrained(OTHER)."
+            )
+        raise ValueError(f"expected {_WEIGHTS} or {_INDEX} in {self.path}; found neither")
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """The fields of `ModelConfig` that the folder decides."""
+        return model_fields(self.described, self.files, self.path)
+
+    @property
+    def rows(self) -> int:
+        """Rows of its embedding of ids."""
+        name = "model.embed_tokens.weight"
+        if name not in self.files:
+            raise ValueError(f"{self.path}: its weights lack {name!r}")
+        with _opened(self.files[name]) as file:
+            return int(file.get_slice(name).get_shape()[0])
+
+    def weights(self, config: ModelConfig) -> dict[str, Tensor]:
+        """Return the trunk by our names, and ``table`` and ``head`` of text alone, in float32."""
+
+        def read(name: str) -> Tensor:
+            try:
+                with _opened(self.files[name]) as file:
+                    return torch.as_tensor(file.get_tensor(name))
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{self.files[name]} is damaged or truncated: {error}") from error
+
+        return to_ours(read, self.files, config, self.path)
+
+    def text(self) -> dict[str, bytes]:
+        """Return the state of a text modality that cuts text as the folder's tokenizer does.
+
+        Raises:
+            ValueError: where there is no tokenizer.
+        """
+        for name, ours in ((TOKENIZER_FILE, TOKENIZER_FILE), ("tokenizer.model", MODEL_FILE)):
+            if (self.path / name).is_file():
+                about = {"rows": self.rows, **self._said()}
+                return {ours: (self.path / name).read_bytes(), ABOUT_FILE: _json_bytes(about)}
+        raise ValueError(
+            f"expected tokenizer.json or tokenizer.model in {self.path}; found neither"
+        )
+
+    def _said(self) -> dict[str, Any]:
+        """Return what is to be kept of what the folder says of its text."""
+        kept = {name: self.described[name] for name in _KEPT if name in self.described}
+        found = self._json("tokenizer_config.json", needed=False)
+        tokens = {name: _content(found[name]) for name in _TOKENS if found.get(name)}
+        return {"config": kept, "tokens": tokens}
+
+    def _json(self, name: str, needed: bool = True) -> dict[str, Any]:
+        file = self.path / name
+        if not needed and not file.is_file():
+            return {}
+        try:
+            found = json.loads(file.read_bytes())
+        except OSError as error:
+            raise ValueError(f"expected {name} in {self.path}; {error.strerror}") from error
+        except ValueError as error:
+            raise ValueError(f"{file} is damaged: {error}") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{file} is damaged: expected an object, got {type(found).__name__}")
+        return found
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(str(file), "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged or truncated: {error}") from error
+
+
+def _content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
