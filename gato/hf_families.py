@@ -129,11 +129,7 @@ def described_as(config: ModelConfig, family: str | None = None) -> dict[str, An
             f"no Llama, Qwen or SmolLM model has a feed-forward layer of kind {config.ffn!r}; only "
             f"models with --model.ffn swiglu, or begun with --init-from, can be written as one"
         )
-    if (
-        config.qk_norm
-        and (config.qkv_bias or config.no_rope)
-        or (config.qkv_bias and config.no_rope)
-    ):
+    if bool(config.qk_norm) + bool(config.qkv_bias) + bool(config.no_rope) > 1:
         raise ValueError(
             "no family has two of qk_norm (qwen3), qkv_bias (qwen2) and no_rope (smollm3); got "
             f"qk_norm={config.qk_norm}, qkv_bias={config.qkv_bias}, no_rope={config.no_rope}"

@@ -270,7 +270,7 @@ def _row_rates(
     rates: Mapping[str, float],
     spans: Mapping[str, tuple[int, int]],
 ) -> list[tuple[nn.Parameter, int, int, float]]:
-    """Return the rows [start, stop) that learn at a rate of their own: (table, start, stop, factor).
+    """Return (table, start, stop, factor) of rows [start, stop) that learn at another rate.
 
     AdamW knows one rate per parameter, so these are taken back by 1 - factor of every step. Rows of
     no range that is named learn at the rate of their table.

@@ -1,8 +1,8 @@
 """Parts of a model by name: which parameters they have, and which of them are not to be changed.
 
-trunk      the blocks and the norm behind them     embedders  the nets of payload rows
-table      embeddings of ids                       head       logits, where they are not tied
-local      places inside a step                    joint, contrast, lora: as they are called
+The ``trunk`` is the blocks and the norm behind them, ``embedders`` are the nets of payload rows;
+``table`` embeds ids, ``head`` makes logits where it is not tied to the table, ``local`` embeds
+places inside a step; ``joint``, ``contrast`` and ``lora`` are what they are called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PART_OF = {"blocks": "trunk", "norm": "trunk", "nets": "embedders"}
 def part_of(name: str) -> str:
     """Return the part that a parameter belongs to.
 
-    >>> part_of("blocks.0.ffn.up.weight"), part_of("nets.image.patch.weight"), part_of("norm.weight")
+    >>> part_of("blocks.0.ffn.up.weight"), part_of("nets.image.weight"), part_of("norm.weight")
     ('trunk', 'embedders', 'trunk')
     """
     if is_added(name):
