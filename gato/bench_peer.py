@@ -41,6 +41,7 @@ from gato.config import TrainConfig
 from gato.corpus_config import CorpusConfig
 from gato.envs.episode import TaskSpec
 from gato.envs.store import EpisodeWriter
+from gato.fitting import history_of
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.quickstart import recipe
@@ -102,10 +103,8 @@ def _quickstart(corpus: str, tokens: int) -> Way:
     """Return the way of a corpus of quickstart's recipe."""
     config = recipe(Path(), steps=1)
     (found,) = (c for c in config.corpora if c.name == corpus)
-    history = History(
-        window=found.window, hide_actions=found.hide_actions == 1.0, joint=found.joint
-    )
-    return Way(config.codec, tokens, history, image=config.embedders["image"]["embedder"])
+    image = config.embedders["image"]["embedder"]
+    return Way(config.codec, tokens, history_of(found), image=image)
 
 
 VECTOR = CodecOptions(observations="vector")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from gato.config import TrainConfig
-from gato.corpora import Corpus, EpisodeCorpus, open_corpus
+from gato.corpora import Corpus, CorpusConfig, EpisodeCorpus, open_corpus
 from gato.distributed import World
 from gato.envs.store import EpisodeStore
 from gato.selection import require_same_task
@@ -43,11 +43,17 @@ def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Ser
         c = corpus.config
         for store in corpus.stores:
             name = store.spec.id
-            history = History(c.window, c.hide_actions >= 1, c.temperature, joint=c.joint)
+            history = history_of(c)
             if c.returns:
                 history = replace(history, returns=returns[name], kappa=c.kappa)
             serializer.add_task(store.spec, scales.get(name), history)
     return serializer
+
+
+def history_of(corpus: CorpusConfig) -> History:
+    """Return what a policy remembers of a corpus' tasks, but for the range of their returns."""
+    hides = corpus.hide_actions >= 1
+    return History(corpus.window, hides, corpus.temperature, joint=corpus.joint)
 
 
 def fit_returns(corpora: list[EpisodeCorpus]) -> dict[str, tuple[float, float]]:

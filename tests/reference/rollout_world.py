@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from gato.config import TrainConfig
 from gato.envs.episode import ANY_TEXT, Episode, TaskSpec, flatten_space
 from gato.model import GatoModel
 from gato.model_config import ModelConfig
+from gato.rollouts.policy import Policy
 from gato.tokenizers.serializer import History, Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.text import MODEL_FILE, train_text_model
@@ -148,3 +150,56 @@ def make_episode(task: str, steps: int, seed: int = 0) -> Episode:
         truncated=flags,
         instruction=spec.instruction,
     )
+
+
+def assert_same(a: object, b: object) -> None:
+    """Compare two actions, nested or not."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, tuple):
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    else:
+        np.testing.assert_array_equal(a, b)
+
+
+class Neighbours:
+    """Rows that play together, and each of them alone: shown the same, reset at the same time."""
+
+    def __init__(
+        self,
+        serializer: Serializer,
+        tasks: list[str],
+        steps: int,
+        temperature: float,
+        resets: float,
+    ) -> None:
+        model, rng = make_model(serializer), np.random.default_rng(0)
+        self.seen = [[observe(t, rng) for t in tasks] for _ in range(steps)]
+        self.active = rng.random((steps, len(tasks))) < 0.8
+        self.resets = rng.random((steps, len(tasks))) < resets
+        self.kept = list(range(len(tasks)))
+        self.together = Policy(model, serializer, tasks, temperature=temperature)
+        self.alone = [
+            Policy(model, serializer, [t], temperature=temperature, seeds=[i])
+            for i, t in enumerate(tasks)
+        ]
+
+    def keep(self, rows: list[int]) -> None:
+        """Go on with these rows only."""
+        self.kept = rows
+        self.together.keep(rows)
+
+    def actions(self, step: int) -> Iterator[tuple[int, object, object]]:
+        """Yield each row that is left, its action among the others and alone; None where idle."""
+        kept = self.kept
+        self.together.reset(self.resets[step][kept])
+        seen = [self.seen[step][i] for i in kept]
+        among = self.together.select_action(seen, self.active[step][kept])
+        for action, i in zip(among, kept, strict=True):
+            if self.resets[step, i]:
+                self.alone[i].reset()
+            acts = self.active[step, i]
+            yield i, action, self.alone[i].select_action([seen[kept.index(i)]])[0] if acts else None

@@ -35,6 +35,7 @@ world = importlib.util.module_from_spec(_SPEC)
 sys.modules["rollout_world"] = world
 _SPEC.loader.exec_module(world)
 
+assert_same = world.assert_same
 TASKS = [t for t in world.SPECS if t != "made/talk"]  # whose actions are words
 IDS = {"made/arm": 3, "made/grid": 1, "made/game": 4}
 """How many ids an action takes."""
@@ -397,42 +398,19 @@ def test_policy_sees_what_training_saw(monkeypatch, window, hide, chunk, execute
             np.testing.assert_allclose(offered, cut, atol=2e-4, rtol=1e-3)
 
 
-def assert_same(a, b) -> None:
-    for x, y in zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)]:
-        np.testing.assert_array_equal(x, y)
-
-
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_joint_row_does_not_notice_its_neighbours(temperature: float) -> None:
     serializer = serializer_of(
         History(window=3, hide_actions=True, joint=2), History(), History(joint=3)
     )
-    model = world.make_model(serializer)
-    rng = np.random.default_rng(0)
-    tasks, steps = [*TASKS, *TASKS], 9
-    seen = [[world.observe(t, rng) for t in tasks] for _ in range(steps)]
-    active = rng.random((steps, len(tasks))) < 0.8
-    resets = rng.random((steps, len(tasks))) < 0.15
-    together = Policy(model, serializer, tasks, temperature=temperature)
-    alone = [
-        Policy(model, serializer, [t], temperature=temperature, seeds=[i])
-        for i, t in enumerate(tasks)
-    ]
-    kept = list(range(len(tasks)))
-    for step in range(steps):
+    tasks = [*TASKS, *TASKS]
+    neighbours = world.Neighbours(serializer, tasks, 9, temperature, resets=0.15)
+    for step in range(9):
         if step == 6:  # a batch that shrinks goes on with what is due
-            kept = [4, 0, 2, 3]
-            together.keep(kept)
-        together.reset(resets[step][kept])
-        actions = together.select_action([seen[step][i] for i in kept], active[step][kept])
-        for action, i in zip(actions, kept, strict=True):
-            if resets[step, i]:
-                alone[i].reset()
-            if active[step, i]:
-                assert_same(action, alone[i].select_action([seen[step][i]])[0])
-                assert world.SPECS[tasks[i]].action_space.contains(action)
-            else:
-                assert action is None
+            neighbours.keep([4, 0, 2, 3])
+        for i, among, alone in neighbours.actions(step):
+            assert_same(among, alone)
+            assert among is None or world.SPECS[tasks[i]].action_space.contains(among)
 
 
 def test_a_reset_row_forgets_what_was_due() -> None:

@@ -32,6 +32,7 @@ sys.modules["rollout_world"] = world
 _SPEC.loader.exec_module(world)
 
 TASKS = list(world.SPECS)
+assert_same = world.assert_same
 HISTORIES = [
     *(History(window=w, hide_actions=h) for w in (1, 3, 0) for h in (False, True)),
     *(History(w, h, returns=(-2.0, 6.0), kappa=2.0) for w in (1, 0) for h in (False, True)),
@@ -198,27 +199,10 @@ def test_a_row_does_not_notice_its_neighbours(history: History | None, temperatu
     if history is None:  # every task its own
         for spec, own in zip(world.SPECS.values(), HISTORIES[1:], strict=False):
             serializer.add_task(spec, history=own)
-    model = world.make_model(serializer)
-    rng = np.random.default_rng(0)
-    tasks, steps = [*TASKS, *TASKS], 7
-    seen = [[world.observe(t, rng) for t in tasks] for _ in range(steps)]
-    active = rng.random((steps, len(tasks))) < 0.8
-    resets = rng.random((steps, len(tasks))) < 0.2
-    together = Policy(model, serializer, tasks, temperature=temperature)
-    alone = [
-        Policy(model, serializer, [t], temperature=temperature, seeds=[i])
-        for i, t in enumerate(tasks)
-    ]
-    for step in range(steps):
-        together.reset(resets[step])
-        actions = together.select_action(seen[step], active[step])
-        for i, policy in enumerate(alone):
-            if resets[step, i]:
-                policy.reset()
-            if active[step, i]:
-                assert_same(actions[i], policy.select_action([seen[step][i]])[0])
-            else:
-                assert actions[i] is None
+    neighbours = world.Neighbours(serializer, [*TASKS, *TASKS], 7, temperature, resets=0.2)
+    for step in range(7):
+        for _, among, alone in neighbours.actions(step):
+            assert_same(among, alone)
 
 
 def test_a_shrunk_batch_goes_on_as_before() -> None:
@@ -256,16 +240,3 @@ def test_a_prompt_must_leave_room() -> None:
     long = world.make_episode(TASKS[0], 40)
     with pytest.raises(ValueError, match="give fewer steps"):
         Policy(model, serializer, TASKS[0], prompts={TASKS[0]: long})
-
-
-def assert_same(a, b) -> None:
-    """Compare two actions, nested or not."""
-    if isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, tuple):
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    else:
-        np.testing.assert_array_equal(a, b)
