@@ -1,0 +1,236 @@
+"""Live episodes over HTTP: the agent plays, and who watches sees the frames and the tokens.
+
+    GET  /v1/tasks        the tasks of the checkpoint, with their scores
+    POST /v1/watch        plays one, episode after episode, as server-sent events:
+
+        start     {id, task, instruction, measure, random_score, expert_score, ...}
+        episode   {episode, seed, frame, tokens, actions}       before its first step
+        step      {step, frame, tokens, action, reward, return, success, ended, ...}
+        end       {reason}
+
+    POST /v1/watch/{id}   {"paused", "rate", "steps", "restart"}: of one that is being watched
+
+The simulator runs in a process of its own, which ends with the stream. Only tasks are played that
+the checkpoint knows and the registry has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gato.envs import gym, registry
+from gato.envs.episode import TaskSpec
+from gato.rollouts.agent import Agent
+from gato.rollouts.batching import check_sampling
+from gato.rollouts.model_thread import Busy, ModelThread
+from gato.rollouts.serve_json import Fields, strict_json
+from gato.rollouts.serve_limits import CLEANUP, Refused, busy
+from gato.rollouts.watching import MAX_SEED, Asked, Channel, Watching, WatchSettings
+
+if TYPE_CHECKING:
+    from fastapi import APIRouter
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+RATES = (4.0, 30.0)
+"""Steps a second that a task is shown at, unless told otherwise: its own, between these."""
+ALIVE_SECONDS = 10.0
+"""Silence after which a comment is sent, so that nothing on the way closes the stream."""
+EVENT_STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def router(
+    model_thread: ModelThread, agent: Agent, settings: WatchSettings | None = None
+) -> APIRouter:
+    """Return the routes of the module, to be included in an application.
+
+    It has to turn `Refused` into an answer and to keep out who may not ask.
+
+    Args:
+        model_thread: decides.
+        agent: whose checkpoint it is.
+        settings: bounds.
+    """
+    from fastapi import APIRouter
+
+    watchers = Watchers(model_thread, agent, settings or WatchSettings())
+    routes = APIRouter()
+    routes.add_route("/v1/tasks", watchers.tasks, ["GET"])
+    routes.add_route("/v1/watch", watchers.watch, ["POST"])
+    routes.add_route("/v1/watch/{id}", watchers.change, ["POST"])
+    return routes
+
+
+@dataclass(frozen=True)
+class Known:
+    """A task of the checkpoint, and whether it can be watched here."""
+
+    spec: TaskSpec
+    fault: str = ""
+    """Why it cannot."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what clients are told."""
+        spec = self.spec
+        scores = ("measure", "random_score", "expert_score", "human_score", "score_source")
+        about = ("id", "suite", "instruction", "max_steps", "control_hz", *scores)
+        told = {name: getattr(spec, name) for name in about}
+        return told | {"rate": rate_of(spec), "installed": not self.fault, "fault": self.fault}
+
+
+def known(agent: Agent, task_id: str) -> Known:
+    """Return a task of the checkpoint; its scores are those of the registry."""
+    spec = agent.serializer.tasks[task_id].task
+    try:
+        gym.require_imported([task_id])
+        if spec.suite != gym.SUITE:  # to find one of those starts it
+            spec = registry.spec(task_id)
+        missing = [n for n, v in registry.versions(spec.suite).items() if v == "not installed"]
+    except ValueError as error:
+        return Known(spec, str(error))
+    fault = f"{spec.suite!r} needs {', '.join(missing)}, which is not installed here"
+    return Known(spec, fault if missing else "")
+
+
+def rate_of(spec: TaskSpec) -> float:
+    """Return how many steps of a task are shown a second, unless told otherwise."""
+    least, most = RATES
+    return round(min(max(spec.control_hz, least), most), 2)
+
+
+class Watchers:
+    """Who is watching, and what they may ask for."""
+
+    def __init__(self, model_thread: ModelThread, agent: Agent, settings: WatchSettings) -> None:
+        self._thread, self._agent, self.settings = model_thread, agent, settings
+        self._tasks = {task: known(agent, task) for task in agent.tasks}
+        self._watched: dict[str, Watching] = {}
+        """By id; one is there until its simulator's process has ended."""
+        self._starting = 0
+
+    # ---- requests ----------------------------------------------------------------------------
+
+    async def tasks(self, request: Request) -> Response:
+        """Answer with the tasks of the checkpoint."""
+        from starlette.responses import JSONResponse
+
+        limits = self.settings
+        return JSONResponse(
+            {
+                "object": "list",
+                "data": [task.to_json() for task in self._tasks.values()],
+                "memory": self._agent.model.config.memory,
+                "watch": {
+                    "watchers": limits.watchers,
+                    "frames_per_second": limits.frames_per_second,
+                    "steps_per_second": limits.steps_per_second,
+                },
+            }
+        )
+
+    async def watch(self, request: Request) -> Response:
+        """Play a task as long as the client listens."""
+        asked = self._asked(Fields(strict_json(await request.body())))
+        if len(self._watched) + self._starting >= self.settings.watchers:
+            raise busy(f"{self.settings.watchers} episodes are being watched already")
+        self._starting += 1
+        try:
+            session = await asyncio.to_thread(self._open, asked)
+        except Busy as error:
+            raise busy(str(error)) from error
+        finally:
+            self._starting -= 1
+        id, channel = secrets.token_urlsafe(12), Channel()
+        watching = Watching(self._thread, self._agent, session, asked, self.settings, channel)
+        self._watched[id] = watching
+        if CLEANUP in request.scope:
+            request.scope[CLEANUP].append(watching.stop)
+        watching.start(lambda: self._watched.pop(id, None))
+        start = {"id": id, **self._tasks[asked.task].to_json(), "rate": asked.rate}
+        return _stream(watching, _events(channel, start))
+
+    async def change(self, request: Request) -> Response:
+        """Pause, go on, step, restart or change the speed of one that is being watched."""
+        from starlette.responses import JSONResponse
+
+        watching = self._watched.get(request.path_params["id"])
+        if watching is None:
+            raise Refused(
+                404, "expected an episode that is being watched; there is none of that id"
+            )
+        fields = Fields(strict_json(await request.body()))
+        rate = self._rate(fields)
+        steps = fields.whole("steps", 1, 100)
+        restart = fields.whole("restart", 0, MAX_SEED)
+        paused = fields.flag("paused") if "paused" in fields else None
+        fields.done()
+        watching.change(paused=paused, rate=rate, steps=steps, restart=restart)
+        return JSONResponse(watching.state())
+
+    # ---- what they ask for -------------------------------------------------------------------
+
+    def _asked(self, fields: Fields) -> Asked:
+        task = fields.need("task")
+        if not isinstance(task, str) or task not in self._tasks:
+            names = ", ".join(self._tasks) or "none"
+            message = f"expected one of the tasks that this model knows ({names})"
+            raise Refused(404, f"{message}; got {task!r:.100}", param="task", code="task_not_found")
+        found = self._tasks[task]
+        if found.fault:
+            raise Refused(400, f"{task!r} cannot be played here: {found.fault}", param="task")
+        seed = fields.whole("seed", 0, MAX_SEED)
+        temperature = fields.number("temperature", 0.0, 100.0)
+        rate = self._rate(fields) or rate_of(found.spec)
+        paused = fields.flag("paused")
+        fields.done()
+        try:
+            if temperature is not None:
+                check_sampling(temperature)
+        except ValueError as error:
+            raise Refused(400, str(error), param="temperature") from error
+        return Asked(
+            task, seed or 0, temperature, min(rate, self.settings.steps_per_second), paused
+        )
+
+    def _rate(self, fields: Fields) -> float | None:
+        return fields.number("rate", 0.1, self.settings.steps_per_second)
+
+    def _open(self, asked: Asked) -> str:
+        return self._thread.open_session(asked.task, seed=asked.seed, temperature=asked.temperature)
+
+
+def _stream(watching: Watching, events: AsyncIterator[bytes]) -> Response:
+    """Return an answer with which the watching ends, however it ends."""
+    from starlette.responses import StreamingResponse
+
+    class Watched(StreamingResponse):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            try:
+                await super().__call__(scope, receive, send)
+            finally:  # a generator that is not asked any more would not know
+                watching.stop()
+
+    return Watched(events, media_type="text/event-stream", headers=EVENT_STREAM)
+
+
+async def _events(channel: Channel, start: Mapping[str, Any]) -> AsyncIterator[bytes]:
+    yield event("start", start)
+    while True:
+        try:
+            told = await channel.get(ALIVE_SECONDS)
+        except TimeoutError:
+            yield b": still here\n\n"
+            continue
+        if told is None:
+            return
+        yield event(*told)
+
+
+def event(kind: str, data: Mapping[str, Any]) -> bytes:
+    """Return a server-sent event."""
+    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
