@@ -74,6 +74,9 @@ class Sampling:
             raise ValueError(f"top_logprobs must be at least 0; got {self.top_logprobs}")
 
 
+_Bytes = bytes
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """One id that was written, how likely it was among those allowed, and the likeliest there."""
@@ -81,8 +84,8 @@ class TokenLogprob:
     token: str
     """What it spells; U+FFFD stands for bytes that are no whole character."""
     logprob: float
-    bytes: bytes
-    top: tuple[tuple[str, float, bytes], ...]
+    bytes: _Bytes
+    top: tuple[tuple[str, float, _Bytes], ...]
     """(token, logprob, bytes), the likeliest first; ``<eos>`` has no bytes."""
 
 
@@ -221,12 +224,10 @@ class Engine:
         self._leave(rows)
         self._waiting = deque(r for r in self._waiting if r.ticket != ticket)
 
-    def clear(self) -> list[int]:
-        """Forget all requests that run, and return their tickets."""
-        tickets = [r.ticket for r in self._running]
-        self._running = []
+    def clear(self) -> None:
+        """Forget all requests."""
+        self._running, self._waiting = [], deque()
         self.memory.reset(np.ones(self.rows, bool))
-        return tickets
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Delta]]:

@@ -1,40 +1,45 @@
 """One thread that owns a model; everyone else, in any thread, asks it.
 
-    write    texts, all in one `Engine`: a step of it after the other
+    write    texts, all in one `Engine`: one step of it after the other
     act      sessions, each its own task and memory: all that wait are decided in one batch
-    call     anything else that needs the model, between two steps
+    call     anything else that needs the model, one between two steps
 
 In turns, so that none of the three waits for long. What one request gets wrong reaches this request
-alone: a text's sink gets a `Delta` with ``finish="error"``, and a future the exception.
+alone: a text's sink gets a `Delta` with ``finish="error"`` and the exception, a future the
+exception.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any, TypeVar
 
 from gato.rollouts.agent import Agent
-from gato.rollouts.engine import Delta, Sampling
+from gato.rollouts.engine import Delta, Engine, Sampling
+from gato.rollouts.sessions import Busy, NoSession, Session, Sessions
 from gato.tokenizers.stream import TokenSequence
 
+__all__ = ["Busy", "ModelThread", "NoSession", "Ticket"]
+
 Result = TypeVar("Result")
+_Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
 
 
-class Busy(RuntimeError):
-    """Too many wait already; come back later."""
-
-
-class NoSession(ValueError):
-    """There is no such session, or no longer."""
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Ticket:
     """A text that was asked for."""
 
-    number: int
+    prefix: TokenSequence
+    sampling: Sampling
+    sink: Callable[[Delta], None]
+    wanted: bool = True
+    """Whether the sink is still called."""
 
 
 class ModelThread:
@@ -56,10 +61,51 @@ class ModelThread:
             rows: the most texts written at the same time.
             waiting: the most texts that wait for a row, and the most calls that wait.
             sessions: the most sessions open at the same time.
-            idle_seconds: a session that nothing was asked of for so long makes room for another.
+            idle_seconds: a session that nothing is asked of for longer has ended.
             precision: see `Engine`.
         """
-        raise NotImplementedError
+        model, serializer = agent.model, agent.serializer
+        self._engine = Engine(model, serializer, rows, precision)
+        self._most = waiting
+        self._changed = threading.Condition()  # guards all that follows
+        self._sessions = Sessions(
+            model, serializer, sessions, idle_seconds, precision, lock=self._changed
+        )
+        self._queue: deque[Ticket] = deque()
+        self._running: dict[int, Ticket] = {}
+        self._calls: deque[_Call] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="gato-model", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> ModelThread:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # ---- in any thread -----------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """How many texts are being read or written."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """How many texts wait for a row."""
+        return len(self._queue)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions are open."""
+        with self._changed:
+            return len(self._sessions)
 
     def write(
         self, prefix: TokenSequence, sampling: Sampling, sink: Callable[[Delta], None]
@@ -76,28 +122,41 @@ class ModelThread:
             Busy: where as many wait as may.
             ValueError: for a prefix that the model cannot read.
         """
-        raise NotImplementedError
+        self._engine.check(prefix)
+        ticket = Ticket(prefix, sampling, sink)
+        with self._asking():
+            if len(self._queue) >= self._most:
+                raise Busy(f"{len(self._queue)} texts wait already, as many as may; try later")
+            self._queue.append(ticket)
+        return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """Forget a text: its row is free at the next step, and its sink is not called again."""
-        raise NotImplementedError
+        with self._changed:
+            ticket.wanted = False
+            if ticket in self._queue:
+                self._queue.remove(ticket)
 
     def open_session(self, task: str, *, seed: int = 0, temperature: float | None = None) -> str:
         """Return the id of a new session, whose memory is empty.
 
         Raises:
             Busy: where as many are open as may, none of them idle for long enough.
-            ValueError: for a task that the model does not know, and no temperature.
+            ValueError: for a task that the model does not know, no seed, and no temperature.
         """
-        raise NotImplementedError
+        with self._asking():
+            return self._sessions.open(task, seed, temperature)
 
     def close_session(self, id: str) -> None:
-        """Forget a session; an action that it waits for fails.
+        """End a session; an action that it waits for fails, unless it is being decided.
 
         Raises:
             NoSession: where there is none.
         """
-        raise NotImplementedError
+        with self._asking():
+            future = self._sessions.close(id)
+        if future is not None and future.set_running_or_notify_cancel():
+            future.set_exception(NoSession(f"session {id!r} was closed"))
 
     def reset_session(self, id: str, seed: int | None = None) -> None:
         """Let a session's next observation be the first of an episode.
@@ -108,9 +167,10 @@ class ModelThread:
 
         Raises:
             NoSession: where there is none.
-            ValueError: while it waits for an action.
+            ValueError: while it waits for an action, and for no seed.
         """
-        raise NotImplementedError
+        with self._asking():
+            self._sessions.reset(id, seed)
 
     def act(self, id: str, observation: Any) -> Future[Any]:
         """Return what will be the action; sessions that wait are decided in one batch.
@@ -122,7 +182,8 @@ class ModelThread:
             NoSession: where there is none.
             ValueError: while the session waits for an action.
         """
-        raise NotImplementedError
+        with self._asking():
+            return self._sessions.ask(id, observation)
 
     def call(self, function: Callable[..., Result], *args: Any) -> Future[Result]:
         """Return what will be the result of `function(*args)`, run in the model's thread.
@@ -130,8 +191,113 @@ class ModelThread:
         Raises:
             Busy: where as many calls wait as may.
         """
-        raise NotImplementedError
+        future: Future[Result] = Future()
+        with self._asking():
+            if len(self._calls) >= self._most:
+                raise Busy(f"{len(self._calls)} calls wait already, as many as may; try later")
+            self._calls.append((future, function, args))
+        return future
 
     def close(self) -> None:
         """End the thread; what still runs or waits fails. To be called from any other thread."""
-        raise NotImplementedError
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("the model's thread cannot wait for its own end; close it elsewhere")
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Let something be asked of the thread, if it is still there."""
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the model's thread was closed")
+            yield
+            self._changed.notify()
+
+    # ---- in the model's thread ---------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._closed:
+                    break
+                tickets, asked, call = self._taken()
+            try:
+                self._turn(tickets, asked, call)
+            except Exception as error:  # of the device, say: whoever comes next may have more luck
+                self._fail(list(self._running.values()), error)
+                self._running.clear()
+        self._end(RuntimeError("the model's thread was closed"))
+
+    def _has_work(self) -> bool:
+        work = (self._closed, self._queue, self._running, self._calls, self._sessions.asked)
+        return any(work)
+
+    def _taken(self) -> tuple[list[Ticket], list[Session], _Call | None]:
+        """Return what is to be done in one turn: every text that finds a row, at most one call."""
+        for number in [n for n, ticket in self._running.items() if not ticket.wanted]:
+            del self._running[number]
+            self._engine.cancel(number)
+        free = self._engine.rows - len(self._running)
+        tickets = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+        asked, self._sessions.asked = self._sessions.asked, []
+        return tickets, asked, self._calls.popleft() if self._calls else None
+
+    def _turn(self, tickets: list[Ticket], asked: list[Session], call: _Call | None) -> None:
+        for ticket in tickets:
+            self._running[self._engine.submit(ticket.prefix, ticket.sampling)] = ticket
+        if call is not None:
+            future, function, args = call
+            if future.set_running_or_notify_cancel():
+                try:
+                    result = function(*args)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(result)
+        self._sessions.decide(asked)
+        if self._running:
+            self._step()
+
+    def _step(self) -> None:
+        """Let every text that runs go on by one id."""
+        try:
+            deltas = self._engine.step()
+        except Exception:
+            self._engine.clear()
+            raise
+        for number, delta in deltas:
+            ticket = self._running[number]
+            if delta.finish is not None:
+                del self._running[number]
+            self._tell(ticket, delta)
+
+    @staticmethod
+    def _tell(ticket: Ticket, delta: Delta) -> None:
+        if ticket.wanted:
+            try:
+                ticket.sink(delta)
+            except Exception:  # nobody listens any more
+                ticket.wanted = False
+
+    def _fail(self, tickets: Iterable[Ticket], error: Exception) -> None:
+        for ticket in tickets:
+            self._tell(ticket, Delta("", 0, (), "error", error))
+
+    def _end(self, error: Exception) -> None:
+        """Tell all that still wait."""
+        with self._changed:
+            tickets = [*self._running.values(), *self._queue]
+            futures = [future for future, _, _ in self._calls]
+            futures += [s.future for s in self._sessions.asked if s.future is not None]
+            self._queue.clear()
+            self._running.clear()
+            self._calls.clear()
+            self._sessions.asked = []
+        self._fail(tickets, error)
+        for future in futures:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
