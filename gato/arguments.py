@@ -140,11 +140,27 @@ def _runs(p: Parser) -> None:
     add_json(p)
 
 
+LANGUAGE_KINDS = """\
+Kinds of language tasks, each KIND/CORPUS (held out, made anew at --seed) or KIND/PATH (records, or
+any format that gato train --data reads); none of them is part of the scores against the expert:
+  caption   exact, CIDEr-D, BLEU, chrF (these two by sacrebleu: pip install "gato[metrics]")
+  vqa       answers about pictures: exact, VQA's accuracy, of choices the likeliest
+  chat      an assistant's answers: exact, BLEU, chrF
+  text      loss, perplexity, bits per byte
+  classify  the label of a picture, the likeliest of all"""
+
+
 def _eval(p: Parser) -> None:
+    p.epilog, p.formatter_class = LANGUAGE_KINDS, argparse.RawDescriptionHelpFormatter
     about = "folder of a checkpoint or of a run; or expert, or random"
     p.add_argument("checkpoint", type=Path, help=about)
-    p.add_argument("--tasks", nargs="+", metavar="PATTERN", help="all that the model knows, else")
-    p.add_argument("--episodes", type=whole(1), default=20, help="per task")
+    about = "tasks of control (all that the model knows, else), and of language as KIND/CORPUS or "
+    about += "KIND/PATH: caption/scenes, vqa/FOLDER; kinds: see the end"
+    p.add_argument("--tasks", nargs="+", metavar="PATTERN", help=about)
+    about = "per task (20), and records of each language task (200 of a corpus, all of a folder)"
+    p.add_argument("--episodes", type=whole(1), metavar="N", help=about)
+    about = "of language: answers to choose among, where records name none, separated by commas"
+    p.add_argument("--choices", metavar="A,B,...", help=about)
     about = "of eval expert: auto, scripted, planner, or a learned one's DIR"
     p.add_argument("--expert", metavar="KIND", help=about)
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
@@ -318,7 +334,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "show": ("print a task's or a store's stream, one token a line", _show),
     "train": ("train a preset on stores", _train),
     "runs": ("list training runs: state, progress, last figures", _runs),
-    "eval": ("play tasks with a checkpoint, its scores beside the expert's", _eval),
+    "eval": ("play tasks with a checkpoint, and measure its language", _eval),
     "compare": ("compare results of evaluations", _compare),
     "chat": ("talk with a checkpoint", _chat),
     "caption": ("describe images", _caption),

@@ -13,9 +13,13 @@ from gato.telling import tell
 
 if TYPE_CHECKING:
     from gato.rollouts.agent import Agent
+    from gato.rollouts.language_tasks import Gallery
+    from gato.rollouts.metrics import Options
     from gato.rollouts.video import Clip, Recorder
 
 Arguments = argparse.Namespace
+EPISODES = 20
+"""Played of each task where no number is asked for."""
 
 
 def evaluate(chosen: Arguments) -> int:
@@ -31,22 +35,27 @@ def evaluate(chosen: Arguments) -> int:
     if chosen.video is not None:
         require_av()
         make_folder(chosen.video, "--video as a folder")
-    player, ids = _player(chosen)
+    player, ids, language = _player(chosen)
     wanted = chosen.video is not None or chosen.report is not None
-    recorder = Recorder(chosen.video_episodes) if wanted else None
-    speed = Speed()
+    recorder = Recorder(chosen.video_episodes) if wanted and ids else None
+    speed, gallery = Speed(), dict[str, Any]()
+    episodes = EPISODES if chosen.episodes is None else chosen.episodes
     with progress_bar() as bar:
-        bars = {task: bar.add_task(task, total=chosen.episodes) for task in ids}
-        whole = bar.add_task("all", total=chosen.episodes * len(ids))
+        bars = {task: bar.add_task(task, total=episodes) for task in ids + language}
+        whole = bar.add_task("all", total=episodes * len(ids)) if ids else None
 
         def progress(task: str, played: int, wanted: int) -> None:
+            if task in language:  # measured as a whole; how many records there are, shows then
+                bar.update(bars[task], completed=played, total=wanted)
+                return
             bar.update(bars[task], completed=played)
-            bar.update(whole, advance=1, description=str(speed))
+            if whole is not None:
+                bar.update(whole, advance=1, description=str(speed))
 
         result = run(
             player,
-            ids,
-            chosen.episodes,
+            ids + language,
+            episodes,
             seed=chosen.seed,
             workers=chosen.workers,
             expert=chosen.expert,
@@ -59,6 +68,9 @@ def evaluate(chosen: Arguments) -> int:
             recorder=recorder,
             progress=progress,
             speed=speed,
+            records=chosen.episodes,
+            options=_options(chosen),
+            gallery=gallery,
         )
     try:  # the figures first: what follows may fail, and must not for a reader who has left
         if chosen.json == "-":
@@ -67,22 +79,38 @@ def evaluate(chosen: Arguments) -> int:
             _write(Path(chosen.json), json.dumps(result, indent=1))
         failed = _tell(result, chosen.json != "-")
     finally:
-        if recorder is not None:
-            _show(result, recorder, chosen)
+        _show(result, recorder, gallery, chosen)
     return int(failed > 0)
+
+
+def _options(chosen: Arguments) -> Options:
+    """Return what is asked of the measures of language."""
+    from gato.rollouts.choices import check_choices
+    from gato.rollouts.metrics import Options
+
+    given = (chosen.choices or "").split(",")
+    choices = tuple(choice.strip() for choice in given if choice.strip())
+    if chosen.choices is not None:
+        check_choices(choices)
+    return Options(chosen.seed, choices=choices)
 
 
 def _tell(result: dict[str, Any], table: bool) -> int:
     """Print the figures, and which episode failed first; return how many did."""
     from gato.envs.workers import last_words
+    from gato.rollouts.metrics import divided
 
-    if table:
-        _print(result)
-    failed = sum(len(task["failures"]) for task in result["tasks"].values())
+    control, language = divided(result["tasks"])
+    if table and control:
+        _print(result, control)
+    if table and language:
+        _print_language(language)
+    for name, row in language.items():
+        for note in row["notes"]:
+            print(f"{name}: {note}", file=sys.stderr)
+    failed = sum(len(task["failures"]) for task in control.values())
     if failed:
-        name, first = next(
-            (t, r["failures"][0]) for t, r in result["tasks"].items() if r["failures"]
-        )
+        name, first = next((t, r["failures"][0]) for t, r in control.items() if r["failures"])
         last = last_words(first["traceback"])
         number = "1 episode" if failed == 1 else f"{failed} episodes"
         told = f"{number} failed; {name} at seed {first['seed']}: {last}"
@@ -90,27 +118,34 @@ def _tell(result: dict[str, Any], table: bool) -> int:
     return failed
 
 
-def _player(chosen: Arguments) -> tuple[Agent | str, list[str]]:
-    """Return who plays and what."""
+def _player(chosen: Arguments) -> tuple[Agent | str, list[str], list[str]]:
+    """Return who plays, and which tasks of control and of language."""
     from gato import kernels, load
     from gato.decoding import decoding_dtype
     from gato.envs.gym import require_imported
+    from gato.rollouts import language_tasks
     from gato.rollouts.players import PLAYERS
     from gato.world_commands import matching
 
     name = str(chosen.checkpoint)
     if chosen.expert is not None and name != "expert":
         raise ValueError(f"expected --expert with `gato eval expert` only; got it with {name}.")
+    language, others = language_tasks.matching(chosen.tasks or ())
+    if chosen.choices is not None and not language:
+        raise ValueError("expected --choices with language tasks; got none in --tasks.")
     if name in PLAYERS:
         if not chosen.tasks:
             raise ValueError(f"expected --tasks for {name!r}, which knows them all.")
-        return name, matching(chosen.tasks)
+        if language:
+            raise ValueError(f"{name!r} only plays: it cannot read {language[0]}.")
+        return name, matching(others), []
     agent = load(chosen.checkpoint)
-    ids = matching(chosen.tasks, agent.tasks) if chosen.tasks else agent.tasks
+    ids = matching(others, agent.tasks) if chosen.tasks else agent.tasks
     require_imported(ids)  # those that were typed in full are
-    dtype = decoding_dtype(agent.model, _precision(chosen))
-    tell(kernels.describe_decoding(agent.model.table.weight.device, dtype))
-    return agent, ids
+    if ids:
+        dtype = decoding_dtype(agent.model, _precision(chosen))
+        tell(kernels.describe_decoding(agent.model.table.weight.device, dtype))
+    return agent, ids, language
 
 
 def _precision(chosen: Arguments) -> str | None:
@@ -131,10 +166,23 @@ def _write(path: Path, text: str) -> None:
     write_atomically(path, text.encode())
 
 
-def _show(result: dict[str, Any], recorder: Recorder, chosen: Arguments) -> None:
+def _show(
+    result: dict[str, Any], recorder: Recorder | None, gallery: Gallery, chosen: Arguments
+) -> None:
     """Film what was recorded, and write the videos and the report."""
-    from gato.envs.readers.video import require_av
     from gato.rollouts.report import report
+
+    clips: list[Clip] = []
+    missing = ""
+    if recorder is not None:
+        clips, missing = _film(recorder, chosen)
+    if chosen.report is not None:
+        _write(chosen.report, report(result, clips, missing, gallery))
+
+
+def _film(recorder: Recorder, chosen: Arguments) -> tuple[list[Clip], str]:
+    """Return the videos, written where they are to be, and why there are none."""
+    from gato.envs.readers.video import require_av
     from gato.rollouts.video import film, write_clips
 
     clips: list[Clip] = []
@@ -152,17 +200,33 @@ def _show(result: dict[str, Any], recorder: Recorder, chosen: Arguments) -> None
         print(f"no video of {clip.task}: {fault}", file=sys.stderr)
     if chosen.video is not None:
         write_clips(clips, chosen.video)
-    if chosen.report is not None:
-        _write(chosen.report, report(result, clips, missing))
+    return clips, missing
 
 
-def _print(result: dict[str, Any]) -> None:
+def _print_language(rows: dict[str, Any]) -> None:
+    from gato.rollouts.report_language import ends, figures_of, shown
+
+    print_table(
+        [
+            {
+                "task": task,
+                "metric": name,
+                "value": shown(metric["value"], metric["of"]),
+                "95%": ends(metric),
+                "records": rows[task]["count"],
+            }
+            for task, name, metric in figures_of(rows)
+        ]
+    )
+
+
+def _print(result: dict[str, Any], control: dict[str, Any]) -> None:
     from gato.rollouts.speed import describe
 
     shown = ("random_score", "expert_score", "mean_return", "success_rate", "expert_normalised")
     rows = [
         {"task": t, **{k: row.get(k) for k in shown}, "failed": len(row["failures"])}
-        for t, row in result["tasks"].items()
+        for t, row in control.items()
     ]
     print_table(rows)
     found = result["summary"]
@@ -200,7 +264,10 @@ def compare(chosen: Arguments) -> None:
     if chosen.json:
         print_json(found)
         return
-    print_table([_compared(task, row) for task, row in found["tasks"].items()])
+    if found["tasks"]:
+        print_table([_compared(task, row) for task, row in found["tasks"].items()])
+    if found["language"]:
+        print_table(_compared_language(found["language"]))
     if found["summary"]:
         print_table([_aggregates(name, row) for name, row in found["summary"].items()])
     print("* a difference that chance explains in fewer than 5 of 100 cases")
@@ -212,6 +279,21 @@ def _compared(task: str, found: dict[str, Any]) -> dict[str, Any]:
     key = "expert_normalised" if found["normalised"] else "score"
     row = {"task": task} | {name: score[key] for name, score in found["scores"].items()}
     return row | {f"- first: {name}": _difference(d) for name, d in found["differences"].items()}
+
+
+def _compared_language(found: dict[str, Any]) -> list[dict[str, Any]]:
+    from gato.rollouts.report_language import difference, shown
+
+    return [
+        {"task": task, "metric": metric}
+        | {name: shown(score["value"], score["of"]) for name, score in scores.items()}
+        | {
+            f"- first: {name}": difference(d, bold=False)
+            for name, d in row["differences"][metric].items()
+        }
+        for task, row in found.items()
+        for metric, scores in row["scores"].items()
+    ]
 
 
 def _aggregates(name: str, found: dict[str, Any]) -> dict[str, Any]:

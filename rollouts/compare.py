@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gato.rollouts.metrics import AGGREGATES, difference, divided
 from gato.rollouts.statistics import (
     Stratified,
     difference_interval,
@@ -51,6 +54,9 @@ def read_result(path: Path) -> dict[str, Any]:
         what = f"{', '.join(missing)} missing" if missing else "its tasks are none"
         raise ValueError(f"expected the result of an evaluation in {path}; {what}. {advice}")
     for name, task in found["tasks"].items():
+        if isinstance(task, dict) and "kind" in task:
+            _check_language(name, task, path, advice)
+            continue
         missing = [k for k in OF_A_TASK if not isinstance(task, dict) or k not in task]
         if not missing:
             by_success = task["measure"] == "success"
@@ -62,6 +68,32 @@ def read_result(path: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def _check_language(name: str, task: Mapping[str, Any], path: Path, advice: str) -> None:
+    """Raise ValueError for a language task that lacks what it is compared by."""
+    metrics, records = task.get("metrics"), task.get("records")
+    if isinstance(metrics, dict) and isinstance(records, list):
+        if all(_whole(metric) for metric in metrics.values()):
+            return
+    raise ValueError(
+        f"expected metrics, with their statistics per record, of {name!r} in {path}; they are "
+        f"missing or damaged. {advice}"
+    )
+
+
+def _whole(metric: Any) -> bool:
+    """Return whether a metric has all that it is compared by."""
+    needed = {"value", "ci95", "of", "per_record"}
+    if not isinstance(metric, dict) or not needed <= metric.keys():
+        return False
+    try:
+        rows = np.asarray(metric["per_record"], float)
+    except (TypeError, ValueError):
+        return False
+    value = metric["value"]
+    known = isinstance(metric["of"], str) and metric["of"] in AGGREGATES
+    return known and rows.ndim == 2 and (value is None or isinstance(value, int | float))
+
+
 def compare(results: Mapping[str, Result], seed: int = 0) -> dict[str, Any]:
     """Return results side by side, as JSON-able data; the aggregates are over the tasks of all.
 
@@ -71,10 +103,12 @@ def compare(results: Mapping[str, Result], seed: int = 0) -> dict[str, Any]:
     """
     names = list(results)
     first, others = names[0], names[1:]
-    shared = [t for t in results[first]["tasks"] if all(t in results[n]["tasks"] for n in others)]
-    if not shared:
+    both = [t for t in results[first]["tasks"] if all(t in results[n]["tasks"] for n in others)]
+    if not both:
         raise ValueError("expected results with tasks in common; these have none.")
-    warnings = _warnings(results, shared)
+    read = divided({t: results[first]["tasks"][t] for t in both})[1]
+    shared = [t for t in both if t not in read]
+    warnings = _warnings(results, shared, list(read))
     rows = {n: {t: _like(results[n], results[first], t, seed) for t in shared} for n in names}
     known = [t for t in shared if excluded(rows[first][t]) is None]
     drawn = {
@@ -85,6 +119,7 @@ def compare(results: Mapping[str, Result], seed: int = 0) -> dict[str, Any]:
         "checkpoints": {n: results[n]["checkpoint"] for n in names},
         "warnings": warnings,
         "tasks": {t: _task({n: rows[n][t] for n in names}, seed) for t in shared},
+        "language": {t: _read({n: results[n]["tasks"][t] for n in names}, seed) for t in read},
         "summary": {n: _aggregates(drawn[n], drawn[first]) for n in drawn},
         "excluded": [t for t in shared if t not in known],
         "no_intervals": too_few({f"{t} ({n})": rows[n][t] for t in shared for n in names}),
@@ -149,7 +184,35 @@ def _aggregates(drawn: Stratified, first: Stratified) -> dict[str, Any]:
     return found
 
 
-def _warnings(results: Mapping[str, Result], shared: Sequence[str]) -> list[str]:
+def _read(rows: Mapping[str, Result], seed: int) -> dict[str, Any]:
+    """Return a language task side by side; the same records are drawn for both where they are."""
+    first, *others = rows
+    base = rows[first]
+    kept = ("value", "ci95", "of")
+    names = [m for m in base["metrics"] if all(m in rows[n]["metrics"] for n in others)]
+    paired = all(rows[n]["records"] == base["records"] for n in others)
+    return {
+        "paired": paired,
+        "scores": {
+            m: {n: {k: row["metrics"][m][k] for k in kept} for n, row in rows.items()}
+            for m in names
+        },
+        "differences": {
+            m: {
+                n: {
+                    "of": base["metrics"][m]["of"],
+                    **difference(base["metrics"][m], rows[n]["metrics"][m], paired, seed),
+                }
+                for n in others
+            }
+            for m in names
+        },
+    }
+
+
+def _warnings(
+    results: Mapping[str, Result], shared: Sequence[str], read: Sequence[str]
+) -> list[str]:
     """Return, in sentences, what besides the policy may make a difference."""
     told = []
     names = list(results)
@@ -172,8 +235,12 @@ def _warnings(results: Mapping[str, Result], shared: Sequence[str]) -> list[str]
                 told.append(f"{task} has {failed} failed episodes ({name}), which count as played")
         if any(row[k] != rows[0][k] for row in rows for k in REFERENCES):
             told.append(f"{task} has other reference scores; those of {names[0]} are used")
+    for task in read:
+        records = [results[n]["tasks"][task]["records"] for n in names]
+        if any(r != records[0] for r in records):
+            told.append(f"{task} was asked about other records")
     for name in names:
-        alone = [t for t in results[name]["tasks"] if t not in shared]
+        alone = [t for t in results[name]["tasks"] if t not in (*shared, *read)]
         if alone:
             told.append(f"only some results have {', '.join(alone)} ({name}); left out")
     return told

@@ -34,6 +34,10 @@ from gato.envs.store import EpisodeStore
 from gato.rollouts.agent import Agent, load
 from gato.rollouts.hosts import most_at_once
 from gato.rollouts.language import evaluate_language
+from gato.rollouts.language_tasks import Gallery, is_language, measure
+from gato.rollouts.language_tasks import summary as language_summary
+from gato.rollouts.metrics import Options
+from gato.rollouts.overlap import counted_by
 from gato.rollouts.players import PLAYERS, HostPlayer
 from gato.rollouts.runner import Job, Played, run
 from gato.rollouts.speed import Speed
@@ -65,13 +69,19 @@ def evaluate(
     progress: Progress | None = None,
     recorder: Recorder | None = None,
     speed: Speed | None = None,
+    records: int | None = None,
+    options: Options | None = None,
+    gallery: Gallery | None = None,
 ) -> dict[str, Any]:
     """Return scores per task and over tasks, as JSON-able data.
 
+    Tasks of control are played; those of language (`language_tasks`) are measured on records.
+
     Args:
         checkpoint: a folder, a loaded agent, or ``"expert"`` or ``"random"``.
-        task_ids: tasks the checkpoint knows.
-        episodes: per task; episode i is reset with `EVALUATION_SEED_START` + i where `seed` is 0.
+        task_ids: tasks the checkpoint knows, and language tasks.
+        episodes: per task of control; episode i is reset with `EVALUATION_SEED_START` + i where
+            `seed` is 0.
         seed: chooses other evaluation seeds, [0, 1024), and the draws of sampled actions.
         workers: processes that step simulators; 0 steps them in this one.
         expert: which one ``"expert"`` is: ``auto`` (the default), ``scripted``, ``planner`` or
@@ -90,6 +100,9 @@ def evaluate(
         progress: see `Progress`.
         recorder: is given the episodes that it makes videos of.
         speed: is told where the time goes while it does; at the end it is in the result.
+        records: per language task; see `language_tasks.records_of`.
+        options: of the measures of language.
+        gallery: is given the pictures of the examples that language tasks show.
 
     Raises:
         ValueError: for an unknown task, one the model does not know, a missing simulator, or
@@ -97,39 +110,56 @@ def evaluate(
     """
     _check(task_ids, episodes, seed, prompt_steps)
     player = _player(checkpoint, expert, temperature, prompt_store, precision)
-    specs = {task: registry.spec(task) for task in task_ids}
-    max_batch = most_at_once(task_ids) if max_batch is None else max_batch
-    settings = {"episodes": episodes, "seed": seed, "temperature": temperature}
+    language = [task for task in task_ids if is_language(task)]
+    if language and isinstance(player, HostPlayer):
+        raise ValueError(f"{player.name!r} only plays: it cannot read {language[0]}.")
+    control = [task for task in task_ids if task not in language]
+    specs = {task: registry.spec(task) for task in control}
+    max_batch = most_at_once(control) if max_batch is None else max_batch
+    settings: dict[str, Any] = {"episodes": episodes, "seed": seed, "temperature": temperature}
     settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs, precision)}
-    tilt = _tilt(player, task_ids, kappa)
+    tilt = _tilt(player, control, kappa)
     settings |= tilt
     how = tilt if precision is None else {**tilt, "precision": precision}
     settings["first_seed"] = first = EVALUATION_SEED_START + seed * ATTEMPTS
     seeds = range(first, first + episodes)
-    _refuse_training_seeds(player, seeds)
-    prompts = _prompts(prompt_store, task_ids, prompt_steps, seeds) if prompt_store else None
+    _refuse_training_seeds(player, seeds if control else range(first, first))
+    prompts = _prompts(prompt_store, control, prompt_steps, seeds) if prompt_store else None
     settings["prompt"] = prompts and {"store": str(prompt_store), "steps": prompt_steps}
     logged = seeds[: recorder.per_task] if recorder else ()
     began = time.perf_counter()
     speed = Speed() if speed is None else speed
-    with _threads(threads, workers):
-        played = run(
-            lambda tasks, draws: player.policy(tasks, temperature, draws, prompts, **how),
-            [Job(task, s, logged=s in logged) for task in task_ids for s in seeds],
-            workers=workers,
-            max_batch=max_batch,
-            seed=seed,
-            timeout=timeout,
-            on_played=_counted(progress, episodes),
-            speed=speed,
-        )
+    played = []
+    if control:
+        with _threads(threads, workers):
+            played = run(
+                lambda tasks, draws: player.policy(tasks, temperature, draws, prompts, **how),
+                [Job(task, s, logged=s in logged) for task in control for s in seeds],
+                workers=workers,
+                max_batch=max_batch,
+                seed=seed,
+                timeout=timeout,
+                on_played=_counted(progress, episodes),
+                speed=speed,
+            )
     if recorder:
         recorder.episodes += [p for p in played if p.job.logged]
+    rows: dict[str, Any] = {}
+    if language and isinstance(player, Agent):
+        options = options or Options(seed)
+        settings["language"] = {"records": records, **asdict(options)}
+        with _threads(threads, 0):
+            rows = measure(player, language, first, records, options, progress, gallery)
     seconds = time.perf_counter() - began
+    result = _result(specs, played, seed, seconds)
+    if rows:
+        result["versions"] |= counted_by()
+        result["tasks"] |= rows
+        result["summary"]["language"] = language_summary(rows)
     return {
         "checkpoint": player.name,
         "settings": settings,
-        **_result(specs, played, seed, seconds),
+        **result,
         "speed": speed.figures(),
     }
 

@@ -15,8 +15,9 @@ import fnmatch
 import hashlib
 import itertools
 import json
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ from gato.envs.readers import importing
 from gato.envs.records import RecordStore
 from gato.envs.remote import is_remote
 from gato.envs.store import open_store
-from gato.rollouts.measures import KINDS
-from gato.rollouts.metrics import Record
+from gato.rollouts.agent import Agent
+from gato.rollouts.measures import KINDS, MEASURES
+from gato.rollouts.metrics import Options, Record
 from gato.selection import divide
 
 RECORDS = 200
@@ -42,6 +44,10 @@ RECORDS = 200
 REPEATS = 1000
 """Records in a row that were there before, or are of another kind, after which no new ones are
 looked for: a corpus such as the digits is a list."""
+
+
+Gallery = dict[str, list[np.ndarray | None]]
+"""Per task, the picture of each of its result's ``samples``."""
 
 
 @dataclass
@@ -165,6 +171,61 @@ def identity(record: Record) -> str:
     told = {key: value for key, value in record.items() if key != "meta"}
     digest.update(json.dumps(told, sort_keys=True, default=plain).encode())
     return digest.hexdigest()[:12]
+
+
+def measure(
+    agent: Agent,
+    task_ids: Sequence[str],
+    seed: int,
+    count: int | None = None,
+    options: Options | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    gallery: Gallery | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Return the results of language tasks, as JSON-able data.
+
+    Args:
+        agent: a loaded checkpoint.
+        task_ids: see the module.
+        seed: of records, see `records_of`.
+        count: records of each task; see `records_of`.
+        options: of the measures.
+        progress: called with a task, its records measured and how many there are.
+        gallery: is given the pictures of the examples.
+    """
+    options = options or Options()
+    found = {task: records_of(task, seed, count, agent.checkpoint) for task in task_ids}
+    rows = {}
+    for task, of in found.items():
+        began = time.perf_counter()
+        kind = task.partition("/")[0]
+        row = MEASURES[kind](agent, of.records, options)
+        pictures = [sample.pop("image", None) for sample in row["samples"]]
+        if gallery is not None:
+            gallery[task] = pictures
+        rows[task] = {
+            "kind": kind,
+            "source": of.source,
+            **row,
+            "records": [identity(record) for record in of.records],
+            "notes": [*of.notes, *row.get("notes", ())],
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+        if progress is not None:
+            progress(task, len(of.records), len(of.records))
+    return rows
+
+
+def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what stands over all language tasks: nothing is averaged across them."""
+    return {
+        "tasks": len(rows),
+        "records": sum(row["count"] for row in rows.values()),
+        "metrics": {
+            task: {name: metric["value"] for name, metric in row["metrics"].items()}
+            for task, row in rows.items()
+        },
+    }
 
 
 # ---- corpora ---------------------------------------------------------------------------------

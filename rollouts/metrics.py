@@ -53,6 +53,12 @@ class Figure:
     """How sums over records become the value: one of `AGGREGATES`."""
 
 
+def divided(tasks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a result's tasks of control and those of language, which name their kind."""
+    language = {name: row for name, row in tasks.items() if "kind" in row}
+    return {name: row for name, row in tasks.items() if name not in language}, language
+
+
 def measured(
     figures: Mapping[str, Figure],
     samples: Sequence[Mapping[str, Any]],
@@ -122,7 +128,8 @@ def _interval(rows: np.ndarray, of: str, value: float, seed: int) -> list[float]
     if not len(drawn):
         return None
     if of == "share" and float(np.ptp(drawn)) < 1e-12:
-        return wilson(value * len(rows), len(rows))
+        low, high = wilson(value * len(rows), len(rows))
+        return [low, min(high, 1.0)]
     return percentiles(drawn)
 
 

@@ -17,6 +17,7 @@ import functools
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,11 @@ def has_sacrebleu() -> bool:
     return True
 
 
+def counted_by() -> dict[str, str]:
+    """Return the version of sacrebleu where it is there."""
+    return {"sacrebleu": version("sacrebleu")} if has_sacrebleu() else {}
+
+
 def require_sacrebleu() -> None:
     """Raise ValueError where sacrebleu is missing, naming the extra that brings it."""
     if not has_sacrebleu():
@@ -50,7 +56,7 @@ def require_sacrebleu() -> None:
 @functools.cache
 def _metric(name: str) -> Any:
     require_sacrebleu()
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics import BLEU, CHRF  # type: ignore[attr-defined]
 
     # Of texts that are all shorter than four words BLEU would be 0 whatever they say; with this
     # its longest runs are as long as the texts, and nothing else changes.

@@ -48,6 +48,14 @@ svg { display: block; width: 100%; font: 12px system-ui, sans-serif; fill: var(-
   grid-template-columns: repeat(auto-fill, minmax(min(13rem, 45%), 1fr)) }
 .clips figure { margin: 0 } video { width: 100%; aspect-ratio: 1; object-fit: contain;
   background: #000; border-radius: .4rem; image-rendering: pixelated }
+.told { display: grid; gap: .75rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)) }
+.told figure { margin: 0; padding: .6rem; background: var(--soft); border-radius: .4rem;
+  border-left: 3px solid var(--line); display: flex; gap: .75rem; align-items: flex-start }
+.told .right { border-color: var(--c) } .told .wrong { border-color: var(--bad) }
+.told img { width: 5rem; flex: none; image-rendering: pixelated; border-radius: .25rem }
+dl { margin: 0 } dt { color: var(--dim); font-size: .75rem } dd { margin: 0 0 .25rem;
+  color: var(--ink); overflow-wrap: anywhere }
 figcaption { font-size: .85rem; overflow-wrap: anywhere } figcaption b { color: var(--ink) }
 summary { cursor: pointer } details { margin: .5rem 0 }
 @media (max-width: 40rem) { .extra { display: none } th, td { padding: .25rem .3rem }

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gato.rollouts.metrics import divided
 from gato.rollouts.pages import (
     SERIES,
     Scale,
@@ -22,6 +23,7 @@ from gato.rollouts.pages import (
     table,
     text,
 )
+from gato.rollouts.report_language import compared_section, language_section
 from gato.rollouts.statistics import Stratified, excluded
 from gato.rollouts.video import Clip
 
@@ -30,20 +32,29 @@ FINE = np.arange(101) / 100
 Result = Mapping[str, Any]
 
 
-def report(result: Result, clips: Sequence[Clip] = (), no_clips: str = "") -> str:
+def report(
+    result: Result,
+    clips: Sequence[Clip] = (),
+    no_clips: str = "",
+    gallery: Mapping[str, Sequence[Any]] | None = None,
+) -> str:
     """Return the page of an evaluation.
 
     Args:
         result: what `evaluate` returned.
         clips: videos of some of its episodes.
         no_clips: why there are none.
+        gallery: the pictures of the examples of its language tasks.
     """
     title = f"{result['checkpoint']} on {len(result['tasks'])} tasks"
+    control, language = divided(result["tasks"])
+    result = {**result, "tasks": control}
     sections = (
         _head(title, result),
         _tasks(result),
         _curve(result),
-        _videos(clips, no_clips),
+        language_section(language, gallery or {}),
+        _videos(clips, no_clips if control else ""),
         _failures(result),
         _settings(result),
     )
@@ -77,13 +88,16 @@ def _head(title: str, result: Result) -> str:
     if failed:
         figures.append((str(failed), "episodes failed: see below"))
     episodes = sum(len(task["returns"]) for task in result["tasks"].values())
+    head = f"<h1>{text(title)}</h1>\n"
+    if not result["tasks"]:
+        return head
     said = (
         f"{episodes} episodes at seeds from {result['settings']['first_seed']} on, "
         f"{result['seconds']:.0f} seconds. 0% is the random policy, 100% the task's expert; "
         "intervals cover 95%, by bootstrap over each task's episodes; of a rate of success they "
         "are Wilson's."
     )
-    head = f"<h1>{text(title)}</h1>\n<p class='dim'>{text(said)}</p>\n{cards(figures)}"
+    head += f"<p class='dim'>{text(said)}</p>\n{cards(figures)}"
     return head + _no_intervals(found["no_intervals"])
 
 
@@ -111,6 +125,8 @@ def _by_suite(names: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
 
 def _tasks(result: Result) -> str:
     tasks = result["tasks"]
+    if not tasks:
+        return ""
     scale = _scale(tasks.values())
     headings = (
         "task",
@@ -221,9 +237,14 @@ def _failures(result: Result) -> str:
 def _settings(result: Result) -> str:
     sources = {t: task["score_source"] for t, task in result["tasks"].items()}
     listed = "".join(f"<li>{text(t)}: {text(plain(s))}</li>" for t, s in sources.items())
-    return (
+    told = (
         f"<h2>Settings</h2>\n{pairs(result['settings'])}\n<h2>Versions</h2>\n"
-        f"{pairs(result['versions'])}\n<details><summary>Where the reference scores come from"
+        f"{pairs(result['versions'])}"
+    )
+    if not listed:
+        return told
+    return (
+        f"{told}\n<details><summary>Where the reference scores come from"
         f"</summary><ul>{listed}</ul></details>"
     )
 
@@ -231,7 +252,7 @@ def _settings(result: Result) -> str:
 def comparison_report(found: Result) -> str:
     """Return the page of what `compare` returned."""
     names = found["files"]
-    title = f"{len(names)} results on {len(found['tasks'])} tasks"
+    title = f"{len(names)} results on {len(found['tasks']) + len(found['language'])} tasks"
     keys = "".join(
         f'<li><span class="key {SERIES[i % 4]}"></span>{text(name)}: '
         f"<code>{text(found['checkpoints'][name])}</code></li>"
@@ -247,6 +268,7 @@ def comparison_report(found: Result) -> str:
         _no_intervals(found["no_intervals"]),
         _compared_aggregates(found),
         _compared_tasks(found),
+        compared_section(found["language"], names),
     ]
     return page(title, [part for part in parts if part])
 
@@ -275,6 +297,8 @@ def _with_ends(value: float, ends: Sequence[float] | None) -> str:
 
 def _compared_tasks(found: Result) -> str:
     names, tasks = found["files"], found["tasks"]
+    if not tasks:
+        return ""
     scale = _scale(row for task in tasks.values() for row in task["scores"].values())
     parts = [
         "<h2>Tasks</h2>",
