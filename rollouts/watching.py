@@ -240,6 +240,8 @@ class Watching:
         head = self._tokens.head()
         began = {"episode": number, "seed": seed, "frame": _uri(scene.picture), "tokens": head}
         self._tell("episode", {**began, "actions": scene.names, "fault": scene.fault})
+        with self._changed:
+            self._due = time.monotonic() + 1 / self._rate
         at, step, total = len(head), 0, 0.0
         while not scene.reply.ended:
             if not self._await_turn():
