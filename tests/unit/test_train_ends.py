@@ -102,13 +102,13 @@ def test_a_bad_batch_can_be_looked_at(tiny, tmp_path, text_model, monkeypatch, c
 
 
 def test_losses_at_fault_are_named_where_no_value_is(trainer):
-    real = trainer.model.loss
+    real = trainer.model.batch_nll
     words = trainer.mixture.names.index("words")
 
-    def spoilt(batch: Any, **options: Any) -> torch.Tensor:
-        return real(batch, **options).where(batch.target_corpus != words, torch.inf)
+    def spoilt(hidden: Any, batch: Any, *options: Any) -> torch.Tensor:
+        return real(hidden, batch, *options).where(batch.target_corpus != words, torch.inf)
 
-    trainer.model.loss = spoilt
+    trainer.model.batch_nll = spoilt
     with pytest.raises(NonFiniteLossError, match=r"of step 0 is inf; look at words \(also in"):
         trainer.train_step(trainer.mixture.batch(0))
 
