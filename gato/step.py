@@ -71,6 +71,10 @@ class Stepper:
         self._compiled_for: dict[Key, int] | None = None
         if self.execution.compile == "yes":
             compile_parts(self.model, self.execution.backend)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make what a loop around the steps needs beside them."""
 
     def measured(self) -> Capacities | None:
         """Return the shape of all batches, measured on the first ones, where shapes are static."""

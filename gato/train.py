@@ -48,8 +48,8 @@ from gato.step import Stepper
 from gato.step import compute_dtype as compute_dtype
 from gato.stopping import Stop, stop_on_signals
 from gato.text_model import require_same_text_model
-from gato.tokenizers.serializer import Serializer
 from gato.validation import Validator
+from gato.warm_start import WarmStart
 
 Evaluate = Callable[[Path], dict[str, float]]
 """Plays with a checkpoint and returns a score per task; higher is better."""
@@ -83,6 +83,7 @@ def train(
     resume: bool = True,
     device: torch.device | str | None = None,
     text_model: bytes | None = None,
+    start: WarmStart | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     workers: int = 0,
     watchers: Sequence[Watcher] | Callable[[], Sequence[Watcher]] = (),
@@ -102,6 +103,7 @@ def train(
         resume: go on from the newest checkpoint in `out`, if there is one.
         device: by default the GPU where there is one.
         text_model: a SentencePiece model to use instead of training one.
+        start: the weights that a new run begins with, whose sizes `config` has (`settle`).
         on_progress: called once per line of losses.
         workers: processes that make batches ahead; results do not depend on them.
         watchers: told of every line of metrics and of events; or what makes them, which is called
@@ -132,35 +134,29 @@ def train(
             config, begun, world, skip=skip_bad_shards, verify=verify, watchers=watching
         )
         if begun is not None:
-            trainer = Trainer.resumed(config, run, device, world, stop, execution)
+            trainer = Trainer.resumed(config, run, device, world, execution)
             if text_model is not None:
                 require_same_text_model(trainer.serializer, text_model, trainer.saved or run)
         else:
             if config.parts == 1:
                 config = replace(config, parts=world.size)
-            serializer = shared_serializer(config, text_model, world)
-            trainer = Trainer(config, run, device, serializer, world, stop, execution)
+            known = None if start is None else start.serializer(config.codec)
+            serializer = shared_serializer(config, text_model, world, known)
+            begin = None if start is None else start.fill
+            trainer = Trainer(config, run, device, serializer, world, execution, begin)
+        trainer.stop = stop
         return trainer.run(on_progress, workers, watching, evaluate)
 
 
 class Trainer(Stepper):
     """The state of a run and its loop."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        run: Path,
-        device: torch.device,
-        serializer: Serializer,
-        world: World | None = None,
-        stop: Stop | None = None,
-        execution: Execution | None = None,
-    ) -> None:
-        super().__init__(config, run, device, serializer, world, execution)
-        self.stop = stop or Stop()
+    def prepare(self) -> None:
+        """Make what the loop needs beside a step."""
+        self.stop = Stop()
         self.saved: Path | None = None
-        self.validator = self._validator(self.corpora) if config.validate_every else None
-        self.record = Record(run, config, self.world)
+        self.validator = self._validator(self.corpora) if self.config.validate_every else None
+        self.record = Record(self.folder, self.config, self.world)
         self.evaluate: Evaluate | None = None
 
     @classmethod
@@ -170,15 +166,14 @@ class Trainer(Stepper):
         run: Path,
         device: torch.device,
         world: World | None = None,
-        stop: Stop | None = None,
         execution: Execution | None = None,
     ) -> Trainer:
         """Return the trainer as it was when the newest checkpoint of `run` was saved."""
-        saved = load_checkpoint(run, device, averaged=False)
+        saved = load_checkpoint(run, device, averaged=False, merged=False)
         if config.parts == 1:  # however many processes began it
             config = replace(config, parts=saved.config.parts)
         require_same(saved.config, config, run)
-        trainer = cls(config, run, device, saved.serializer, world, stop, execution)
+        trainer = cls(config, run, device, saved.serializer, world, execution)
         require_same_data(saved.data, trainer.contents(), run)
         trainer.model.load_state_dict(saved.model.state_dict())
         if trainer.average is not None:

@@ -19,7 +19,6 @@ from gato.execution import Execution
 from gato.feed import Fed, Feed
 from gato.fitting import make_serializer
 from gato.model_config import ModelConfig
-from gato.stopping import Stop
 from gato.train import NonFiniteLossError, Progress, Trainer, train
 
 # torch's tracer asks whether what it is given has a gradient, and torch warns of it; the compiler
@@ -118,11 +117,10 @@ def test_a_loss_that_is_no_number_changes_nothing(device, config, tmp_path):
 def test_a_run_by_default_learns_resumes_and_tells_its_mfu(device, config, tmp_path):
     """Compiled on a GPU: some minutes, most of them the compiler's."""
     run, config = tmp_path / "run", replace(config, steps=20)
-    stop = Stop()
-    first = Trainer(config, run, torch.device(device), make_serializer(config), stop=stop)
+    first = Trainer(config, run, torch.device(device), make_serializer(config))
 
     def end(progress: Progress) -> None:
-        stop.reason = "asked" if progress.step == 10 else None
+        first.stop.reason = "asked" if progress.step == 10 else None
 
     first.run(end, workers=2 if device == "cuda" else 0)
     assert first.step == 10
