@@ -5,7 +5,8 @@
     vocabulary.json      the ledger of id ranges
     model.safetensors    weights
     ema.safetensors      their average over the steps, where the run keeps one
-    text.model           the SentencePiece model (each modality's fitted parts lie under its name)
+    text.model           the SentencePiece model, or the tokenizer.json of the language model that
+                         the run began with, and what that says of its text (text.json)
     training/            optimizer state and counters; only needed to go on training
 
 A run's folder holds ``step-N`` checkpoints, ``latest``, a file naming the newest complete one, and
@@ -30,11 +31,13 @@ from torch import Tensor
 
 from gato.config import TrainConfig, from_json, to_json
 from gato.envs.files import sync_folder, write_synced
+from gato.lora import add_lora, merge_lora
 from gato.model import GatoModel
 from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.text import MODEL_FILE, TEXT_FILES, TOKENIZER_FILE
 
 FORMAT = 1
-_REQUIRED = ("config.json", "vocabulary.json", "model.safetensors", "text.model")
+_REQUIRED = ("config.json", "vocabulary.json", "model.safetensors")
 
 
 @dataclass
@@ -61,7 +64,7 @@ def build_model(config: TrainConfig, serializer: Serializer) -> GatoModel:
         net = modality.net(config.model.width, chosen)
         if net is not None:
             nets[name] = net
-    return GatoModel(
+    model = GatoModel(
         config.model,
         serializer.layout.size,
         serializer.control["<masked>"],
@@ -70,6 +73,8 @@ def build_model(config: TrainConfig, serializer: Serializer) -> GatoModel:
         serializer.spans(),
         contrast=any(c.weight > 0 and c.contrast > 0 for c in config.corpora),
     )
+    add_lora(model, config.lora)
+    return model
 
 
 def save_checkpoint(
@@ -241,7 +246,7 @@ def resolve(path: str | Path) -> Path:
         folder = folder / named
     if not folder.is_dir():
         raise ValueError(f"expected a checkpoint folder at {path}; there is no such folder")
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
+    missing = _missing(folder)
     if missing:
         with _older_told(folder.parent, folder):
             raise ValueError(
@@ -280,11 +285,21 @@ def _is_whole(folder: Path) -> bool:
                 pass
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return False
-    return found == FORMAT and all((folder / name).is_file() for name in _REQUIRED)
+    return found == FORMAT and not _missing(folder)
+
+
+def _missing(folder: Path) -> list[str]:
+    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
+    texts = (MODEL_FILE, TOKENIZER_FILE)
+    return missing + ([] if any((folder / name).is_file() for name in texts) else [MODEL_FILE])
 
 
 def load_checkpoint(
-    path: str | Path, device: torch.device | str = "cpu", *, averaged: bool = True
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    averaged: bool = True,
+    merged: bool = True,
 ) -> Checkpoint:
     """Return the checkpoint at `path`, a checkpoint folder or a run's folder.
 
@@ -292,16 +307,17 @@ def load_checkpoint(
         path: see `resolve`.
         device: of the model.
         averaged: take the averaged weights where the checkpoint holds them.
+        merged: add what LoRA learnt to the matrices it belongs to; training goes on without.
 
     Raises:
         ValueError: for a missing, truncated or foreign checkpoint, saying what is wrong.
     """
     folder = resolve(path)
     with _older_told(folder.parent, folder):
-        return _load(folder, device, averaged)
+        return _load(folder, device, averaged, merged)
 
 
-def _load(folder: Path, device: torch.device | str, averaged: bool) -> Checkpoint:
+def _load(folder: Path, device: torch.device | str, averaged: bool, merged: bool) -> Checkpoint:
     try:
         described = json.loads((folder / "config.json").read_text())
         layout = json.loads((folder / "vocabulary.json").read_text())
@@ -334,6 +350,8 @@ def _load(folder: Path, device: torch.device | str, averaged: bool) -> Checkpoin
         name = (wrong or sorted(set(weights) - set(wanted)))[0]
         raise ValueError(f"{folder}: {file.name} does not fit its config.json at {name!r}")
     model.load_state_dict(weights)
+    if merged:
+        merge_lora(model)
     model = model.to(device).eval()
     return Checkpoint(folder, config, serializer, model, step, averaged, data)
 
@@ -355,7 +373,8 @@ def _said_well(corpus: dict[str, Any]) -> bool:
 
 
 def _state(folder: Path) -> dict[str, dict[str, bytes]]:
-    return {"text": {"text.model": (folder / "text.model").read_bytes()}}
+    there = [name for name in TEXT_FILES if (folder / name).is_file()]
+    return {"text": {name: (folder / name).read_bytes() for name in there}}
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

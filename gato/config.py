@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gato.corpus_config import CorpusConfig
+from gato.lora import LoraConfig
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.tokenizers.spaces import CodecOptions
@@ -25,6 +26,13 @@ class TrainConfig:
     model: ModelConfig
     codec: CodecOptions = field(default_factory=CodecOptions)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Thin matrices to learn beside the trunk's, which then stay as they are."""
+    freeze: tuple[str, ...] = ()
+    """What is not trained: parts (``trunk``, ``embedders``, ``table``, ``head`` and others), or
+    patterns over names of parameters such as ``blocks.0.*``."""
+    init_from: str = ""
+    """The folder of the weights that the run began with; empty where they were drawn."""
     corpora: tuple[CorpusConfig, ...] = ()
     embedders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Per modality, options of its embedder: ``{"image": {"embedder": "conv"}}``."""

@@ -24,19 +24,30 @@ _TEXT_CHARACTERS = 2_000_000  # as much text as the text model and the run's sta
 _SCALE_ROWS = 20_000
 
 
-def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Serializer:
-    """Return the serializer of a run: text model trained, tasks added, scales fitted."""
-    bare = Serializer(config.codec, {"text": {MODEL_FILE: text_model}} if text_model else None)
-    corpora = [open_corpus(c, bare) for c in config.corpora]
-    if text_model is None:
-        words = equal_parts(corpora, _TEXT_CHARACTERS)
-        text_model = train_text_model(words, config.text_pieces, seed=config.seed)
-        for note in fewer(text_model, config.text_pieces):
-            tell(note)
+def make_serializer(
+    config: TrainConfig, text_model: bytes | None = None, known: Serializer | None = None
+) -> Serializer:
+    """Return the serializer of a run: text model trained, tasks added, scales fitted.
+
+    Args:
+        config: the run.
+        text_model: a SentencePiece model to use instead of training one.
+        known: what the weights read and write that the run begins with: its text and ids are kept,
+            and its tasks with their scales.
+    """
+    if known is None:
+        bare = Serializer(config.codec, {"text": {MODEL_FILE: text_model}} if text_model else None)
     else:
-        checked(text_model, "text_model")
-    serializer = Serializer(config.codec, {"text": {MODEL_FILE: text_model}})
+        bare = Serializer(config.codec, known.state(), known.layout)
+    corpora = [open_corpus(c, bare) for c in config.corpora]
+    if known is None:
+        serializer = _new_serializer(config, text_model, corpora)
+    else:
+        serializer = Serializer(config.codec, known.state(), known.layout, known.tasks.values())
     scales = fit_scales(corpora, config)
+    for name, task in serializer.tasks.items():
+        fits = {p: spec for p, m, spec in task.observation if serializer.modalities[m].fits}
+        scales[name] = {**scales.get(name, {}), **fits}
     played = [c for c in corpora if isinstance(c, EpisodeCorpus)]
     returns = fit_returns(played)
     for corpus in played:
@@ -48,6 +59,20 @@ def make_serializer(config: TrainConfig, text_model: bytes | None = None) -> Ser
                 history = replace(history, returns=returns[name], kappa=c.kappa)
             serializer.add_task(store.spec, scales.get(name), history)
     return serializer
+
+
+def _new_serializer(
+    config: TrainConfig, text_model: bytes | None, corpora: list[Corpus]
+) -> Serializer:
+    """Return a serializer with a text model that was given or is trained on the corpora."""
+    if text_model is None:
+        words = equal_parts(corpora, _TEXT_CHARACTERS)
+        text_model = train_text_model(words, config.text_pieces, seed=config.seed)
+        for note in fewer(text_model, config.text_pieces):
+            tell(note)
+    else:
+        checked(text_model, "text_model")
+    return Serializer(config.codec, {"text": {MODEL_FILE: text_model}})
 
 
 def history_of(corpus: CorpusConfig) -> History:
@@ -88,13 +113,18 @@ def fit_returns(corpora: list[EpisodeCorpus]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def shared_serializer(config: TrainConfig, text_model: bytes | None, world: World) -> Serializer:
+def shared_serializer(
+    config: TrainConfig,
+    text_model: bytes | None,
+    world: World,
+    known: Serializer | None = None,
+) -> Serializer:
     """Return the serializer of a run: made by process 0, the same in all."""
     if world.size == 1:
-        return make_serializer(config, text_model)
+        return make_serializer(config, text_model, known)
 
     def make() -> str:
-        made = make_serializer(config, text_model)
+        made = make_serializer(config, text_model, known)
         state = {
             modality: {name: base64.b64encode(part).decode() for name, part in parts.items()}
             for modality, parts in made.state().items()

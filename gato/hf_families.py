@@ -110,7 +110,7 @@ def _rope(described: Mapping[str, Any], family: str, where: Any) -> tuple[float,
         )
     if kind == "default":
         return float(base), ()
-    context = rope.get(_LLAMA3[3], described.get("max_position_embeddings"))
+    context = rope.get(_LLAMA3[3]) or described["max_position_embeddings"]
     return float(base), (*(float(rope[name]) for name in _LLAMA3[:3]), float(context))
 
 
@@ -249,7 +249,7 @@ def to_theirs(weights: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tu
         yield theirs + "post_attention_layernorm.weight", weights[ours + "ffn_norm.weight"]
         for kind in ("weight", "bias") if c.qkv_bias else ("weight",):
             joined = weights[f"{ours}attention.qkv.{kind}"]
-            parts = joined.split([c.heads * K, c.kv_heads * K, c.kv_heads * K])
+            parts = torch.split(joined, [c.heads * K, c.kv_heads * K, c.kv_heads * K])
             for name, part in zip("qkv", parts, strict=True):
                 kept = part if name == "v" else _halves(part, K)
                 yield f"{theirs}self_attn.{name}_proj.{kind}", kept
@@ -265,11 +265,11 @@ def to_theirs(weights: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tu
 
 def _neighbours(rows: Tensor, head_dim: int) -> Tensor:
     """Return the rows of heads (n K, ...) with those that are turned together side by side."""
-    halves = rows.unflatten(0, (-1, 2, head_dim // 2))  # (n, 2, K / 2, ...)
+    halves = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])  # (n, 2, K / 2, ...)
     return halves.transpose(1, 2).flatten(0, 2)
 
 
 def _halves(rows: Tensor, head_dim: int) -> Tensor:
     """Return what `_neighbours` was given."""
-    pairs = rows.unflatten(0, (-1, head_dim // 2, 2))  # (n, K / 2, 2, ...)
+    pairs = rows.reshape(-1, head_dim // 2, 2, *rows.shape[1:])  # (n, K / 2, 2, ...)
     return pairs.transpose(1, 2).flatten(0, 2)

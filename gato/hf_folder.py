@@ -49,9 +49,9 @@ class HuggingFaceFolder:
             named = self._json(_INDEX).get("weight_map")
             if not isinstance(named, dict):
                 raise ValueError(f"{self.path / _INDEX} is damaged: it has no weight_map")
-            for file in {str(name) for name in named.values()}:
-                if Path(file).name != file or not (self.path / file).is_file():
-                    raise ValueError(f"{self.path / _INDEX} names {file!r}, which is not beside it")
+            for shard in {str(name) for name in named.values()}:
+                if Path(shard).name != shard or not (self.path / shard).is_file():
+                    raise ValueError(f"{self.path / _INDEX} names {shard!r}, not a file beside it")
             return {name: self.path / str(file) for name, file in named.items()}
         file = self.path / _WEIGHTS
         if file.is_file():

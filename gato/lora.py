@@ -11,9 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+
+from gato.model import GatoModel
 
 LAYERS = ("qkv", "out", "up", "down")
 
@@ -48,9 +49,8 @@ class LowRank(nn.Module):
         """Begin with nothing added to `weight` (out, in)."""
         super().__init__()
         out, wide = weight.shape
-        like = {"device": weight.device, "dtype": weight.dtype}
-        self.down = nn.Parameter(torch.randn(rank, wide, **like) * wide**-0.5)
-        self.up = nn.Parameter(torch.zeros(out, rank, **like))
+        self.down = nn.Parameter(weight.new_empty(rank, wide).normal_(std=wide**-0.5))
+        self.up = nn.Parameter(weight.new_zeros(out, rank))
         self.scale = alpha / rank
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ class LowRank(nn.Module):
         return weight + self.scale * (self.up @ self.down)
 
 
-def add_lora(model: nn.Module, config: LoraConfig) -> None:
+def add_lora(model: GatoModel, config: LoraConfig) -> None:
     """Add to the matrices of a model's blocks; nothing else of blocks and their norm is trained."""
     if not config.rank:
         return

@@ -13,6 +13,7 @@ from gato.corpora import open_corpus
 from gato.fitting import make_serializer
 from gato.mixture import Mixture
 from gato.mixture_file import CorpusNote, missing
+from gato.tokenizers.serializer import Serializer
 
 
 def corpora_rows(config: TrainConfig, notes: Mapping[str, CorpusNote]) -> list[dict[str, Any]]:
@@ -28,14 +29,15 @@ def corpora_rows(config: TrainConfig, notes: Mapping[str, CorpusNote]) -> list[d
     return rows
 
 
-def measure(config: TrainConfig, tokens: int) -> dict[str, Any]:
+def measure(config: TrainConfig, tokens: int, known: Serializer | None = None) -> dict[str, Any]:
     """Return what the first batches of a run hold, of so many tokens without padding.
 
     Args:
         config: the run.
         tokens: at least so many are drawn.
+        known: what the weights read and write that the run begins with.
     """
-    serializer = make_serializer(config)
+    serializer = make_serializer(config, known=known)
     corpora = [open_corpus(c, serializer) for c in config.corpora]
     mixture = Mixture.of(config, corpora, serializer)
     begun = time.perf_counter()

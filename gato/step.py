@@ -9,8 +9,9 @@ device nowhere in a step.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,16 @@ from gato.feed import Fed, Feed
 from gato.finite import Gate, Losses
 from gato.flops import FlopCounter
 from gato.mixture import Mixture
+from gato.model import GatoModel
 from gato.optim import Average, Optimizers
+from gato.parts import freeze
 from gato.static_shapes import MEASURED, Capacities, Key
 from gato.telling import tell
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch
+
+Begin = Callable[[GatoModel, Serializer], Sequence[str]]
+"""Puts into a new model the weights that it is to begin with; returns what is to be told."""
 
 
 class Stepper:
@@ -45,14 +51,22 @@ class Stepper:
         serializer: Serializer,
         world: World | None = None,
         execution: Execution | None = None,
+        begin: Begin | None = None,
     ) -> None:
         self.config, self.folder, self.device, self.serializer = config, run, device, serializer
         self.world = world or World()
         self.execution = (execution or Execution()).on(device)
         self.share = self.world.share(config.parts)
         torch.manual_seed(config.seed)
-        self.model = build_model(config, serializer).to(device).train()
-        self.optimizers = Optimizers(self.model, config.optim)
+        model = build_model(config, serializer)
+        if begin is not None:
+            for note in begin(model, serializer):
+                if self.world.rank == 0:
+                    tell(note)
+        freeze(model, config.freeze)
+        self.model = model.to(device).train()
+        spans = {name: serializer.layout.span(name) for name, _ in serializer.layout.ranges}
+        self.optimizers = Optimizers(self.model, config.optim, spans)
         self.average = Average(self.model, config.ema) if config.ema else None
         self.names = {id(p): n for n, p in self.model.named_parameters()}
         self.corpora = [open_corpus(c, serializer) for c in config.corpora]
@@ -82,7 +96,14 @@ class Stepper:
             self.capacities = self.room()
             first = range(min(MEASURED, self.config.steps))
             self.capacities.measure(self.mixture.part(k, p) for k in first for p in self.share)
+            self.agree()
         return self.capacities
+
+    def agree(self) -> None:
+        """Let every process have room for the largest batch of any, where shapes are static."""
+        if self.capacities is not None and self.world.size > 1:
+            states = self.world.from_all(json.dumps(self.capacities.state()))
+            self.capacities.load(*map(json.loads, states))
 
     def room(self) -> Capacities:
         """Return capacities that have seen nothing yet; those of one process tell."""

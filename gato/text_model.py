@@ -33,7 +33,6 @@ _PROBES = {
     "ﬁ \u2460 e\u0301 \uff21\n\t.": "normalization_rule_name=identity, so that it changes no "
     "characters",
     "  two  spaces  ": "remove_extra_whitespaces=False, so that it keeps every space",
-    "a\u2581b": "add_dummy_prefix=False, so that it adds no space in front",
 }
 """Strings that must come back as they were, and what a model lacks that changes one."""
 
@@ -211,6 +210,7 @@ def _of_episodes(store: EpisodeStore, items: np.ndarray, number: int) -> list[st
 
 def _of_record(record: Mapping[str, Any]) -> list[str]:
     found = [record["text"]] if "text" in record else []
+    found += [pair["text"] for pair in record.get("pairs", ())]
     for message in record.get("messages", ()):
         found += [part["text"] for part in message["content"] if part["type"] == "text"]
     return found

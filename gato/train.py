@@ -353,6 +353,7 @@ class Trainer(Stepper):
 
     def save(self, best: bool = False) -> Path:
         """Write a checkpoint of the present step and return its folder."""
+        self.agree()
         self.saved = Path(self.world.from_first(lambda: str(self._save(best))))
         self.record.watchers.event("checkpoint", step=self.step, path=str(self.saved))
         return self.saved
@@ -360,7 +361,7 @@ class Trainer(Stepper):
     def _counters(self) -> dict[str, Any]:
         """Return what training goes on with, beside the optimizer's state."""
         counters: dict[str, Any] = {"sums": self.sums.tolist()}
-        if self.capacities is not None and self.world.size == 1:  # each process has its own
+        if self.capacities is not None:
             counters["capacities"] = self.capacities.state()
         return counters
 

@@ -298,10 +298,18 @@ def foreign(path: Path, kind: str = "unigram", **options: Any) -> Path:
     return path
 
 
+@pytest.mark.parametrize("prefix", [False, True])
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
-def test_a_model_with_bytes_that_changes_nothing_is_taken(tmp_path, kind):
-    file = foreign(tmp_path / "x.model", kind, **LOSSLESS)  # with <s>, </s> of its own
+def test_a_model_with_bytes_that_changes_nothing_is_taken(tmp_path, kind, prefix):
+    # with <s>, </s> of its own; a space that it puts before a text is taken away again
+    file = foreign(tmp_path / "x.model", kind, **{**LOSSLESS, "add_dummy_prefix": prefix})
     assert read_text_model(file) == file.read_bytes()
+    text = Text(file.read_bytes())
+    assert text.pieces.prefixed is prefix
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=file.read_bytes())
+    assert text.text_ids("the red ball").tolist() == theirs.encode("the red ball")
+    for string in ("", " ", " a", "  a ", "a\u2581b", "\u2581", "</s> a"):
+        assert text.decode(text.text_ids(string), {}) == string
 
 
 @pytest.mark.parametrize(
@@ -310,7 +318,6 @@ def test_a_model_with_bytes_that_changes_nothing_is_taken(tmp_path, kind):
         ({"byte_fallback": False}, "byte_fallback=True"),
         ({"normalization_rule_name": "nmt_nfkc"}, "normalization_rule_name=identity"),
         ({"remove_extra_whitespaces": True}, "remove_extra_whitespaces=False"),
-        ({"add_dummy_prefix": True}, "add_dummy_prefix=False"),
     ],
 )
 def test_a_model_that_loses_something_is_refused_naming_what_is_missing(tmp_path, changed, told):

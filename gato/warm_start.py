@@ -1,0 +1,237 @@
+"""What a run's weights begin as, where they are not drawn: a language model's, or a checkpoint's.
+
+From a Hugging Face folder come the trunk, the embeddings of its text and its tokenizer; ``<bos>``,
+``<eos>`` and the roles of a conversation begin as what the model has for them. All other ids begin
+around the mean of its embeddings, as far apart as these are, so that text is read and written as
+before while they mean nothing yet. From a checkpoint of gato come all of its weights, ids, tasks
+and scales; the run is a new one, with its own data and optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gato.checkpoint import Checkpoint, load_checkpoint
+from gato.config import TrainConfig
+from gato.hf_folder import ROLES, HuggingFaceFolder
+from gato.model import GatoModel
+from gato.parts import is_added, plain
+from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.spaces import CodecOptions
+from gato.tokenizers.text import Text
+from gato.tokenizers.vocabulary import CONTROL_TOKENS, VocabularyLayout
+
+_OF_THE_RUN = ("context", "window", "soft_bins", "loss_chunk", "init_std")
+"""Fields of a model that are a run's own affair, whatever its weights begin as."""
+
+
+class WarmStart(Protocol):
+    """Weights to begin with, and what they were made for."""
+
+    @property
+    def path(self) -> Path:
+        """Where they lie."""
+
+    def settle(self, config: TrainConfig) -> TrainConfig:
+        """Return the run with the sizes that the weights have."""
+
+    def serializer(self, codec: CodecOptions) -> Serializer:
+        """Return what the weights read and write: their text, ids, tasks and scales."""
+
+    def fill(self, model: GatoModel, serializer: Serializer) -> list[str]:
+        """Put the weights into a model; return what a person should know."""
+
+
+def open_start(path: str | Path) -> WarmStart:
+    """Return the weights in a folder.
+
+    Raises:
+        ValueError: for a folder that is neither a Hugging Face one nor a checkpoint or run of gato.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        ours = ("latest", "vocabulary.json", "model/latest")
+        if any((folder / name).is_file() for name in ours):
+            return CheckpointStart(folder)
+        if (folder / "config.json").is_file():
+            return HuggingFaceStart(folder)
+    elif folder.name in ("latest", "best") and folder.is_file():
+        return CheckpointStart(folder)
+    raise ValueError(
+        f"expected --init-from as a Hugging Face folder (config.json, model.safetensors and "
+        f"tokenizer.json) or a checkpoint that `gato train` wrote; {path} is neither. Nothing is "
+        f"downloaded: give a folder on disk."
+    )
+
+
+def require_sizes(start: WarmStart, config: TrainConfig) -> None:
+    """Raise ValueError where a run was given other sizes than the weights it begins with have."""
+    wanted = start.settle(config)
+    for part, own, theirs in (
+        ("model.", config.model, wanted.model),
+        ("codec.", config.codec, wanted.codec),
+        ("", config, wanted),
+    ):
+        for field in dataclasses.fields(own):
+            a, b = getattr(own, field.name), getattr(theirs, field.name)
+            if a != b and not dataclasses.is_dataclass(a):
+                raise ValueError(
+                    f"{part}{field.name} is {b} in {start.path}, whose weights this run begins "
+                    f"with; got {a}. Leave it out."
+                )
+
+
+@dataclass(frozen=True)
+class HuggingFaceStart:
+    """A language model of a family that `gato.hf_families` knows."""
+
+    path: Path
+
+    @cached_property
+    def folder(self) -> HuggingFaceFolder:
+        """The folder as it is read."""
+        return HuggingFaceFolder(self.path)
+
+    @cached_property
+    def text(self) -> Text:
+        """Its tokenizer."""
+        text = Text()
+        text.load_state(self.folder.text())
+        return text
+
+    def settle(self, config: TrainConfig) -> TrainConfig:
+        """Return the run with the sizes of the trunk; how its ids are embedded is the preset's."""
+        model = dataclasses.replace(config.model, **self.folder.fields)
+        origin, rows = str(self.path.resolve()), self.folder.rows
+        return dataclasses.replace(config, model=model, text_pieces=rows, init_from=origin)
+
+    def serializer(self, codec: CodecOptions) -> Serializer:
+        """Return a serializer that cuts text as the model does, and knows no tasks."""
+        return Serializer(codec, {"text": self.text.state()})
+
+    @torch.no_grad()
+    def fill(self, model: GatoModel, serializer: Serializer) -> list[str]:
+        """Put the trunk and the embeddings of text into a model."""
+        weights = self.folder.weights(model.config)
+        tables = {"table": weights.pop("table"), "head": weights.pop("head", None)}
+        own = _places(model)
+        for name, value in weights.items():
+            own[name].copy_(value)
+        first, stop = serializer.layout.span("text")
+        families = self._family_ids()
+        for name, table in tables.items():
+            if table is None:
+                continue
+            rows = own[f"{name}.weight"]
+            deviation, mean = torch.std_mean(table, dim=0)
+            rows.copy_(torch.randn_like(rows) * deviation + mean)
+            rows[first:stop] = table
+            for token, ids in families.items():
+                rows[serializer.control[token]] = table[ids].mean(0)
+        told = ", ".join(
+            f"{token} as {' '.join(map(self.text.pieces.describe, ids))!r}"
+            for token, ids in families.items()
+        )
+        sizes = f"{stop - first:,} rows of text and {model.config.layers} blocks"
+        return [f"begun with {sizes} of {self.path}" + (f"; {told}" if told else "")]
+
+    def _family_ids(self) -> dict[str, list[int]]:
+        """Return of some control tokens the ids that the model has for them, if it has any."""
+        about, found = self.text.about, dict[str, list[int]]()
+        known = {self.text.pieces.describe(i): i for i in range(self.text.vocabulary)}
+        config, tokens = about.get("config", {}), about.get("tokens", {})
+        for token, name in (("<bos>", "bos_token"), ("<eos>", "eos_token")):
+            said = config.get(f"{name}_id")
+            said = said[0] if isinstance(said, list) and said else said
+            at = known.get(tokens.get(name, ""), said)
+            if isinstance(at, int) and 0 <= at < self.text.vocabulary:
+                found[token] = [at]
+        for role in ROLES:
+            whole, opening = f"<|{role}|>", ("<|im_start|>", "<|start_header_id|>")
+            begun = [known[name] for name in opening if name in known]
+            if whole in known:
+                found[f"<{role}>"] = [known[whole]]
+            elif begun:
+                found[f"<{role}>"] = [begun[0], *map(int, self.text.text_ids(role))]
+        return found
+
+
+@dataclass(frozen=True)
+class CheckpointStart:
+    """A checkpoint of gato: all that it knows goes on, on other data."""
+
+    path: Path
+
+    @cached_property
+    def saved(self) -> Checkpoint:
+        """The checkpoint, with averaged weights where it has them."""
+        return load_checkpoint(self.path)
+
+    def settle(self, config: TrainConfig) -> TrainConfig:
+        """Return the run with the checkpoint's sizes and codecs."""
+        began = self.saved.config
+        kept = {name: getattr(config.model, name) for name in _OF_THE_RUN}
+        return dataclasses.replace(
+            config,
+            model=dataclasses.replace(began.model, **kept),
+            codec=began.codec,
+            embedders=began.embedders,
+            text_pieces=dict(self.saved.serializer.layout.ranges)["text"],
+            init_from=str(self.saved.path.resolve()),
+        )
+
+    def serializer(self, codec: CodecOptions) -> Serializer:
+        """Return the checkpoint's serializer, with ranges behind its own where there are new ones.
+
+        Raises:
+            ValueError: where its ledger names control tokens that stand for others now.
+        """
+        before = self.saved.serializer
+        layout = before.layout
+        if CONTROL_TOKENS[: len(layout.control_tokens)] != layout.control_tokens:
+            raise ValueError(
+                f"{self.saved.path}: its control tokens are others than those of this version of "
+                f"gato: {', '.join(layout.control_tokens)}"
+            )
+        ranges = dict(layout.ranges)
+        grown = VocabularyLayout(layout.ranges)
+        for name, modality in before.modalities.items():
+            if modality.vocabulary and name not in ranges:
+                grown = grown.append(name, modality.vocabulary)
+        return Serializer(codec, before.state(), grown, before.tasks.values())
+
+    @torch.no_grad()
+    def fill(self, model: GatoModel, serializer: Serializer) -> list[str]:
+        """Put all weights into a model that has a place for them."""
+        weights, own = self.saved.model.state_dict(), _places(model)
+        grown = {"table.weight", "head.weight", "joint.scale.weight", "joint.shift.weight"}
+        notes = [f"begun with the weights of {self.saved.path}, step {self.saved.step}"]
+        for name, value in weights.items():
+            if name not in own:
+                notes.append(f"{name} of {self.path} has no place in this run and is left out")
+            elif own[name].shape == value.shape:
+                own[name].copy_(value)
+            elif name in grown and own[name].shape[1:] == value.shape[1:]:
+                rows = len(value) - (name == "table.weight")  # the last stands for no id
+                own[name][:rows] = value[:rows]
+                if name == "table.weight":
+                    own[name][-1] = value[-1]
+            else:
+                raise ValueError(
+                    f"{name} has shape {tuple(value.shape)} in {self.path}, in this run "
+                    f"{tuple(own[name].shape)}: give the run the options that it was trained with"
+                )
+        missing = [name for name in own if name not in weights]
+        return notes + ([f"new, beside those weights: {', '.join(missing)}"] if missing else [])
+
+
+def _places(model: GatoModel) -> dict[str, Tensor]:
+    """Return a model's tensors by the names they have where LoRA adds nothing."""
+    return {plain(n): tensor for n, tensor in model.state_dict().items() if not is_added(n)}
