@@ -35,7 +35,7 @@ from gato.envs.store import EpisodeWriter
 OPEN_WRITERS = 8
 """Stores that are written at once; each holds what is pending of a shard in memory."""
 _LOOKED_AT = 200_000  # entries of folders beside a file
-CACHE_FORM = 2
+CACHE_FORM = 3
 """Raised where the same data become other stores than before, so that caches are made anew."""
 
 

@@ -7,15 +7,17 @@ its ten people gave (``multiple_choice_answer``).
 The plain list, as JSON or JSON lines: ``{"image": file or data URI, "question": str, "answer": str
 or [str, ...]}``; of several answers the most frequent one, of equals the first, is taken.
 
-Every question is a conversation: the user shows the picture and asks, the assistant answers.
+Every question is a conversation: the user shows the picture and asks, the assistant answers. Where
+several people did, ``meta["answers"]`` has what each said, for VQA's accuracy.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections import Counter
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,26 +87,31 @@ def open_source(location: str, options: ReadOptions) -> Source:
     )
 
 
-def conversation(picture: Any, question: Any, answer: Any) -> dict[str, Any]:
+def conversation(
+    picture: Any, question: Any, answer: Any, people: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return the record of one question.
 
     Args:
         picture: as records hold it.
         question: text.
         answer: text, or several, of which the most frequent is taken.
+        people: what several people answered, where `answer` is one text.
     """
     if isinstance(answer, list) and answer and all(isinstance(a, str) for a in answer):
+        people = [checked_text(a, "answer").strip() for a in answer if a.strip()]
         answer = Counter(answer).most_common(1)[0][0]
     asked = {"type": "text", "text": checked_text(question, "question").strip()}
     said = {"type": "text", "text": checked_text(answer, "answer").strip()}
     shown = {"type": "image", "image": picture}
-    return {
+    record: dict[str, Any] = {
         "kind": "conversation",
         "messages": [
             {"role": "user", "content": [shown, asked]},
             {"role": "assistant", "content": [said]},
         ],
     }
+    return record | {"meta": {"answers": [list(people)]}} if len(people) > 1 else record
 
 
 def _question_files(location: str, *, glance: bool = False) -> list[Path]:
@@ -155,7 +162,8 @@ def _version_2(location: str, questions: list[Path], options: ReadOptions) -> So
             "questions.question": "question",
             "questions.image_id": f"image, as {example}",
             "annotations.multiple_choice_answer": "answer",
-            "annotations.answers, answer_type, question_type": "left out",
+            "annotations.answers": "what each person answered, for evaluation",
+            "annotations.answer_type, question_type": "left out",
         },
         notes=[
             f"questions in {path}: {total}; answers in {answers_path.name}: {len(answers)}",
@@ -171,9 +179,9 @@ def _subset(path: Path) -> str:
     return re.sub(r"[{}]", "", words[-2]) if len(words) > 1 else ""
 
 
-def _answers(path: Path) -> tuple[dict[Hashable, Any], str]:
-    """Return the answers by question, and the subset of pictures that the file names."""
-    found: dict[Hashable, Any] = {}
+def _answers(path: Path) -> tuple[dict[Hashable, tuple[Any, Any]], str]:
+    """Return answer and people's answers by question, and the subset that the file names."""
+    found: dict[Hashable, tuple[Any, Any]] = {}
     subset = ""
     for key, value in json_values(path):
         if key == "data_subtype" and isinstance(value, str):
@@ -181,10 +189,24 @@ def _answers(path: Path) -> tuple[dict[Hashable, Any], str]:
         if key == "annotations" and isinstance(value, dict):
             question = value.get("question_id")
             if isinstance(question, int | str):
-                found[question] = value.get("multiple_choice_answer")
+                found[question] = value.get("multiple_choice_answer"), _people(value.get("answers"))
     if not found:
         raise ValueError(f"expected annotations with question_id in {path}; got none.")
     return found, subset
+
+
+def _people(answers: Any) -> tuple[str, ...] | None:
+    """Return what each person answered; nothing where it is not told, None where that is odd."""
+    if answers is None:
+        return ()
+    if not isinstance(answers, list):
+        return None
+    try:
+        given = [a["answer"] for a in answers]
+        said = [checked_text(a, "answer").strip() for a in given if a != ""]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return tuple(map(sys.intern, said))  # millions of answers, few different ones
 
 
 def _pictures(location: str, path: Path, subset: str) -> tuple[str, Path, str]:
@@ -206,7 +228,7 @@ def _pictures(location: str, path: Path, subset: str) -> tuple[str, Path, str]:
 
 def _read_version_2(
     path: Path,
-    answers: dict[Hashable, Any],
+    answers: dict[Hashable, tuple[Any, Any]],
     folder: Path,
     pattern: str,
     options: ReadOptions,
@@ -221,9 +243,12 @@ def _read_version_2(
             raise ValueError("expected numbers as 'image_id' and 'question_id'")
         if question not in answers:
             raise ValueError("a question without an annotation of its 'question_id'")
+        answer, people = answers[question]
+        if people is None:
+            raise ValueError("expected a list of objects with an 'answer' each as 'answers'")
         if latest[0] != image:
             latest = (image, read_picture(below(folder, pattern.format(image)), options))
-        yield conversation(latest[1], row["question"], answers[question])
+        yield conversation(latest[1], row["question"], answer, people)
 
     yield from each(_questions(path), record)
 

@@ -83,6 +83,7 @@ def test_every_question_is_a_conversation(vqa, shown, read):
             assert question["text"] == ASKED[k]
             assert np.abs(picture["image"].astype(int) - it.pixels).mean() < 25
             assert assistant["content"] == [{"type": "text", "text": answer_of(it, k)}]
+            assert record["meta"]["answers"] == [[answer_of(it, k)] * 9 + ["maybe"]]
     assert len(read(vqa, split="val")[0]) == 6
     with pytest.raises(ValueError, match="split 'test'"):
         read(vqa, split="test")
@@ -111,12 +112,13 @@ def test_what_is_wrong_in_version_2_is_told(vqa, read, bomb):
     told = json.loads(answers.read_text())
     assert told["annotations"][-16]["question_id"] == 5000
     told["annotations"][-16]["multiple_choice_answer"] = None
+    told["annotations"][-17]["answers"][3] = "\ud800"
     answers.write_text(json.dumps(told))
     good, bad = read(vqa)
-    assert len(good) == 60 - 3 - 3 - 6 - 1
+    assert len(good) == 60 - 3 - 3 - 6 - 2
     said = ["names no file"] * 3 + ["900000000"] * 3
     said += ["expected numbers", "without an annotation", "got list", "an object; got int"]
-    said += ["field 'question'", "expected numbers", "got NoneType"]
+    said += ["field 'question'", "expected numbers", "got NoneType", "an 'answer' each"]
     assert len(bad) == len(said)
     for item, wanted in zip(bad, said, strict=True):
         assert wanted in item.reason
@@ -190,6 +192,8 @@ def test_plain_lists_are_the_same(kind, plain, shown, read):
         user, assistant = record["messages"]
         np.testing.assert_array_equal(user["content"][0]["image"], it.pixels)
         assert assistant["content"][0]["text"] == it.colour
+    assert good[1]["meta"]["answers"] == [[shown[1].colour, "maybe", shown[1].colour]]
+    assert "meta" not in good[0], "one answer is told once"
 
 
 def test_a_model_learns_from_a_plain_list(plain, stored, trains):
