@@ -15,6 +15,7 @@ A record is one of
 ```
 {"kind": "document", "text": str}
 {"kind": "caption", "image": uint8 (H, W, 3), "text": str}
+{"kind": "pairs", "pairs": [{"image": uint8 (H, W, 3), "text": str}, ...]}
 {"kind": "conversation", "messages": [{"role": "system" | "user" | "assistant", "content":
     [{"type": "image", "image": uint8 (H, W, 3)} | {"type": "text", "text": str}, ...]}, ...]}
 ```
@@ -251,7 +252,12 @@ def _line_ends(file: Path) -> np.ndarray:
 def check_record(record: Mapping[str, Any]) -> None:
     """Raise ValueError where `record` is none of the forms above."""
     kind = record.get("kind")
-    fields = {"document": {"text"}, "caption": {"image", "text"}, "conversation": {"messages"}}
+    fields = {
+        "document": {"text"},
+        "caption": {"image", "text"},
+        "pairs": {"pairs"},
+        "conversation": {"messages"},
+    }
     if kind not in fields:
         raise ValueError(f"expected a record of kind {', '.join(fields)}; got {kind!r}.")
     if record.keys() - {"meta"} != fields[kind] | {"kind"}:
@@ -260,6 +266,10 @@ def check_record(record: Mapping[str, Any]) -> None:
         raise ValueError(f"expected a str as text of a {kind}; got {type(record['text'])}.")
     if "image" in record:
         _check_image(record["image"])
+    for pair in record.get("pairs", ()):
+        if not isinstance(pair, Mapping) or pair.keys() != {"image", "text"}:
+            raise ValueError(f"expected an image and its text in a pair; got {pair!r:.200}.")
+        check_record({"kind": "caption", **pair})
     for message in record.get("messages", ()):
         if message.get("role") not in ROLES:
             raise ValueError(f"expected a role of {ROLES}; got {message.get('role')!r}.")
@@ -286,6 +296,8 @@ def _map_images(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict
     """Return `record` with every image changed."""
     if "image" in record:
         return {**record, "image": change(record["image"])}
+    if "pairs" in record:
+        return {**record, "pairs": [_map_images(pair, change) for pair in record["pairs"]]}
     if "messages" not in record:
         return dict(record)
     messages = [

@@ -41,6 +41,31 @@ def quickstart_run() -> TrainConfig:
     return quickstart.recipe(Path("runs/quickstart/data"), 1000)
 
 
+def few_shot() -> TrainConfig:
+    """Return the run that learns to learn from examples, on the corpus ``bindings``.
+
+    A picture is one token: with four, nothing emerged in the same time.
+    """
+    return TrainConfig(
+        model=ModelConfig(
+            layers=4,
+            width=128,
+            heads=4,
+            head_dim=32,
+            ffn_width=512,
+            context=48,
+            qk_norm=True,
+        ),
+        optim=OptimConfig(lr=2e-3, warmup=100),
+        embedders={"image": {"embedder": "conv"}},
+        corpora=(CorpusConfig("bindings", "runs/few_shot/data/bindings"),),
+        text_pieces=400,
+        rows=32,
+        steps=3000,
+        precision="float32",
+    )
+
+
 def _paper(model: ModelConfig, lr: float) -> TrainConfig:
     """Return a run with the hyperparameters of Gato appendix C.
 
@@ -78,6 +103,7 @@ def gato_1b() -> TrainConfig:
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
     "quickstart": quickstart_run,
+    "few_shot": few_shot,
     "gato_79m": gato_79m,
     "gato_364m": gato_364m,
     "gato_1b": gato_1b,

@@ -196,6 +196,8 @@ class RecordCorpus:
                 return self.serializer.document(record["text"])
             case "caption":
                 return self.serializer.caption(record["image"], record["text"])
+            case "pairs":
+                return self.serializer.captions((p["image"], p["text"]) for p in record["pairs"])
             case "conversation":
                 return self.serializer.conversation(record["messages"])
             case other:

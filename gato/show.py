@@ -185,6 +185,7 @@ def _episode_texts(spec: TaskSpec, episode: Episode) -> Iterator[str]:
 def _record_texts(record: dict[str, Any]) -> Iterator[str]:
     if "text" in record:
         yield record["text"]
+    yield from (pair["text"] for pair in record.get("pairs", ()))
     for message in record.get("messages", ()):
         yield from (part["text"] for part in message["content"] if part["type"] == "text")
 
@@ -195,4 +196,6 @@ def _record(serializer: Serializer, record: dict[str, Any]) -> TokenSequence:
             return serializer.document(record["text"])
         case "caption":
             return serializer.caption(record["image"], record["text"])
+        case "pairs":
+            return serializer.captions((p["image"], p["text"]) for p in record["pairs"])
     return serializer.conversation(record["messages"])

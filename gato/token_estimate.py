@@ -91,6 +91,7 @@ def _records(records: Sequence[Any], count: int) -> int:
     write: dict[str, Callable[[Any], Any]] = {
         "document": lambda r: serializer.document(r["text"]),
         "caption": lambda r: serializer.caption(r["image"], r["text"]),
+        "pairs": lambda r: serializer.captions((p["image"], p["text"]) for p in r["pairs"]),
         "conversation": lambda r: serializer.conversation(r["messages"]),
     }
     tokens = sum(len(write[record["kind"]](record)) for record in records)
@@ -115,6 +116,7 @@ def _words(episode: Episode, spec: TaskSpec) -> Iterable[str]:
 def _texts(record: Any) -> Iterable[str]:
     if "text" in record:
         yield record["text"]
+    yield from (pair["text"] for pair in record.get("pairs", ()))
     for message in record.get("messages", ()):
         yield from (part["text"] for part in message["content"] if part["type"] == "text")
 

@@ -165,3 +165,33 @@ def checked(image: Any) -> np.ndarray:
     if array.ndim == 2:
         array = array[..., None]
     return np.broadcast_to(array, (*array.shape[:2], 3)) if array.shape[2] == 1 else array
+
+
+Example = tuple[Any, str]
+"""A picture and the text that belongs to it."""
+
+
+def few_shot(serializer: Serializer, examples: Sequence[Example], query: Any) -> TokenSequence:
+    """Return what the model reads before the text of `query`: examples first (Flamingo's use).
+
+    The stream's form ``pairs``: ``<bos> img <sep> text <eos> img <sep> text <eos> ... img <sep>``.
+
+    Args:
+        serializer: the checkpoint's.
+        examples: pictures with their texts, in the order in which they are read.
+        query: the picture whose text is wanted.
+    """
+    for number, (_, text) in enumerate(examples):
+        check_text(text, f"the text of example {number}")
+    return serializer.captions([(checked(image), t) for image, t in examples], checked(query))
+
+
+def asked(examples: Sequence[Example], question: str, query: Any) -> list[Message]:
+    """Return a question about a picture, examples with their answers being earlier turns."""
+    turns: list[Message] = []
+    for image, answer in [*examples, (query, None)]:
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        turns.append({"role": "user", "content": content})
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+    return turns

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from gato.rollouts.agent import Agent
 from gato.rollouts.choices import chosen_figures, judge
+from gato.rollouts.few_shot import is_pairs, shots
 from gato.rollouts.language import answers, captions, documents, replies
 from gato.rollouts.metrics import SAMPLES, Options, Record, measured
 
@@ -97,6 +98,7 @@ KINDS: Mapping[str, Kind] = {
     "chat": Kind("the assistant's answers in a conversation", ("dialogues",), is_talk),
     "text": Kind("the likelihood of plain text", ("documents",), is_document),
     "classify": Kind("the label of a picture, of several", ("digits",), is_caption),
+    "few_shot": Kind("a new word for a picture, from examples", ("bindings",), is_pairs),
 }
 
 MEASURES: Mapping[str, Measure] = {
@@ -105,6 +107,7 @@ MEASURES: Mapping[str, Measure] = {
     "chat": replies,
     "text": documents,
     "classify": classes,
+    "few_shot": shots,
 }
 """Per kind, ``measure(agent, records, options)``, which returns what `metrics.measured` makes of
 figures and examples. A new kind is such a function, in a module that imports

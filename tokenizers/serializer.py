@@ -221,6 +221,13 @@ class Serializer:
         first, *others = examples
         return concatenate([first, *(e.slice(1, len(e)) for e in others)])
 
+    def captions(
+        self, examples: Iterable[tuple[np.ndarray, str]], image: np.ndarray | None = None
+    ) -> TokenSequence:
+        """Return pictures and their texts as one, and what a text for `image` goes on from."""
+        written = [self.caption(picture, text) for picture, text in examples]
+        return self.pairs(written if image is None else [*written, self.caption(image, None)])
+
     def conversation(self, messages: Sequence[Mapping[str, Any]]) -> TokenSequence:
         """Return a conversation's tokens; only assistant turns are predicted.
 

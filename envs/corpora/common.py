@@ -62,6 +62,12 @@ def caption(image: np.ndarray, text: str, **meta: Any) -> dict[str, Any]:
     return {"kind": "caption", "image": image, "text": text, "meta": meta}
 
 
+def pairs(examples: Iterable[tuple[np.ndarray, str]], **meta: Any) -> dict[str, Any]:
+    """Return a record of pictures, each with its text, that are to be read together."""
+    made = [{"image": image, "text": text} for image, text in examples]
+    return {"kind": "pairs", "pairs": made, "meta": meta}
+
+
 def missing(corpus: str, package: str, extra: str) -> ValueError:
     """Return the error for a corpus whose `package` is not installed."""
     return ValueError(

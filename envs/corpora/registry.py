@@ -16,7 +16,7 @@ from typing import Any
 
 from gato.envs.corpora.common import Split, check_split
 
-CORPORA = ("dialogues", "digits", "documents", "frames", "scenes", "shapes")
+CORPORA = ("bindings", "dialogues", "digits", "documents", "frames", "scenes", "shapes")
 
 
 def names() -> tuple[str, ...]:

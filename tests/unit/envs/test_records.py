@@ -81,13 +81,16 @@ def test_an_unfinished_store_does_not_exist(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "match"),
     [
-        ({"kind": "poem", "text": ""}, "kind document, caption, conversation; got 'poem'"),
+        ({"kind": "poem", "text": ""}, "kind document, caption, pairs, conversation; got 'poem'"),
         ({"kind": "document"}, r"expected \['text'\]"),
         ({"kind": "document", "text": 3}, "expected a str"),
         ({"kind": "document", "text": "", "extra": 1}, "extra"),
         ({"kind": "caption", "text": "", "image": image(0, 16, 20)}, "multiples of 16"),
         ({"kind": "caption", "text": "", "image": image(0).astype(float)}, "got float64"),
         ({"kind": "caption", "text": "", "image": [[0]]}, "got <class 'list'>"),
+        ({"kind": "pairs", "pairs": [{"image": image(0)}]}, "an image and its text in a pair"),
+        ({"kind": "pairs", "pairs": [{"image": image(0), "text": 1}]}, "expected a str"),
+        ({"kind": "pairs", "pairs": [{"image": image(0, 8, 16), "text": ""}]}, "multiples of 16"),
         ({"kind": "conversation", "messages": [{"role": "bot", "content": []}]}, "got 'bot'"),
         (
             {"kind": "conversation", "messages": [{"role": "user", "content": [{"type": "a"}]}]},
