@@ -221,6 +221,32 @@ def _search(p: Parser) -> None:
     add_json(p)
 
 
+def _serve(p: Parser) -> None:
+    add_checkpoint(p)
+    about = "address to listen at (127.0.0.1); any that other machines reach needs a token"
+    p.add_argument("--host", default="127.0.0.1", metavar="H", help=about)
+    p.add_argument("--port", type=whole(0), default=8000, metavar="P", help="0 takes a free one")
+    one = p.add_mutually_exclusive_group()
+    about = (
+        "what clients must show; other users of this machine can see it in its list of processes"
+    )
+    one.add_argument("--token", metavar="T", help=about)
+    one.add_argument("--token-file", type=Path, metavar="FILE", help="that holds the token")
+    p.add_argument("--name", help="of the model in requests (its folder's)")
+    p.add_argument("--rows", type=whole(1), default=16, metavar="N", help="answers written at once")
+    about = "answers that may wait for a row; more are refused with 429 (64)"
+    p.add_argument("--waiting", type=whole(1), default=64, metavar="N", help=about)
+    p.add_argument("--sessions", type=whole(1), default=32, metavar="N", help="of actions, at once")
+    p.add_argument("--max-tokens", type=whole(1), default=1024, metavar="N", help="of one answer")
+    p.add_argument("--body-mb", type=whole(1), default=16, metavar="MB", help="of one request")
+    about = "that one answer may take (120)"
+    p.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help=about)
+    about = "let pages of this site ask too (CORS), https://example.org; may be given several times"
+    p.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=about)
+    about = "a name that clients may call the server by (localhost); may be given several times"
+    p.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=about)
+
+
 def _bench(p: Parser) -> None:
     about = "a bench; those of a minute or less where none is named; list: what there are"
     p.add_argument("names", nargs="*", metavar="NAME", help=about)
@@ -339,6 +365,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "chat": ("talk with a checkpoint", _chat),
     "caption": ("describe images", _caption),
     "classify": ("choose among labels for an image", _classify),
+    "serve": ("answer over HTTP: OpenAI's endpoints, actions, a web page", _serve),
     "search": ("find pictures of a folder by words or by a picture", _search),
     "experts": ("list, score or train experts", _experts),
     "bench": ("measure speed", _bench),

@@ -125,6 +125,7 @@ MODULES = {
     **dict.fromkeys(("train", "runs"), "gato.run_commands"),
     "data": "gato.data_commands",
     "search": "gato.search_commands",
+    "serve": "gato.serve_commands",
     "bench": "gato.bench_commands",
 }
 """Where commands stand that do not stand in `gato.commands`."""

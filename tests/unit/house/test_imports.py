@@ -27,6 +27,7 @@ DOORS = {
     *("gato.bench_data", "gato.bench_collect", "gato.bench_machine", "gato.bench_suites"),
     *("gato.bench_records", "gato.bench_commands", "gato.bench_attention", "gato.bench_latency"),
     "gato.search_commands",
+    "gato.serve_commands",
     *("gato.data_commands", "gato.token_estimate", "gato.bench_peer"),
 }
 """What a person calls: it may import anything, and nothing below may import it."""
@@ -143,6 +144,7 @@ def test_the_trunk_names_no_modality_and_no_simulator(name):
 
 BLOCKED = (
     *("ale_py", "metaworld", "mujoco", "minigrid", "sklearn", "flash_attn", "scipy", "imageio"),
+    *("fastapi", "starlette", "uvicorn", "prometheus_client", "openai"),
     *("pygame", "tensorboard", "wandb", "pyarrow", "datasets", "minari", "av", "aiohttp", "fsspec"),
 )
 WITHOUT_EXTRAS = f"""

@@ -1,0 +1,270 @@
+"""A checkpoint as a server: OpenAI's endpoints, actions, a web page, health and figures.
+
+```text
+connection (`Patient`) -> Guard -> routes -> Service -> model's thread
+  slow heads               who, how much        one engine, all sessions
+```
+"""
+
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gato.rollouts import serve_openai, watch
+from gato.rollouts.agent import Agent
+from gato.rollouts.serve_actions import Sessions
+from gato.rollouts.serve_limits import MAX_HEAD_BYTES, Guard, Refused, Settings
+from gato.rollouts.serve_metrics import missing
+from gato.rollouts.serve_work import Service
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+log = logging.getLogger("gato.serve")
+
+MAX_CONNECTIONS = 1024
+Endpoint = Callable[[Service, Any], Awaitable[Any]]
+
+
+class Server(Guard):
+    """The whole server as an ASGI application, and what works behind it."""
+
+    def __init__(self, inner: Any, service: Service) -> None:
+        super().__init__(inner, service.settings, service.meter)
+        self.service = service
+
+
+def app(agent: Agent, settings: Settings | None = None) -> Server:
+    """Return the server of a checkpoint as an ASGI application.
+
+    Its model runs in a thread of its own until ``app.service.close()``.
+
+    Raises:
+        ValueError: where FastAPI or prometheus-client is not installed.
+    """
+    try:
+        import fastapi
+        from starlette.exceptions import HTTPException
+        from starlette.middleware.cors import CORSMiddleware
+    except ImportError as error:
+        raise missing(error) from error
+    settings = settings or Settings()
+    service = Service(agent, settings)
+    inner = fastapi.FastAPI(title="gato", docs_url=None, redoc_url=None, openapi_url=None)
+    inner.add_exception_handler(Refused, _refusal)
+    inner.add_exception_handler(HTTPException, _http_error)
+    inner.add_exception_handler(Exception, _failure)
+    if settings.origins:
+        inner.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=[serve_openai.DROPPED_HEADER],
+        )
+    _add_routes(inner, service)
+    return Server(inner, service)
+
+
+def _add_routes(inner: "FastAPI", service: Service) -> None:
+    from starlette.requests import Request
+    from starlette.responses import JSONResponse, Response
+
+    def add(method: str, path: str, endpoint: Endpoint) -> None:
+        async def handle(request: Request) -> Response:
+            answer: Response = await endpoint(service, request)
+            return answer
+
+        inner.add_api_route(path, handle, methods=[method], response_model=None)
+
+    async def health(service: Service, request: Request) -> Response:
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(service: Service, request: Request) -> Response:
+        page, kind = service.meter.page()
+        return Response(page, media_type=kind)
+
+    add("GET", "/health", health)
+    add("GET", "/metrics", metrics)
+    add("GET", "/v1/models", serve_openai.models)
+    add("GET", "/v1/models/{name:path}", serve_openai.model)
+    add("POST", "/v1/chat/completions", serve_openai.chat)
+    add("POST", "/v1/embeddings", serve_openai.embeddings)
+    sessions = Sessions(service)
+    for method, path, endpoint in (
+        ("GET", "/tasks", sessions.tasks),
+        ("POST", "", sessions.act),
+        ("GET", "/sessions", sessions.list),
+        ("POST", "/sessions", sessions.open),
+        ("POST", "/sessions/{id}/reset", sessions.reset),
+        ("DELETE", "/sessions/{id}", sessions.close),
+    ):
+        add(method, f"/v1/actions{path}", _alone(endpoint))
+    inner.include_router(watch.router(service.model, service.agent))
+
+
+def _alone(endpoint: Callable[[Any], Awaitable[Any]]) -> Endpoint:
+    async def handle(service: Service, request: Any) -> Any:
+        return await endpoint(request)
+
+    return handle
+
+
+async def _refusal(request: Any, refused: Any) -> Any:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(refused.to_json(), status_code=refused.status, headers=refused.headers)
+
+
+async def _http_error(request: Any, error: Any) -> Any:
+    told = {404: "there is nothing at this address", 405: "this address takes other methods"}
+    message = told.get(error.status_code, str(error.detail))
+    refused = Refused(error.status_code, message)
+    refused.headers |= dict(error.headers or {})
+    return await _refusal(request, refused)
+
+
+async def _failure(request: Any, error: Exception) -> Any:
+    # Starlette raises it again afterwards, and `Guard` writes it to the log.
+    message = "the server failed; its log says how"
+    return await _refusal(request, Refused(500, message, code="internal_error"))
+
+
+# ---- the process -----------------------------------------------------------------------------
+
+
+def run(
+    agent: Agent,
+    settings: Settings,
+    ready: Callable[[str], None] = lambda address: None,
+    stop: threading.Event | None = None,
+) -> None:
+    """Serve until SIGTERM or Ctrl-C; running answers then get a few seconds.
+
+    Args:
+        agent: a loaded checkpoint.
+        settings: where, and its bounds.
+        ready: called with the address once it is open.
+        stop: ends the server where it is set, for one in a thread that signals do not reach.
+
+    Raises:
+        ValueError: where uvicorn is not installed.
+        OSError: where the address is taken, or is none of this machine's.
+    """
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise missing(error) from error
+    listener = _listen(settings)
+    try:
+        application = app(agent, settings)
+    except BaseException:
+        listener.close()
+        raise
+    config = uvicorn.Config(
+        application,
+        http=patient(settings),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        timeout_graceful_shutdown=int(max(settings.grace_seconds, 1)),
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # `Guard` says what matters
+    server = uvicorn.Server(config)
+    host, port = listener.getsockname()[:2]
+    ended = threading.Event()
+    if stop is not None:
+        watcher = threading.Thread(target=_watch, args=(stop, ended, server), daemon=True)
+        watcher.start()
+    ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    try:
+        with _signals_end_quietly():
+            server.run(sockets=[listener])
+    finally:
+        ended.set()
+        if stop is not None:
+            stop.set()
+            watcher.join()
+        listener.close()
+        application.service.close()
+
+
+def _watch(stop: threading.Event, ended: threading.Event, server: Any) -> None:
+    stop.wait()
+    if not ended.is_set():
+        server.should_exit = True
+
+
+def _listen(settings: Settings) -> socket.socket:
+    host = settings.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, settings.port), family=family, backlog=512)
+
+
+@contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """Let a server that ended after a signal end as it was asked to, not by that signal again."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def patient(settings: Settings) -> type:
+    """Return uvicorn's protocol with bounds of connections, and of the time for a head to come."""
+    import h11
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class Patient(H11Protocol):
+        """Closes connections whose next request does not begin in time."""
+
+        _timer: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > MAX_CONNECTIONS:
+                transport.abort()
+                return
+            self._wait_for_head()
+
+        def data_received(self, data: bytes) -> None:
+            try:
+                super().data_received(data)
+            except h11.LocalProtocolError:  # the answer to what broke the rules of HTTP
+                self.transport.close()
+            if self.conn.their_state is not h11.IDLE:
+                self._stop_waiting()
+            elif self._timer is None:
+                self._wait_for_head()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _wait_for_head(self) -> None:
+            self._timer = self.loop.call_later(settings.head_seconds, self._too_slow)
+
+        def _stop_waiting(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+        def _too_slow(self) -> None:
+            self._timer = None
+            self.transport.abort()
+
+    return Patient

@@ -1,0 +1,444 @@
+"""What the server lets in: who may ask, how much, for how long, and how many at once.
+
+`Guard` stands before everything else. It judges a request by its head, reads its body within
+bounds of bytes and seconds, and ends its work when the client is gone or its time is over.
+
+```text
+head: Host, token, Origin, type, length -> body: bytes, seconds -> the application -> answer
+         400 401 403 413 415 429 431          408 413 429                             503
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+log = logging.getLogger("gato.serve")
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+OPEN = ("/health", "/", "/favicon.ico")
+OPEN_BELOW = "/page/"
+"""Paths without a token: whether the server lives, and the web page, which asks for the token."""
+LASTING = "/v1/watch"
+"""Paths below which an answer may last as long as its client listens."""
+CLEANUP = "gato.cleanup"
+"""Key of the scope: functions that are called when a request is over, however it ended."""
+MAX_HEADERS = 100
+MAX_HEAD_BYTES = 16 << 10
+GONE = 499
+"""Status under which requests are counted whose client went away."""
+
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+SECURITY = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", POLICY.encode()),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+"""Headers of every answer that does not set its own."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where the server listens, and its bounds."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    """What clients must show; None asks for none, which only loopback may."""
+    name: str = "gato"
+    """The model's name in requests."""
+    rows: int = 16
+    """Answers that are written at once."""
+    waiting: int = 64
+    """Answers that wait for a row; beyond them requests are refused with 429."""
+    sessions: int = 32
+    """Sessions of actions."""
+    idle_seconds: float = 600.0
+    """After which a session that nobody uses is closed."""
+    requests: int = 256
+    """Requests under way, whatever they ask for."""
+    body_bytes: int = 16 << 20
+    """Of one request's body."""
+    held_bytes: int = 128 << 20
+    """Of all bodies that are held at once."""
+    head_seconds: float = 10.0
+    """For a request's head to arrive."""
+    body_seconds: float = 20.0
+    """For its body to arrive."""
+    seconds: float = 120.0
+    """For its answer to be written."""
+    grace_seconds: float = 5.0
+    """For running answers when the server is asked to end."""
+    max_tokens: int = 1024
+    """Of one answer; those who ask for more get as many."""
+    choices: int = 4
+    """Answers to one request (n)."""
+    characters: int = 200_000
+    """Of all text of a request."""
+    images: int = 32
+    """Of one request."""
+    image_bytes: int = 8 << 20
+    """Of one image, as it is stored."""
+    image_pixels: int = 16 << 20
+    """Of all images of a request together."""
+    origins: tuple[str, ...] = ()
+    """Other web sites whose pages may ask (CORS)."""
+    hosts: tuple[str, ...] = ()
+    """Names under which clients may call the server; empty takes loopback's names on loopback,
+    and any elsewhere, where the token protects."""
+
+    def __post_init__(self) -> None:
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
+            raise ValueError("expected a token of printable ASCII characters")
+        if self.token is not None and not self.token.strip():
+            raise ValueError("expected a token; got an empty one. Leave it out to ask for none")
+        if self.token is None and not is_loopback(self.host):
+            raise ValueError(
+                f"expected a token for {self.host!r}, which other machines can reach; got none. "
+                f"Give --token-file FILE (or --token T), or listen on 127.0.0.1"
+            )
+        for name in ("rows", "waiting", "sessions", "requests", "max_tokens", "choices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address.
+
+    >>> [is_loopback(h) for h in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "", "example.org")]
+    [True, True, True, False, False, False]
+    """
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class Refused(Exception):
+    """A request that gets no answer, in the form of OpenAI's errors."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if status == 401:
+            self.headers["WWW-Authenticate"] = "Bearer"
+
+    @property
+    def kind(self) -> str:
+        """The type of error, by its status."""
+        kinds = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+        wanted = "server_error" if self.status >= 500 else "invalid_request_error"
+        return kinds.get(self.status, wanted)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what clients parse."""
+        told = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return {"error": told}
+
+
+def busy(what: str) -> Refused:
+    """Return the refusal of a request that may come again in a second."""
+    return Refused(429, f"{what}; try again in a second", code="rate_limit_exceeded", retry_after=1)
+
+
+class Gone(Exception):
+    """The client went away before its request was complete."""
+
+
+class Counts(Protocol):
+    """What `Guard` tells of every request."""
+
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """Count an answered request."""
+
+    def refused(self, reason: str) -> None:
+        """Count a request that was refused before its body was understood."""
+
+
+class _Answer:
+    """What is sent, and how far it is."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+        self.complete = False
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = [*message.get("headers", ())]
+            known = {name.lower() for name, _ in headers}
+            headers += [(name, value) for name, value in SECURITY if name not in known]
+            headers.append((b"x-request-id", secrets.token_hex(8).encode()))
+            message = {**message, "headers": headers}
+        elif not message.get("more_body"):
+            self.complete = True
+        await self._send(message)
+
+    async def refuse(self, refused: Refused, *, close: bool) -> None:
+        """Send a refusal, unless an answer has begun."""
+        if self.status:
+            return
+        body = json.dumps(refused.to_json()).encode()
+        headers = {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        headers |= refused.headers | ({"Connection": "close"} if close else {})
+        pairs = [(k.lower().encode(), v.encode()) for k, v in headers.items()]
+        await self.send({"type": "http.response.start", "status": refused.status, "headers": pairs})
+        await self.send({"type": "http.response.body", "body": body})
+
+
+class Guard:
+    """An ASGI application before another; see the module."""
+
+    def __init__(self, app: App, settings: Settings, counts: Counts) -> None:
+        self.app, self.settings, self.counts = app, settings, counts
+        self.running = 0
+        """Requests under way."""
+        self.held = 0
+        """Bytes of their bodies."""
+        loopback = ("localhost", "127.0.0.1", "[::1]", settings.host)
+        self._hosts = settings.hosts or (loopback if is_loopback(settings.host) else ())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or refuse it."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, answer = time.perf_counter(), _Answer(send)
+        scope[CLEANUP] = []
+        try:
+            await self._handle(scope, receive, answer)
+        except Gone:
+            answer.status = answer.status or GONE
+        except Refused as refused:
+            await answer.refuse(refused, close=True)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            wrong = Refused(500, "the server failed; its log says how", code="internal_error")
+            await answer.refuse(wrong, close=True)
+        finally:
+            for clean in scope[CLEANUP]:
+                clean()
+            route = getattr(scope.get("route"), "path", "other")
+            self.counts.request(route, answer.status or GONE, time.perf_counter() - began)
+
+    async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        try:
+            self._check(scope)
+            if self.running >= self.settings.requests:
+                raise busy(f"{self.running} requests are under way")
+        except Refused as refused:
+            self.counts.refused(_reason(refused.status))
+            await self._drain(scope, receive)
+            raise
+        self.running += 1
+        parts: list[bytes] = []
+        try:
+            try:
+                await self._read(receive, parts)
+            except Refused as refused:
+                self.counts.refused(_reason(refused.status))
+                if refused.status != 408:
+                    await self._drain(scope, receive)
+                raise
+            body = b"".join(parts)
+            await self._run(scope, body, receive, answer)
+        finally:
+            self.running -= 1
+            self.held -= sum(map(len, parts))
+
+    # ---- the head ----------------------------------------------------------------------------
+
+    def _check(self, scope: Scope) -> None:
+        """Raise `Refused` for a head that says enough."""
+        pairs = scope["headers"]
+        if len(pairs) > MAX_HEADERS:
+            raise Refused(431, f"expected at most {MAX_HEADERS} headers; got {len(pairs)}")
+        headers: dict[bytes, bytes] = dict(pairs)
+        self._check_host([value for name, value in pairs if name == b"host"])
+        method, path = scope["method"], scope["path"]
+        if self._is_preflight(method, headers):
+            return
+        if not (path in OPEN or path.startswith(OPEN_BELOW)):
+            self._check_token([value for name, value in pairs if name == b"authorization"])
+        if method in ("GET", "HEAD"):
+            return
+        self._check_origin(headers)
+        self._check_kind(headers)
+
+    def _check_host(self, given: list[bytes]) -> None:
+        # A page of another site may have its name point here (DNS rebinding): it says that name.
+        name = given[0].decode("latin-1").lower() if len(given) == 1 else ""
+        bare = name if name.endswith("]") else name.rpartition(":")[0] or name
+        if len(given) != 1 or (self._hosts and bare not in self._hosts):
+            hosts = ", ".join(dict.fromkeys(self._hosts)) or "one name"
+            raise Refused(403, f"expected a Host of {hosts}; got {name[:100]!r}", code="bad_host")
+
+    def _check_token(self, given: list[bytes]) -> None:
+        if self.settings.token is None:
+            return
+        scheme, _, token = (given[0] if len(given) == 1 else b"").partition(b" ")
+        right = hmac.compare_digest(token.strip(), self.settings.token.encode())
+        if not (right and scheme.lower() == b"bearer"):
+            told = "another token" if given else "no token"
+            message = f"expected the server's token as 'Authorization: Bearer TOKEN'; got {told}"
+            raise Refused(401, message, code="invalid_api_key")
+
+    def _is_preflight(self, method: str, headers: dict[bytes, bytes]) -> bool:
+        asked = method == "OPTIONS" and b"access-control-request-method" in headers
+        return bool(self.settings.origins) and asked
+
+    def _check_origin(self, headers: dict[bytes, bytes]) -> None:
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        host = headers.get(b"host", b"").decode("latin-1")
+        own = ("", f"http://{host}", f"https://{host}", *self.settings.origins)
+        if origin not in own:
+            message = f"expected a request of this server's page; got one of {origin[:100]!r}"
+            raise Refused(403, message, code="bad_origin")
+
+    def _check_kind(self, headers: dict[bytes, bytes]) -> None:
+        length = headers.get(b"content-length", b"")
+        if b"transfer-encoding" not in headers and length in (b"", b"0"):
+            return
+        kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+        if kind != b"application/json":
+            told = kind.decode("latin-1")[:100] or "none"
+            message = f"expected Content-Type application/json; got {told}"
+            raise Refused(415, message, code="unsupported_media_type")
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            message = "expected a body that is not compressed (no Content-Encoding)"
+            raise Refused(415, message, code="unsupported_media_type")
+        if length.isdigit() and (len(length) > 15 or int(length) > self.settings.body_bytes):
+            raise self._too_large()
+
+    def _too_large(self) -> Refused:
+        most = self.settings.body_bytes
+        return Refused(413, f"expected a body of at most {most} bytes", code="body_too_large")
+
+    # ---- the body ----------------------------------------------------------------------------
+
+    async def _read(self, receive: Receive, parts: list[bytes]) -> None:
+        """Append the parts of the body to `parts`, and count them as held."""
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(self.settings.body_seconds):
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Gone
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    size += len(part)
+                    if size > self.settings.body_bytes:
+                        raise self._too_large()
+                    if self.held + len(part) > self.settings.held_bytes:
+                        raise busy("too many bytes of requests are under way")
+                    parts.append(part)
+                    self.held += len(part)
+        except TimeoutError as error:
+            most = self.settings.body_seconds
+            message_ = f"expected the body within {most:g} seconds"
+            raise Refused(408, message_, code="body_too_slow") from error
+
+    async def _drain(self, scope: Scope, receive: Receive) -> None:
+        """Read on for a moment without keeping anything, so that a client sees the refusal.
+
+        A connection that is closed while its client is still sending is reset, and the answer lost.
+        """
+        headers = dict(scope["headers"])
+        if b"expect" in headers:  # it has not begun to send
+            return
+        size, more = 0, True
+        try:
+            async with asyncio.timeout(min(2.0, self.settings.body_seconds)):
+                while more and size <= 4 * self.settings.body_bytes:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return
+                    size += len(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            return
+
+    # ---- the answer --------------------------------------------------------------------------
+
+    async def _run(self, scope: Scope, body: bytes, receive: Receive, answer: _Answer) -> None:
+        """Run the application until it has answered, its client is gone or its time is over."""
+        given: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def once() -> Message:
+            if given:
+                return given.pop()
+            message: Message = await asyncio.get_running_loop().create_future()  # never
+            return message
+
+        lasting = scope["path"].startswith(LASTING)
+        # The work itself keeps to `seconds` and says so; this is for what does not.
+        most = None if lasting else self.settings.seconds + 5.0
+        work = asyncio.ensure_future(self.app(scope, once, answer.send))
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await asyncio.wait({work, gone}, timeout=most, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and answer.complete:  # what is left is tidying up
+                await asyncio.wait({work}, timeout=1.0)
+            if work.done():
+                work.result()
+            elif gone.done():
+                raise Gone
+            else:
+                raise out_of_time(self.settings)
+        finally:
+            for task in (work, gone):
+                task.cancel()
+            await asyncio.gather(work, gone, return_exceptions=True)
+
+
+def out_of_time(settings: Settings) -> Refused:
+    """Return the refusal of what takes too long."""
+    message = f"no answer within {settings.seconds:g} seconds"
+    return Refused(503, message, code="timeout", retry_after=5)
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _reason(status: int) -> str:
+    return {
+        401: "token",
+        403: "host",
+        408: "slow",
+        413: "large",
+        415: "type",
+        429: "busy",
+        431: "headers",
+    }[status]

@@ -1,0 +1,157 @@
+"""The model behind the server: its thread, a few threads that read requests, and the counters.
+
+```text
+event loop     | bytes -> ...                           -> JSON, server-sent events
+pool           |          JSON, pictures, tokens ->
+model's thread |                                    ids
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from gato.rollouts.agent import Agent
+from gato.rollouts.engine import Delta, Sampling
+from gato.rollouts.model_thread import Busy, ModelThread, NoSession, Ticket
+from gato.rollouts.serve_limits import Refused, Settings, busy, out_of_time
+from gato.rollouts.serve_metrics import Meter
+from gato.tokenizers.stream import TokenSequence
+
+Result = TypeVar("Result")
+
+
+class Service:
+    """What the endpoints share."""
+
+    def __init__(self, agent: Agent, settings: Settings) -> None:
+        self.meter = Meter()
+        self.agent, self.settings = agent, settings
+        self.created = int(time.time())
+        self.answers = 0
+        """Texts under way, those that wait for a row included."""
+        self.model = ModelThread(
+            agent,
+            rows=settings.rows,
+            waiting=settings.waiting,
+            sessions=settings.sessions,
+            idle_seconds=settings.idle_seconds,
+        )
+        self._pool = ThreadPoolExecutor(2, "gato-requests")
+        rows, meter = settings.rows, self.meter
+        meter.watch("running_rows", "Texts being written.", lambda: min(self.answers, rows))
+        meter.watch("waiting_rows", "Texts that wait.", lambda: max(self.answers - rows, 0))
+
+    async def read(self, function: Callable[..., Result], *args: Any) -> Result:
+        """Return what `function` makes of a request, worked out beside the event loop.
+
+        Raises:
+            Refused: with status 400 where it raises ValueError or TypeError.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, function, *args)
+        except (ValueError, TypeError) as error:
+            raise Refused(400, str(error)) from error
+
+    async def result(self, future: Callable[[], Future[Result]]) -> Result:
+        """Return what the model's thread makes of something.
+
+        Raises:
+            Refused: where too many wait, it is wrong, or it takes too long.
+            NoSession: where the model's thread has none.
+        """
+        try:
+            async with asyncio.timeout(self.settings.seconds):
+                # shielded: what the model has begun is not undone by a client that goes away
+                return await asyncio.shield(asyncio.wrap_future(future()))
+        except TimeoutError as error:
+            raise out_of_time(self.settings) from error
+        except Busy as error:
+            raise busy(str(error)) from error
+        except NoSession:
+            raise
+        except ValueError as error:
+            raise Refused(400, str(error)) from error
+
+    def check_model(self, name: str) -> None:
+        """Raise `Refused` for the name of another model."""
+        own = self.settings.name
+        if name != own:
+            message = f"expected the model {own!r}; got {name[:100]!r}"
+            raise Refused(404, message, param="model", code="model_not_found")
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.model.close()
+
+
+class Writing:
+    """The texts of one request while they are written."""
+
+    def __init__(
+        self, service: Service, prefix: TokenSequence, samplings: Sequence[Sampling]
+    ) -> None:
+        """Ask for one text per sampling.
+
+        Raises:
+            Refused: where too many wait, or the model cannot read the prefix.
+        """
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._end = self._loop.time() + service.settings.seconds
+        self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
+        self._open: dict[int, Ticket] = {}
+        self.read, self.written = len(prefix), 0
+        try:
+            for i, sampling in enumerate(samplings):
+                self._open[i] = service.model.write(prefix, sampling, self._sink(i))
+                service.answers += 1
+        except Busy as error:
+            self.close()
+            raise busy(str(error)) from error
+        except ValueError as error:
+            self.close()
+            raise Refused(400, str(error), param="messages") from error
+
+    def _sink(self, i: int) -> Callable[[Delta], None]:
+        def sink(delta: Delta) -> None:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, (i, delta))
+
+        return sink
+
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """Yield (which text, what is new of it) until all have ended.
+
+        Raises:
+            Refused: where the model fails or its time is over.
+        """
+        while self._open:
+            left = max(self._end - self._loop.time(), 0.0)
+            try:
+                i, delta = await asyncio.wait_for(self._queue.get(), left)
+            except TimeoutError as error:
+                self.close()
+                raise out_of_time(self._service.settings) from error
+            self.written += delta.tokens
+            if delta.finish is not None:
+                del self._open[i]
+                self._service.answers -= 1
+            if delta.finish == "error":
+                self.close()
+                status = 400 if isinstance(delta.error, ValueError) else 500
+                raise Refused(status, str(delta.error) or "the model failed", code="model_error")
+            yield i, delta
+        self._service.meter.tokens(self.read, self.written)
+
+    def close(self) -> None:
+        """Forget the texts that have not ended; their rows are free at the next step."""
+        for ticket in self._open.values():
+            self._service.model.cancel(ticket)
+        self._service.answers -= len(self._open)
+        self._open = {}
