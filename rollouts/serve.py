@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gato.rollouts import serve_openai, watch
+from gato.rollouts import serve_captions, serve_openai, serve_page, watch
 from gato.rollouts.agent import Agent
 from gato.rollouts.serve_actions import Sessions
 from gato.rollouts.serve_limits import MAX_HEAD_BYTES, Guard, Refused, Settings
@@ -94,6 +94,7 @@ def _add_routes(inner: "FastAPI", service: Service) -> None:
     add("GET", "/v1/models/{name:path}", serve_openai.model)
     add("POST", "/v1/chat/completions", serve_openai.chat)
     add("POST", "/v1/embeddings", serve_openai.embeddings)
+    add("POST", "/v1/captions", serve_captions.caption)
     sessions = Sessions(service)
     for method, path, endpoint in (
         ("GET", "/tasks", sessions.tasks),
@@ -105,6 +106,7 @@ def _add_routes(inner: "FastAPI", service: Service) -> None:
     ):
         add(method, f"/v1/actions{path}", _alone(endpoint))
     inner.include_router(watch.router(service.model, service.agent))
+    inner.include_router(serve_page.router())
 
 
 def _alone(endpoint: Callable[[Any], Awaitable[Any]]) -> Endpoint:

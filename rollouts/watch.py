@@ -124,7 +124,6 @@ class Watchers:
             {
                 "object": "list",
                 "data": [task.to_json() for task in self._tasks.values()],
-                "memory": self._agent.model.config.memory,
                 "watch": {
                     "watchers": limits.watchers,
                     "frames_per_second": limits.frames_per_second,

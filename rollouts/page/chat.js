@@ -113,7 +113,7 @@ async function write() {
     const response = await request("v1/chat/completions", { body, signal: control.signal });
     tellDropped(Number(response.headers.get("X-Gato-Dropped-Turns")) || 0);
     for await (const { data } of events(response)) {
-      if (data === "[DONE]") break;
+      if (data === "[DONE]") continue;
       const told = JSON.parse(data);
       if (told.error) throw new Error(told.error.message);
       const choice = told.choices?.[0];

@@ -1,23 +1,12 @@
-// Pictures from files, the clipboard and a drag, made small enough for the model.
+// Pictures from files, the clipboard and a drag, made small enough to be sent.
 
 import { pictureSide } from "./settings.js";
 
-const PATCH = 16;
-const LARGEST = 1024;
-let memory = 0;
+const LARGEST = 1024; // the server makes it as small as the model wants it
 
-/** Be told how many tokens the model remembers: a picture may take half of them. */
-export function remember(tokens) {
-  memory = tokens;
-}
-
-/** Return the width and height of a picture that the model has room for. */
-export function fitted(width, height) {
-  const side = pictureSide() || LARGEST;
-  let scale = Math.min(1, side / Math.max(width, height));
-  const tokens = (s) => Math.ceil((width * s) / PATCH) * Math.ceil((height * s) / PATCH);
-  const most = memory ? Math.max(4, Math.floor(memory / 2)) : Infinity;
-  while (tokens(scale) > most) scale *= 0.95;
+/** Return the width and height to which a picture is shrunk. */
+function fitted(width, height) {
+  const scale = Math.min(1, (pictureSide() || LARGEST) / Math.max(width, height));
   return [Math.max(1, Math.round(width * scale)), Math.max(1, Math.round(height * scale))];
 }
 

@@ -30,11 +30,12 @@ function kindOf(token) {
   return token.target ? "written" : (KINDS[token.modality] ?? "control");
 }
 
-/** Add a step's tokens above those before; `at` says where they stand. */
-export function add(at, tokens, leftOut = 0) {
+/** Add a step's tokens above those before: where they stand, and what the action is called. */
+export function add(at, tokens, leftOut = 0, name = "") {
   const stream = byId("stream");
   const line = make("button", { type: "button", "aria-pressed": "false" }, make("span", { class: "at" }, at));
   for (const run of runs(tokens)) line.append(...drawn(run));
+  if (name) line.append(make("span", { class: "more" }, name));
   if (leftOut) line.append(make("span", { class: "more" }, `and ${leftOut} more`));
   line.addEventListener("click", () => {
     chosen = chosen === line ? null : line;

@@ -2,11 +2,11 @@
 
 import { events, getJson, request } from "./api.js";
 import { announce, byId, make, short } from "./dom.js";
-import { remember } from "./pictures.js";
 import * as tokens from "./tokens.js";
 
 const RATES = [1, 2, 5, 10, 15, 30, 60];
 const BUTTONS = ["pause", "step", "restart", "stop"];
+const FACTS = ["fact-step", "fact-action", "fact-time", "fact-seed"];
 let tasks = new Map();
 let live = null; // {id, control, task, paused, frame, finished, total, episode}
 let picture = null; // the newest frame, not yet shown
@@ -19,7 +19,6 @@ export function onAsk(ask) {
 /** Fill in the tasks of the checkpoint. */
 export async function load() {
   const told = await getJson("v1/tasks");
-  remember(told.memory);
   tasks = new Map(told.data.map((task) => [task.id, task]));
   const groups = Map.groupBy
     ? Map.groupBy(told.data, (task) => task.suite)
@@ -82,6 +81,7 @@ async function watch() {
   const mine = { control, task, paused: false, finished: [], id: null };
   live = mine;
   tokens.clear();
+  for (const fact of FACTS) byId(fact).textContent = "–";
   byId("frame").hidden = true;
   wait("Starting the simulator");
   describeTask();
@@ -141,9 +141,11 @@ function began(mine, told) {
 function stepped(mine, told) {
   show(told.frame);
   byId("fact-step").textContent = String(told.step);
-  byId("fact-action").textContent = named(told.action, mine.actions);
+  const action = named(told.action, mine.actions);
+  byId("fact-action").textContent = action;
   byId("fact-time").textContent = `${short(told.milliseconds)} ms`;
-  tokens.add(String(told.step), told.tokens, told.tokens_left_out);
+  const name = typeof told.action === "number" ? action : "";
+  tokens.add(String(told.step), told.tokens, told.tokens_left_out, name);
   const success = mine.task.measure === "success";
   const score = success ? (told.success == null ? null : Number(told.success)) : told.return;
   if (told.ended) {
