@@ -12,8 +12,9 @@ from gato.checkpoint import Checkpoint, load_checkpoint
 from gato.envs.episode import Episode
 from gato.rollouts import generate
 from gato.rollouts.choices import judge
+from gato.rollouts.conversation import Example, Prepared, asked, checked, few_shot, prepare
 from gato.rollouts.conversation import Message as Message
-from gato.rollouts.conversation import Prepared, checked, prepare
+from gato.rollouts.engine import Delta, Sampling
 from gato.rollouts.policy import Policy
 from gato.tokenizers.stream import TokenSequence
 
@@ -99,9 +100,20 @@ class Agent:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> str:
-        """Return the assistant's answer to a conversation; see `Message`."""
-        return "".join(self.chat_stream(messages, max_tokens, temperature, top_p, seed))
+        """Return the assistant's answer to a conversation; see `Message`.
+
+        Args:
+            messages: the last is the user's. Of a conversation that is longer than the model
+                remembers, the first turns are left out; `prepare` tells how many.
+            max_tokens: the most that are written.
+            temperature: 0 takes the likeliest.
+            top_p: mass of the ids drawn from.
+            seed: of the draws; the same seed gives the same answer.
+            stop: texts before the first of which the answer ends.
+        """
+        return "".join(self.chat_stream(messages, max_tokens, temperature, top_p, seed, stop))
 
     def chat_stream(
         self,
@@ -110,25 +122,44 @@ class Agent:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> Iterator[str]:
-        """Yield the assistant's answer as it is written, in whole characters."""
-        return generate.stream(
-            self.model,
-            self.serializer,
-            self.prepare(messages, max_tokens).prefix,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
+        """Yield the assistant's answer as it is written, in whole characters; see `chat`."""
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        sampling = Sampling(max_tokens, temperature, top_p, seed, stops)
+        prefix = self.prepare(messages, max_tokens).prefix
+        return (delta.text for delta in self.write(prefix, sampling) if delta.text)
 
-    def caption(self, image: np.ndarray, max_tokens: int = 64) -> str:
-        """Return a caption of an image, uint8 (H, W), (H, W, 1) or (H, W, 3)."""
-        return self.captions([image], max_tokens)[0]
+    def write(self, prefix: TokenSequence, sampling: Sampling) -> Iterator[Delta]:
+        """Yield what is written after `prefix` (see `prepare`), its end with how it ended."""
+        return generate.write(self.model, self.serializer, prefix, sampling)
 
-    def captions(self, images: Sequence[np.ndarray], max_tokens: int = 64) -> list[str]:
-        """Return a caption of each image."""
-        prefixes = [self._fitting(self.serializer.caption(checked(i), None)) for i in images]
+    def caption(
+        self,
+        image: np.ndarray,
+        max_tokens: int = 64,
+        examples: Sequence[Example] = (),
+        question: str | None = None,
+    ) -> str:
+        """Return a caption of an image, uint8 (H, W), (H, W, 1) or (H, W, 3).
+
+        Args:
+            image: see above.
+            max_tokens: the most that are written.
+            examples: (image, text) pairs that are read first, to be followed.
+            question: to be answered in place of a caption, examples being earlier answers to it.
+        """
+        return self.captions([image], max_tokens, examples, question)[0]
+
+    def captions(
+        self,
+        images: Sequence[np.ndarray],
+        max_tokens: int = 64,
+        examples: Sequence[Example] = (),
+        question: str | None = None,
+    ) -> list[str]:
+        """Return a caption of each image, or an answer about each; see `caption`."""
+        prefixes = [self._shown(image, max_tokens, examples, question) for image in images]
         return generate.generate(self.model, self.serializer, prefixes, max_tokens=max_tokens)
 
     def answers(
@@ -173,11 +204,25 @@ class Agent:
         """Return what the model reads before the assistant's next turn; see `conversation.py`."""
         return prepare(self.serializer, messages, self.model.config.memory, max_tokens)
 
+    def _shown(
+        self, image: np.ndarray, max_tokens: int, examples: Sequence[Example], question: str | None
+    ) -> TokenSequence:
+        """Return what is read before an image's caption, or before an answer about it."""
+        if question is None:
+            return self._fitting(few_shot(self.serializer, examples, image))
+        made = self.prepare(asked(examples, question, image), max_tokens)
+        if made.dropped:
+            raise ValueError(
+                f"the model remembers {self.model.config.memory} tokens; {made.dropped} of the "
+                f"{len(examples)} examples do not fit. Give fewer, or smaller images."
+            )
+        return made.prefix
+
     def _fitting(self, sequence: TokenSequence) -> TokenSequence:
         most = self.model.config.memory
         if len(sequence) > most:
             raise ValueError(
-                f"the model remembers {most} tokens and this takes {len(sequence)}; use a shorter "
-                f"conversation or smaller images (16 x 16 pixels are one token)"
+                f"the model remembers {most} tokens and this takes {len(sequence)}; use "
+                f"smaller images (16 x 16 pixels are one token) or fewer examples"
             )
         return sequence

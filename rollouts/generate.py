@@ -71,11 +71,17 @@ def stream(
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
     """Yield the text that follows `prefix` as it is written, in whole characters."""
+    sampling = Sampling(max_tokens, temperature, top_p, seed, tuple(stop))
+    yield from (d.text for d in write(model, serializer, prefix, sampling) if d.text)
+
+
+def write(
+    model: GatoModel, serializer: Serializer, prefix: TokenSequence, sampling: Sampling
+) -> Iterator[Delta]:
+    """Yield what is written after `prefix`, its end with how it ended."""
     engine = Engine(model, serializer, rows=1)
-    engine.submit(prefix, Sampling(max_tokens, temperature, top_p, seed, tuple(stop)))
-    for _, delta in _written(engine):
-        if delta.text:
-            yield delta.text
+    engine.submit(prefix, sampling)
+    yield from (delta for _, delta in _written(engine))
 
 
 def _written(engine: Engine) -> Iterator[tuple[int, Delta]]:
