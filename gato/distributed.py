@@ -64,6 +64,19 @@ class World:
         counts = torch.tensor(flags, dtype=torch.int32)  # on the CPU, so over gloo
         return [bool(count) for count in self.sum(counts).tolist()]
 
+    def from_all(self, told: str) -> list[str]:
+        """Return, in every process, what each of them tells, in the order of their ranks."""
+        if self.size == 1:
+            return [told]
+        content = b"." + told.encode()  # never empty: no buffer is made of no bytes
+        lengths = torch.zeros(self.size, dtype=torch.int64)  # on the CPU, so over gloo
+        lengths[self.rank] = len(content)
+        sizes = self.sum(lengths).tolist()
+        buffers = torch.zeros(self.size, max(sizes), dtype=torch.uint8)
+        buffers[self.rank, : len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        rows = self.sum(buffers)
+        return [bytes(row[:n].numpy())[1:].decode() for row, n in zip(rows, sizes, strict=True)]
+
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Add up gradients over all processes; a parameter that none of them used keeps none."""
         if self.size == 1:

@@ -4,10 +4,9 @@ None of it decides what is trained, so it is no part of a run's configuration an
 run goes on; but sums come out otherwise in their last bits.
 
 On static shapes two things more differ. The places inside patches that are drawn in training are
-drawn for padding too, so they depend on the capacities; these are kept in checkpoints of runs of
-one process, those of several measure them anew when they go on. And an embedder whose modality is
-absent from a batch gets a gradient of zeros instead of none: its optimizer's state fades, and it is
-decayed where it is.
+drawn for padding too, so they depend on the capacities, which checkpoints keep. And an embedder
+whose modality is absent from a batch gets a gradient of zeros instead of none: its optimizer's
+state fades, and it is decayed where it is.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ batches of a run get one shape. What is padded on counts for nothing: its target
 to no corpus, and its payload rows are added to a row past the last token, which is then dropped.
 
 Numbers are measured on the run's first batches, rounded up with room to spare, and grow where a
-batch needs more, which is told: the model is then compiled once more. A checkpoint keeps them.
+batch needs more, which is told: the model is then compiled once more. Several processes take the
+largest of theirs, once they have measured and whenever they save. A checkpoint keeps them.
 """
 
 from __future__ import annotations
@@ -92,14 +93,18 @@ class Capacities:
             "ids": list(self._ids.items()),
         }
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Be what `state` was taken of."""
-        self.sizes = {_key(key): size for key, size in state["sizes"]}
-        self._examples = {
-            _key(key): {field: _from_json(value) for field, value in row.items()}
-            for key, row in state["examples"]
-        }
-        self._ids = dict(state["ids"])
+    def load(self, *states: Mapping[str, Any]) -> None:
+        """Be what these were taken of, with room for the largest batch of any."""
+        self.sizes, self._examples, self._ids = {}, {}, {}
+        for state in states:
+            for found, size in state["sizes"]:
+                key = _key(found)
+                self.sizes[key] = max(size, self.sizes.get(key, 0))
+            for found, row in state["examples"]:
+                if (key := _key(found)) not in self._examples:
+                    self._examples[key] = {f: _from_json(value) for f, value in row.items()}
+            for kind, token in state["ids"]:
+                self._ids.setdefault(kind, token)
 
     def _targets(self) -> list[tuple[Key, int]]:
         """Return the kinds of targets in the order they stand in, and how many of each."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import mmap
 import multiprocessing
 import os
@@ -18,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from gato.config import TrainConfig
+from gato.distributed import joined
 from gato.run_log import Record
 from gato.train import Trainer, train
 
@@ -33,16 +36,39 @@ OPERATIONS = {"open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.
 
 def start_ranks(size: int, config: TrainConfig, run: Path, **options: Any) -> list[BaseProcess]:
     """Start the processes of a run and return them."""
+    return _start(size, _rank, config, run, options)
+
+
+def _start(size: int, target: Callable[..., None], *arguments: Any) -> list[BaseProcess]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     children = [
-        CONTEXT.Process(target=_rank, args=(rank, size, port, config, run, options))
+        CONTEXT.Process(target=_ranked, args=(rank, size, port, target, arguments))
         for rank in range(size)
     ]
     for child in children:
         child.start()
     return children
+
+
+def _ranked(
+    rank: int, size: int, port: int, target: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    target(rank, *arguments)
+
+
+def ranks(size: int, target: Callable[..., None], *arguments: Any) -> list[int | None]:
+    """Call ``target(rank, *arguments)`` in `size` processes and return their exit codes."""
+    return exit_codes(_start(size, target, *arguments))
+
+
+def hear(rank: int, folder: Path) -> None:
+    """Write down what all processes tell: as many letters as their rank."""
+    with joined(torch.device("cpu")) as world:
+        (folder / f"{rank}.json").write_text(json.dumps(world.from_all("é" * rank)))
 
 
 def exit_codes(children: list[BaseProcess], seconds: float = 60) -> list[int | None]:
@@ -62,11 +88,7 @@ def train_ranks(size: int, config: TrainConfig, run: Path, **options: Any) -> li
     return exit_codes(start_ranks(size, config, run, **options))
 
 
-def _rank(
-    rank: int, size: int, port: int, config: TrainConfig, run: Path, options: dict[str, Any]
-) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _rank(rank: int, config: TrainConfig, run: Path, options: dict[str, Any]) -> None:
     with _errors_to(run.parent / f"{run.name}-{rank}.txt"):
         with record_batches(run.parent / f"{run.name}-{rank}.drawn"):
             _spoil(options.pop("spoilt", None), rank)

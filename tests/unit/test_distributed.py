@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from run_files import lines
 
 from gato.checkpoint import load_checkpoint, load_tensors, resolve
 from gato.distributed import World
+from gato.execution import Execution
 from gato.train import train
 
 FILES = ("model.safetensors", "ema.safetensors", "training/optimizer.safetensors")
@@ -113,6 +115,38 @@ def test_a_run_goes_on_with_another_number_of_processes(alone, parted, tmp_path)
     train(replace(parted, parts=1), run, device="cpu")  # one, of a run in two parts
     assert difference(alone, run) == 0.0
     assert losses(run).keys() == losses(alone).keys()
+
+
+def capacities(run: Path) -> dict[str, int]:
+    """Return the shape of all batches as a run's newest checkpoint keeps it."""
+    counters = json.loads((resolve(run) / "training" / "counters.json").read_text())
+    return {json.dumps(key): size for key, size in counters["capacities"]["sizes"]}
+
+
+def test_static_shapes_are_those_of_the_largest_part_and_are_kept(parted, tmp_path):
+    static = Execution(static=True)
+    train(parted, tmp_path / "one", device="cpu", execution=static)
+    assert processes.train_ranks(2, parted, tmp_path / "two", execution=static) == [0, 0]
+    assert capacities(tmp_path / "two") == capacities(tmp_path / "one")
+    assert difference(tmp_path / "one", tmp_path / "two") == 0.0
+    again = tmp_path / "again"
+    shutil.copytree(tmp_path / "two", again)
+    (again / "latest").write_text("step-00000006")
+    counters = again / "step-00000006" / "training" / "counters.json"
+    kept = json.loads(counters.read_text())
+    key, size = kept["capacities"]["sizes"][0]
+    kept["capacities"]["sizes"][0] = [key, size + 128]  # which nobody would measure
+    counters.write_text(json.dumps(kept))
+    assert processes.train_ranks(2, parted, again, execution=static) == [0, 0]
+    assert capacities(again)[json.dumps(key)] == size + 128
+    assert difference(tmp_path / "one", again) == 0.0
+
+
+def test_every_process_hears_what_all_tell(tmp_path):
+    assert World().from_all("alone") == ["alone"]
+    assert processes.ranks(3, processes.hear, tmp_path) == [0, 0, 0]
+    heard = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(3)]
+    assert heard == [["", "é", "éé"]] * 3
 
 
 def test_measurements_are_shared_and_evaluations_are_done_once(parted, tmp_path):
