@@ -10,9 +10,9 @@ import torch
 
 from gato.checkpoint import Checkpoint, load_checkpoint
 from gato.envs.episode import Episode
-from gato.rollouts import generate
+from gato.rollouts import generate, retrieval, zero_shot
 from gato.rollouts.choices import judge
-from gato.rollouts.conversation import Example, Prepared, asked, checked, few_shot, prepare
+from gato.rollouts.conversation import Example, Prepared, asked, few_shot, prepare
 from gato.rollouts.conversation import Message as Message
 from gato.rollouts.engine import Delta, Sampling
 from gato.rollouts.policy import Policy
@@ -187,18 +187,31 @@ class Agent:
             for texts, found in zip(choices, scores, strict=True)
         ]
 
-    def classify(self, image: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
-        """Return the probability of each label as the image's caption.
+    def classify(
+        self,
+        image: np.ndarray,
+        labels: Sequence[str],
+        how: str | None = None,
+        templates: Sequence[str] = (zero_shot.SLOT,),
+    ) -> dict[str, float]:
+        """Return the probability of each label of an image.
 
-        Labels compete by their mean log-likelihood per token, so that long ones have a chance.
+        Args:
+            image: uint8 (H, W), (H, W, 1) or (H, W, 3).
+            labels: two or more different ones.
+            how: ``contrast``, by nearness of embeddings, or ``likelihood`` as the image's caption,
+                per token; by default the former where the checkpoint was trained for it.
+            templates: what labels are written in, such as ``a picture of {}``, averaged.
         """
-        if not labels or len(set(labels)) != len(labels):
-            raise ValueError(f"expected one or more different labels; got {list(labels)}")
-        context = self._fitting(self.serializer.caption(checked(image), None))
-        scored = generate.score(self.model, self.serializer, context, labels)
-        mean = np.array([total / count for total, count in scored])
-        weights = np.exp(mean - mean.max())
-        return dict(zip(labels, (weights / weights.sum()).tolist(), strict=True))
+        return zero_shot.classify(self, image, labels, how, templates)
+
+    def embed_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 (n, E), unit vectors near those of texts that fit; see `retrieval.py`."""
+        return retrieval.embed_images(self, images)
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Return float32 (n, E), unit vectors near those of images that fit; see `retrieval.py`."""
+        return retrieval.embed_texts(self, texts)
 
     def prepare(self, messages: Sequence[Message], max_tokens: int = 128) -> Prepared:
         """Return what the model reads before the assistant's next turn; see `conversation.py`."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gato.rollouts.choices import check_choices, judge
+from gato.rollouts.choices import judge
 from gato.rollouts.conversation import checked
 from gato.rollouts.metrics import SAMPLES, Figure, Options, Record, measured
 from gato.rollouts.retrieval import embed_images, embed_texts, has_head, scale_of
@@ -66,7 +66,10 @@ def probabilities(
             log-likelihoods are averaged.
     """
     chosen = way(agent, how)
-    check_choices(labels)
+    if isinstance(labels, str) or len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ValueError(f"expected two or more different labels; got {labels!r:.200}")
+    if not all(labels):
+        raise ValueError("expected labels with words in them; got an empty one")
     if isinstance(templates, str) or not templates or not all(SLOT in t for t in templates):
         raise ValueError(f"expected templates with {SLOT} where the label stands; got {templates}")
     written = [[t.replace(SLOT, label) for label in labels] for t in templates]
@@ -77,7 +80,10 @@ def probabilities(
         scores = scale_of(agent) * embed_images(agent, images) @ mean.T
     else:
         contexts = [agent.serializer.caption(checked(i), None) for i in images]
-        found = [judge(agent, contexts, [texts] * len(contexts)) for texts in written]
+        found = [
+            judge(agent.model, agent.serializer, contexts, [texts] * len(contexts))
+            for texts in written
+        ]
         scores = np.mean([[s.mean for s in scored] for scored in found], 0)
     weights = np.exp(scores - scores.max(1, keepdims=True))
     return np.asarray(weights / weights.sum(1, keepdims=True))
