@@ -206,8 +206,12 @@ def _caption(p: Parser) -> None:
 
 def _classify(p: Parser) -> None:
     add_checkpoint(p)
-    p.add_argument("image", type=Path, metavar="IMAGE")
+    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     p.add_argument("--labels", required=True, help="separated by commas")
+    about = "what labels are written in: 'a picture of {}'; several are averaged"
+    p.add_argument("--template", action="append", metavar="TEXT", help=about)
+    about = "by contrast (nearness of embeddings) or likelihood (as a caption); as trained, else"
+    p.add_argument("--how", choices=("contrast", "likelihood"), help=about)
     add_json(p)
 
 
@@ -364,7 +368,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "compare": ("compare results of evaluations", _compare),
     "chat": ("talk with a checkpoint", _chat),
     "caption": ("describe images", _caption),
-    "classify": ("choose among labels for an image", _classify),
+    "classify": ("choose among labels for images", _classify),
     "serve": ("answer over HTTP: OpenAI's endpoints, actions, a web page", _serve),
     "search": ("find pictures of a folder by words or by a picture", _search),
     "experts": ("list, score or train experts", _experts),
