@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,15 +21,24 @@ def resident() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1024
 
 
-def give_back() -> None:
-    """Return freed memory to the system, where the C library can (glibc); takes milliseconds.
+SELDOM = 10.0
+"""Seconds between two times that memory is given back, where that is asked for ever again."""
+_given = {"at": -math.inf}
+
+
+def give_back(pause: float = 0.0) -> None:
+    """Return freed memory to the system, where the C library can (glibc); takes some 10 ms.
 
     Batches are of many sizes, and what they leave lies in pieces between what stays: without this
     a run grows by gigabytes over some thousand steps, though it uses no more than at first.
+
+    Args:
+        pause: do nothing where this was done less than so many seconds ago.
     """
-    trim = _trim()
-    if trim is not None:
+    trim, now = _trim(), time.monotonic()
+    if trim is not None and now - _given["at"] >= pause:
         trim(0)
+        _given["at"] = now
 
 
 @functools.cache

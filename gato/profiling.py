@@ -28,6 +28,7 @@ class Profiler:
         """
         warmup = min(WARMUP, max(0, last - first - steps))
         self._begin, self._steps, self._folder = first + warmup, steps, folder
+        self._left = last - first
         self._running: Any = None
         self._done = 0
 
@@ -48,8 +49,12 @@ class Profiler:
                 self.end()
 
     def end(self) -> None:
-        """Write what was found, if anything was profiled."""
+        """Write what was found; where nothing was profiled though it was asked for, say why."""
         if self._running is None:
+            if self._steps:
+                late = f"it ended before step {self._begin + 1}, the first to be profiled"
+                why = late if self._left > 0 else "it has taken all of its steps; give it more"
+                tell(f"there is nothing to profile in this run: {why}")
             return
         running, self._running, self._steps = self._running, None, 0
         running.__exit__(None, None, None)

@@ -40,7 +40,7 @@ from gato.feed import Feed
 from gato.fitting import shared_serializer
 from gato.flops import peak
 from gato.loader import Loader
-from gato.memory import give_back, resident
+from gato.memory import SELDOM, give_back, resident
 from gato.monitor import Watcher
 from gato.profiling import Profiler
 from gato.run_log import Clock, Record, alone_in, made
@@ -264,7 +264,7 @@ class Trainer(Stepper):
         if any(self._due(n) for n in every):
             self.settle()
         if self._due(config.log_every):
-            give_back()
+            give_back(SELDOM)
             line = self._metrics(clock)
             self.record.write(line)
             if on_progress is not None and self.world.rank == 0:

@@ -417,6 +417,26 @@ def test_only_one_process_profiles_and_says_how_many_steps(
     assert asked == [2, 0]
 
 
+def test_where_there_is_nothing_to_profile_that_is_said(tiny, tiny_text_model, tmp_path, capsys):
+    config = replace(tiny, steps=2)
+    train(config, tmp_path, text_model=tiny_text_model)
+    capsys.readouterr()
+    train(config, tmp_path, text_model=tiny_text_model, execution=Execution(profile=2))
+    assert (
+        "nothing to profile in this run: it has taken all of its steps" in capsys.readouterr().err
+    )
+    assert not (tmp_path / "profile.json").exists()
+    profiler = Profiler(tmp_path, 5, 10, 100)
+    for step in range(10, 14):  # a signal ends it
+        profiler.before(step)
+        profiler.after(step + 1)
+    profiler.end()
+    told = capsys.readouterr().err
+    assert "it ended before step 21, the first to be profiled" in told
+    Profiler(tmp_path, 0, 2, 2).end()
+    assert capsys.readouterr().err == ""
+
+
 def test_a_profile_is_a_table_and_a_trace(tiny, tiny_text_model, tmp_path, capsys):
     config = replace(tiny, steps=4, save_every=4)
     train(config, tmp_path, text_model=tiny_text_model, execution=Execution(profile=2))
