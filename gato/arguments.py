@@ -65,6 +65,8 @@ def _show(p: Parser) -> None:
     p.add_argument("--checkpoint", type=Path, help="show what this model reads")
     p.add_argument("--returns", action="store_true", help="with the return to come in every step")
     p.add_argument("--joint", type=whole(0), default=0, metavar="C", help="actions beside a step")
+    about = "of --joint: actions stand in the stream too, where later steps see them"
+    p.add_argument("--shown", action="store_true", help=about)
     p.add_argument("--pairs", type=whole(1), default=1, help="captions in one sequence")
     add_import(p)
     add_seed(p)
@@ -80,6 +82,9 @@ Any field of the run may follow, such as these (with what quickstart has):
   --model.context N      tokens of a row (256), and of a rollout's memory without a window
   --model.window N       tokens that one sees, in training and at rollout (None: all of a document)
   --ema SHARE            average the weights, which are then loaded: 0.999 (0.0: no average)
+  --freeze PART...       what is not trained: trunk, embedders, table, 'blocks.0.*' (none)
+  --lora.rank N          of what is learnt beside the trunk's matrices, which stay (0: no LoRA)
+  --optim.rates PART X   factors of the rate, of parts or ranges of ids: trunk 0.5 text 0.1 (none)
   --save-every STEPS     between checkpoints (250)
   --keep-last N          of the newest checkpoints (2)
   --keep-best            keep the best checkpoint too (False)
@@ -125,6 +130,9 @@ def _train(p: Parser) -> None:
     p.add_argument("--validation", type=share, metavar="FRACTION", help=about)
     about = "a SentencePiece model to use; by default one is trained on the corpora's text"
     p.add_argument("--text-model", type=Path, metavar="FILE", help=about)
+    about = "begin with these weights: a Hugging Face folder of the llama, qwen2, qwen3 or smollm3 "
+    about += "family (config.json, safetensors, its tokenizer), or a checkpoint of gato"
+    p.add_argument("--init-from", type=Path, metavar="DIR", help=about)
     add_attention(p)
     p.add_argument("--wandb", metavar="PROJECT", help="report to Weights & Biases too")
     p.add_argument("--parameters", action="store_true", help="count parameters; train nothing")
@@ -166,6 +174,8 @@ def _eval(p: Parser) -> None:
     p.add_argument("--temperature", type=float, help="of actions; by default as trained")
     about = "how far returns to come are tilted upwards; by default as trained"
     p.add_argument("--kappa", type=float, help=about)
+    about = "actions taken of those that one state decides (train: joint = N); by default all"
+    p.add_argument("--execute", type=whole(1), metavar="K", help=about)
     about = "that the model decides in; by default its own on a CPU, bfloat16 on a GPU"
     kinds = ("auto", "float32", "bfloat16")
     p.add_argument("--precision", choices=kinds, default="auto", help=about)
@@ -192,15 +202,25 @@ def _compare(p: Parser) -> None:
 
 def _chat(p: Parser) -> None:
     add_checkpoint(p)
-    p.add_argument("--prompt", help="one message; without it, a conversation")
-    p.add_argument("--image", type=Path, metavar="FILE", help="shown before the first message")
+    about = "one message, - for what stdin holds; without it, a conversation"
+    p.add_argument("--prompt", metavar="TEXT", help=about)
+    about = "shown before the first message; may be given several times"
+    p.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=about)
+    p.add_argument("--system", metavar="TEXT", help="said before everything else")
     add_sampling(p)
+    about = "an answer ends before it; may be given several times"
+    p.add_argument("--stop", action="append", default=[], metavar="TEXT", help=about)
     add_json(p)
 
 
 def _caption(p: Parser) -> None:
     add_checkpoint(p)
     p.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    about = "an image and its text, to be followed; may be given several times"
+    p.add_argument("--example", action="append", default=[], metavar="FILE=TEXT", help=about)
+    about = "answered in place of a caption; texts of examples are then answers to it"
+    p.add_argument("--question", metavar="TEXT", help=about)
+    p.add_argument("--max-tokens", type=whole(1), default=64, help="of one text (64)")
     add_json(p)
 
 
@@ -355,6 +375,14 @@ def _experts(p: Parser) -> None:
     add_json(a)
 
 
+def _export(p: Parser) -> None:
+    add_checkpoint(p)
+    p.add_argument("out", type=Path, metavar="DIR", help="a new folder")
+    about = "as a Hugging Face folder of the text part, which transformers loads"
+    p.add_argument("--hf", action="store_true", required=True, help=about)
+    add_json(p)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "quickstart": ("make data, train, evaluate, caption and chat on two cores", _quickstart),
     "tasks": ("list the tasks", _tasks),
@@ -371,6 +399,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "classify": ("choose among labels for images", _classify),
     "serve": ("answer over HTTP: OpenAI's endpoints, actions, a web page", _serve),
     "search": ("find pictures of a folder by words or by a picture", _search),
+    "export": ("write a checkpoint in the form of another library", _export),
     "experts": ("list, score or train experts", _experts),
     "bench": ("measure speed", _bench),
 }

@@ -123,10 +123,12 @@ WORLD_COMMANDS = ("tasks", "collect", "show", "eval", "experts", "replay", "comp
 MODULES = {
     **dict.fromkeys(WORLD_COMMANDS, "gato.world_commands"),
     **dict.fromkeys(("train", "runs"), "gato.run_commands"),
+    **dict.fromkeys(("chat", "caption", "classify"), "gato.language_commands"),
     "data": "gato.data_commands",
     "search": "gato.search_commands",
     "serve": "gato.serve_commands",
     "bench": "gato.bench_commands",
+    "export": "gato.export_commands",
 }
 """Where commands stand that do not stand in `gato.commands`."""
 

@@ -19,9 +19,15 @@ ROOT = Path(__file__).parents[3]
 FOLDERS = ("tokenizers", "envs", "gato", "rollouts")
 DOORS = {
     *("gato", "gato.cli", "gato.commands", "gato.world_commands", "gato.printing"),
-    "gato.run_commands",
+    *("gato.run_commands", "gato.export_commands"),
     "gato.preparation",
-    *("gato.expert_commands", "gato.evaluation_commands", "gato.terminal", "gato.show"),
+    *(
+        "gato.expert_commands",
+        "gato.evaluation_commands",
+        "gato.terminal",
+        "gato.language_commands",
+        "gato.show",
+    ),
     *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
     *("gato.bench_common", "gato.bench_serializer", "gato.bench_train", "gato.bench_rollout"),
     *("gato.bench_data", "gato.bench_collect", "gato.bench_machine", "gato.bench_suites"),

@@ -1,0 +1,93 @@
+"""Commands that talk: chat, captions, labels; see `gato.cli`."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+from gato.printing import print_json
+
+Arguments = argparse.Namespace
+
+
+def chat(chosen: Arguments) -> None:
+    """Talk with a checkpoint, or answer one prompt."""
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
+        if isinstance(stream, io.TextIOWrapper):  # what is no text is told, and ends nothing
+            stream.reconfigure(errors=errors)
+    if chosen.json and chosen.prompt is None:
+        raise ValueError("expected --prompt beside --json; a conversation has no figures.")
+    prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    images = [_image(path) for path in chosen.image]
+    from gato import load
+    from gato.rollouts.engine import Sampling
+    from gato.terminal import Talk, message, said_by
+
+    stop = tuple(chosen.stop)
+    sampling = Sampling(chosen.max_tokens, chosen.temperature, chosen.top_p, chosen.seed, stop)
+    agent = load(chosen.checkpoint)
+    if prompt is None:
+        Talk(agent, sampling, system=chosen.system, images=images).run()
+        return
+    before = [] if chosen.system is None else [{"role": "system", "content": chosen.system}]
+
+    def show(text: str) -> None:
+        if not chosen.json:
+            print(text, end="", flush=True)
+
+    answer = said_by(agent, [*before, message(prompt, images)], sampling, show)
+    if chosen.json:
+        print_json({"prompt": prompt, **answer.to_json()})
+    else:
+        print()
+    if answer.finish == "interrupted":
+        raise KeyboardInterrupt
+
+
+def caption(chosen: Arguments) -> None:
+    """Describe images, or answer a question about each."""
+    examples = [_example(text) for text in chosen.example]
+    images = [_image(path) for path in chosen.images]
+    from gato import load
+
+    agent = load(chosen.checkpoint)
+    said = agent.captions(images, chosen.max_tokens, examples, chosen.question)
+    paths = map(str, chosen.images)
+    rows = [{"image": p, "caption": text} for p, text in zip(paths, said, strict=True)]
+    if chosen.json:
+        print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['image']}: {row['caption']}")
+
+
+def classify(chosen: Arguments) -> None:
+    """Choose among labels for an image."""
+    labels = [label.strip() for label in chosen.labels.split(",") if label.strip()]
+    if len(labels) < 2:
+        raise ValueError(f"expected at least two --labels, separated by commas; got {labels}.")
+    image = _image(chosen.image)
+    from gato import load
+
+    found = load(chosen.checkpoint).classify(image, labels)
+    if chosen.json:
+        print_json({"image": str(chosen.image), "probabilities": found})
+        return
+    for label, probability in sorted(found.items(), key=lambda pair: -pair[1]):
+        print(f"{probability:.3f}  {label}")
+
+
+def _example(text: str) -> tuple[Any, str]:
+    file, equals, told = text.partition("=")
+    if not (file and equals):
+        raise ValueError(f"expected --example FILE=TEXT; got {text!r}.")
+    return _image(Path(file)), told
+
+
+def _image(path: Path) -> Any:
+    from gato.terminal import read_image
+
+    return read_image(path)
