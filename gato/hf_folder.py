@@ -18,13 +18,15 @@ from torch import Tensor
 
 from gato.hf_families import model_fields, to_ours
 from gato.model_config import ModelConfig
-from gato.tokenizers.text import ABOUT_FILE, MODEL_FILE, TOKENIZER_FILE
+from gato.tokenizers.text import ABOUT_FILE, MODEL_FILE, TOKENIZER_FILE, Text
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "model_type")
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 ROLES = ("system", "user", "assistant")
+CONTROLS = (("<bos>", "bos_token"), ("<eos>", "eos_token"))
+"""Control tokens that such models have too, and what these are called in their files."""
 
 
 @dataclass(frozen=True)
@@ -142,3 +144,16 @@ def _content(token: Any) -> str:
 
 def _json_bytes(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
+
+
+def own_ids(text: Text) -> dict[str, int]:
+    """Return the ids of a text model that the model it came with begins and ends texts with."""
+    about, found = text.about, dict[str, int]()
+    known = {text.pieces.describe(i): i for i in range(text.vocabulary)}
+    for token, key in CONTROLS:
+        said = about.get("config", {}).get(f"{key}_id")
+        said = said[0] if isinstance(said, list) and said else said
+        at = known.get(about.get("tokens", {}).get(key, ""), said)
+        if isinstance(at, int) and 0 <= at < text.vocabulary:
+            found[token] = at
+    return found

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gato.config import TrainConfig
     from gato.mixture_file import CorpusNote
     from gato.monitor import Watcher
+    from gato.warm_start import WarmStart
 
 Arguments = argparse.Namespace
 
@@ -31,6 +32,7 @@ def train(chosen: Arguments) -> None:
     from gato.envs.files import require_place
     from gato.mixture_file import CorpusNote, read_mixture, require_present, with_mixture
     from gato.presets import preset, with_data
+    from gato.warm_start import require_sizes
 
     set_cache(chosen)
     config, notes = preset(chosen.preset), dict[str, CorpusNote]()
@@ -39,7 +41,11 @@ def train(chosen: Arguments) -> None:
         config, notes = with_mixture(config, mixture), dict(mixture.notes)
     if chosen.data:
         config = with_data(config, chosen.data, add=bool(chosen.mixture))
+    start = _start(chosen)
+    config = config if start is None else start.settle(config)
     config = _overridden(config, chosen)  # --corpora.0 is the first of those that are trained on
+    if start is not None:
+        require_sizes(start, config)
     if chosen.fields:
         _print_fields(chosen.preset, config)
         return
@@ -52,17 +58,36 @@ def train(chosen: Arguments) -> None:
             f"Make a store with `gato collect`, or let `gato quickstart` do everything."
         )
     if chosen.dry_run is not None:
-        _dry_run(config, notes, chosen)
+        _dry_run(config, notes, chosen, start)
         return
     require_present(config.corpora, notes)
     out = chosen.out or Path("runs") / chosen.preset
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder as --out; {out} is a file.")
     require_place(out, "a folder for the run")
-    _train(config, out, chosen)
+    _train(config, out, chosen, start)
 
 
-def _dry_run(config: TrainConfig, notes: Mapping[str, CorpusNote], chosen: Arguments) -> None:
+def _start(chosen: Arguments) -> WarmStart | None:
+    """Return the weights that the run is to begin with, if they are not to be drawn."""
+    from gato.warm_start import open_start
+
+    if chosen.init_from is None:
+        return None
+    if chosen.text_model is not None:
+        raise ValueError(
+            "expected --init-from or --text-model; got both. Weights are begun with together with "
+            "the text model that they were trained with."
+        )
+    return open_start(chosen.init_from)
+
+
+def _dry_run(
+    config: TrainConfig,
+    notes: Mapping[str, CorpusNote],
+    chosen: Arguments,
+    start: WarmStart | None,
+) -> None:
     """List a run's corpora, what is missing, and the shares of the tokens of its first batches."""
     from gato.mixture_shares import corpora_rows, measure
 
@@ -70,10 +95,15 @@ def _dry_run(config: TrainConfig, notes: Mapping[str, CorpusNote], chosen: Argum
     lacking = [row for row in rows if not row["there"]]
     found = None
     if chosen.dry_run and not lacking:
-        found = measure(imported(config, chosen.skip_bad), chosen.dry_run)
+        known = None if start is None else start.serializer(config.codec)
+        found = measure(imported(config, chosen.skip_bad), chosen.dry_run, known)
+    sizes = {} if start is None else _sizes(config)
     if chosen.json:
-        print_json({"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found})
+        drawn = {"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found}
+        print_json({**drawn, **({"begins_with": sizes} if sizes else {})})
     else:
+        if sizes:
+            print("begins with " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
         _print_dry_run(config, rows, found)
     if lacking:
         names = ", ".join(row["corpus"] for row in lacking)
@@ -95,6 +125,13 @@ def _print_dry_run(
             f"{found['fill']:.1%} full; {found['tokens_per_second']:,.0f} tokens/s"
         )
         print("\n".join(found["notes"]))
+
+
+def _sizes(config: TrainConfig) -> dict[str, Any]:
+    """Return what of a run is as large as the weights it begins with."""
+    names = ("layers", "width", "heads", "kv_heads", "head_dim", "ffn_width", "ffn", "tied")
+    found = {name: getattr(config.model, name) for name in names}
+    return {"folder": config.init_from, **found, "ids of text": config.text_pieces}
 
 
 def _overridden(config: TrainConfig, chosen: Arguments) -> TrainConfig:
@@ -170,7 +207,7 @@ def imported(config: TrainConfig, skip_bad: bool = False) -> TrainConfig:
     return dataclasses.replace(config, corpora=tuple(corpora))
 
 
-def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
+def _train(config: TrainConfig, out: Path, chosen: Arguments, start: WarmStart | None) -> None:
     from gato import kernels
     from gato.config import to_json
     from gato.damage import without_damage
@@ -229,6 +266,7 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments) -> None:
                 resume=chosen.resume,
                 device=device,
                 text_model=text_model,
+                start=start,
                 on_progress=shown.progress,
                 workers=workers,
                 watchers=watchers,

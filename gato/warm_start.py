@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gato.checkpoint import Checkpoint, load_checkpoint
 from gato.config import TrainConfig
-from gato.hf_folder import ROLES, HuggingFaceFolder
+from gato.hf_folder import ROLES, HuggingFaceFolder, own_ids
 from gato.model import GatoModel
 from gato.parts import is_added, plain
 from gato.tokenizers.serializer import Serializer
@@ -144,15 +144,8 @@ class HuggingFaceStart:
 
     def _family_ids(self) -> dict[str, list[int]]:
         """Return of some control tokens the ids that the model has for them, if it has any."""
-        about, found = self.text.about, dict[str, list[int]]()
+        found = {token: [i] for token, i in own_ids(self.text).items()}
         known = {self.text.pieces.describe(i): i for i in range(self.text.vocabulary)}
-        config, tokens = about.get("config", {}), about.get("tokens", {})
-        for token, name in (("<bos>", "bos_token"), ("<eos>", "eos_token")):
-            said = config.get(f"{name}_id")
-            said = said[0] if isinstance(said, list) and said else said
-            at = known.get(tokens.get(name, ""), said)
-            if isinstance(at, int) and 0 <= at < self.text.vocabulary:
-                found[token] = [at]
         for role in ROLES:
             whole, opening = f"<|{role}|>", ("<|im_start|>", "<|start_header_id|>")
             begun = [known[name] for name in opening if name in known]

@@ -105,7 +105,9 @@ def test_the_help_tells_the_fields_as_they_are(capsys, monkeypatch):
     told = dict(re.findall(r"--([a-z0-9.-]+).*\(([^)]*)\)", RUN_FIELDS))
     assert (told.pop("validate-every"), run.validate_every) == ("as --save-every", 0)
     assert (told.pop("eval-tasks"), run.eval_tasks) == ("none", ())
-    assert len(told) == 13
+    assert (told.pop("freeze"), run.freeze) == (told.pop("optim.rates"), ()) == ("none", ())
+    assert run.optim.rates == {}
+    assert len(told) == 14
     for name, value in told.items():
         found = run
         for part in name.replace("-", "_").split("."):
