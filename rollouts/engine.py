@@ -128,6 +128,20 @@ class _Request:
         """Tokens of the prefix still to be read."""
         return len(self.prefix) - self.read
 
+    def part(self, most: int) -> int:
+        """Return how many tokens to read next: `most`, or more where that cuts an image in two.
+
+        Embedders take images whole.
+        """
+        stop = min(self.read + max(most, 0), len(self.prefix))
+        if most > 0 and self.prefix.payload:
+            held = np.zeros(len(self.prefix) + 1, bool)
+            for rows in self.prefix.payload.values():
+                held[rows["at"]] = True
+            while held[stop - 1] and held[stop]:
+                stop += 1
+        return stop - self.read
+
     def delta(self, text: str, finish: str | None) -> Delta | None:
         """Return what there is to show, if anything."""
         told = []
@@ -273,7 +287,7 @@ class Engine:
         reading = [(r.ticket, row) for row, r in enumerate(self._running) if r.left]
         budget = self.read
         for _, row in sorted(reading):
-            counts[row] = min(self._running[row].left, CHUNK, budget)
+            counts[row] = self._running[row].part(min(CHUNK, budget))
             budget -= int(counts[row])
         return counts
 

@@ -81,12 +81,15 @@ def make_serializer(history: History, observations: str = "vector") -> Serialize
     return serializer
 
 
-def make_model(serializer: Serializer, seed: int = 0, **sizes: object) -> GatoModel:
+def make_model(
+    serializer: Serializer, seed: int = 0, embedder: str = "patch", **sizes: object
+) -> GatoModel:
     """Return a tiny model in which no weight is zero."""
     from dataclasses import replace
 
     torch.manual_seed(seed)
-    model = build_model(TrainConfig(replace(MODEL, **sizes)), serializer)
+    config = TrainConfig(replace(MODEL, **sizes), embedders={"image": {"embedder": embedder}})
+    model = build_model(config, serializer)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)

@@ -168,6 +168,21 @@ def test_what_joins_and_leaves_is_what_is_written_alone(parts, wanted, rows, rea
     assert len({len(i) for i in ids}) > 10, "the requests should end at different times"
 
 
+@pytest.mark.parametrize("read", [7, 256])
+def test_no_image_is_read_in_two(parts, read: int) -> None:
+    serializer = parts[1]
+    model = world.make_model(serializer, embedder="conv")  # which takes an image whole
+    rng = np.random.default_rng(read)
+    large = rng.integers(0, 256, (128, 144, 3), np.uint8)  # more tokens than are read at once
+    content = [{"type": "text", "text": "go to the red ball " * 3}]
+    content += [{"type": "image", "image": i} for i in (large[:48, :64], large)]
+    turn = serializer.conversation([{"role": "user", "content": [*content, content[0]]}])
+    given = [(turn, Sampling(6)), *requests(serializer, 6)]
+    texts = run(Engine(model, serializer, 3, read=read), given, {0: list(range(len(given)))})
+    for i, request in enumerate(given):
+        assert texts[i] == shown(serializer, alone(model, serializer, *request), ())
+
+
 def test_a_text_ends_before_what_stops_it(parts, wanted) -> None:
     (given, ids), (model, serializer) = wanted, parts
     rng = np.random.default_rng(1)
