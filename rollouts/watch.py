@@ -150,7 +150,8 @@ class Watchers:
         if CLEANUP in request.scope:
             request.scope[CLEANUP].append(watching.stop)
         watching.start(lambda: self._watched.pop(id, None))
-        start = {"id": id, **self._tasks[asked.task].to_json(), "rate": asked.rate}
+        about = self._tasks[asked.task].to_json()
+        start = {**about, "id": id, "task": asked.task, "rate": asked.rate}
         return _stream(watching, _events(channel, start))
 
     async def change(self, request: Request) -> Response:
