@@ -65,19 +65,33 @@ def caption(chosen: Arguments) -> None:
 
 
 def classify(chosen: Arguments) -> None:
-    """Choose among labels for an image."""
+    """Choose among labels for images."""
     labels = [label.strip() for label in chosen.labels.split(",") if label.strip()]
     if len(labels) < 2:
         raise ValueError(f"expected at least two --labels, separated by commas; got {labels}.")
-    image = _image(chosen.image)
+    images = [_image(path) for path in chosen.images]
     from gato import load
+    from gato.rollouts.zero_shot import SLOT, probabilities, way
 
-    found = load(chosen.checkpoint).classify(image, labels)
+    agent = load(chosen.checkpoint)
+    how = way(agent, chosen.how)
+    shares = probabilities(agent, images, labels, how, chosen.template or (SLOT,))
+    rows = [
+        {
+            "image": str(path),
+            "probabilities": dict(zip(labels, row.tolist(), strict=True)),
+            "how": how,
+        }
+        for path, row in zip(chosen.images, shares, strict=True)
+    ]
     if chosen.json:
-        print_json({"image": str(chosen.image), "probabilities": found})
+        print_json(rows[0] if len(rows) == 1 else rows)
         return
-    for label, probability in sorted(found.items(), key=lambda pair: -pair[1]):
-        print(f"{probability:.3f}  {label}")
+    for row in rows:
+        if len(rows) > 1:
+            print(row["image"])
+        for label, probability in sorted(row["probabilities"].items(), key=lambda pair: -pair[1]):
+            print(f"{probability:.3f}  {label}")
 
 
 def _example(text: str) -> tuple[Any, str]:
