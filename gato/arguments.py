@@ -155,7 +155,8 @@ any format that gato train --data reads); none of them is part of the scores aga
   vqa       answers about pictures: exact, VQA's accuracy, of choices the likeliest
   chat      an assistant's answers: exact, BLEU, chrF
   text      loss, perplexity, bits per byte
-  classify  the label of a picture, the likeliest of all"""
+  classify  the label of a picture, the likeliest of all
+  few_shot  new words for pictures, learned from examples that stand before"""
 
 
 def _eval(p: Parser) -> None:

@@ -105,7 +105,8 @@ def _check_suite(pattern: str) -> None:
 
 
 def _check_place(kind: str, what: str) -> None:
-    if what in corpora.names() or is_remote(what) or ":" in what or Path(what).exists():
+    known = what in corpora.names() or is_remote(what) or ":" in what
+    if what and (known or Path(what).exists()):
         return
     of_kind = KINDS[kind].corpora
     close = difflib.get_close_matches(what, corpora.names(), n=2, cutoff=0.4) or of_kind
@@ -297,13 +298,14 @@ def _allowed(store: RecordStore, checkpoint: Checkpoint | None, notes: list[str]
     if checkpoint is None:
         return everything
     (digest,) = digests([store]).values()
-    for config in checkpoint.config.corpora:
-        if digest not in checkpoint.data.get(config.name, {}).get("stores", {}).values():
+    for name, contents in checkpoint.data.items():
+        if digest not in contents.get("stores", {}).values():
             continue
+        config = next(c for c in checkpoint.config.corpora if c.name == name)
         if not config.validation:
             raise ValueError(
                 f"expected records that were not trained on; those at {store.path} were, all of "
-                f"them, as corpus {config.name!r}. Evaluate on others, or train with --validation."
+                f"them, as corpus {name!r}. Evaluate on others, or train with --validation."
             )
         mask = np.ones(len(store), bool)
         everything = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)[0]
