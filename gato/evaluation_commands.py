@@ -61,6 +61,7 @@ def evaluate(chosen: Arguments) -> int:
             expert=chosen.expert,
             temperature=chosen.temperature,
             kappa=chosen.kappa,
+            execute=chosen.execute,
             precision=_precision(chosen),
             prompt_store=chosen.prompts,
             max_batch=chosen.max_batch,

@@ -51,6 +51,7 @@ def show(
     checkpoint: str | Path | None = None,
     returns: bool = False,
     joint: int = 0,
+    shown: bool = False,
     frame_cell: int | None = None,
     pairs: int = 1,
 ) -> list[dict[str, Any]]:
@@ -67,6 +68,7 @@ def show(
         returns: write the return to come before every action; a checkpoint says so itself.
         joint: actions predicted beside every step, which is its observation alone; a checkpoint
             says so itself.
+        shown: of `joint`, let actions stand in the stream too, where later steps see them.
         frame_cell: pixels along a side of what one token shows of a task's frames; by default 16,
             or what a checkpoint says.
         pairs: captions, or questions about pictures, from `index` on, as one sequence.
@@ -82,6 +84,8 @@ def show(
         )
     if checkpoint is not None and (returns or joint):
         raise ValueError("expected returns, joint or a checkpoint, which says so itself; got both.")
+    if shown and not joint:
+        raise ValueError("shown is how actions beside steps are written: expected joint too.")
     if pairs < 1:
         raise ValueError(f"expected at least 1 as pairs; got {pairs}.")
     folder = Path(what)
@@ -105,7 +109,8 @@ def show(
     serializer = _serializer(texts, codec, checkpoint, frame_cell)
     if checkpoint is None:
         due = _returns(episode) if returns else None
-        serializer.add_task(spec, history=History(0, joint > 0, returns=due, joint=joint))
+        hides = joint > 0 and not shown
+        serializer.add_task(spec, history=History(0, hides, returns=due, joint=joint))
     written = serializer.episode(episode)
     return describe(
         serializer, concatenate([written.head, written.window(0, min(steps, len(written)))])

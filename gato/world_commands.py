@@ -201,6 +201,7 @@ def show(chosen: Arguments) -> None:
         checkpoint=chosen.checkpoint,
         returns=chosen.returns,
         joint=chosen.joint,
+        shown=chosen.shown,
         frame_cell=chosen.frame_cell,
         pairs=chosen.pairs,
     )

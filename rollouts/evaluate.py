@@ -39,7 +39,8 @@ from gato.rollouts.language_tasks import summary as language_summary
 from gato.rollouts.metrics import Options
 from gato.rollouts.overlap import counted_by
 from gato.rollouts.players import PLAYERS, HostPlayer
-from gato.rollouts.runner import Job, Played, run
+from gato.rollouts.policy import Policy
+from gato.rollouts.runner import Job, Played, RowPolicy, run
 from gato.rollouts.speed import Speed
 from gato.rollouts.statistics import of_task, summary
 from gato.rollouts.video import Recorder
@@ -60,6 +61,7 @@ def evaluate(
     expert: str | None = None,
     temperature: float | None = None,
     kappa: float | None = None,
+    execute: int | None = None,
     precision: str | None = None,
     prompt_store: str | Path | None = None,
     prompt_steps: int = 1,
@@ -89,6 +91,8 @@ def evaluate(
         temperature: of the actions; by default what each task was trained for.
         kappa: how far the returns to come of tasks conditioned on them are tilted upwards; by
             default what each task was trained for.
+        execute: actions taken of those that one state decides; by default, and where a task
+            decides fewer, all.
         precision: that a model decides in, ``float32`` or ``bfloat16``; by default its own on a
             CPU, bfloat16 on a GPU. The result has which it was.
         prompt_store: a store, or a folder of stores, of demonstrations to prompt with.
@@ -120,6 +124,9 @@ def evaluate(
     settings |= {"workers": workers, "max_batch": max_batch, **_about(player, specs, precision)}
     tilt = _tilt(player, control, kappa)
     settings |= tilt
+    if execute is not None:
+        _check_execute(player, control, execute)
+        settings["execute"] = execute
     how = tilt if precision is None else {**tilt, "precision": precision}
     settings["first_seed"] = first = EVALUATION_SEED_START + seed * ATTEMPTS
     seeds = range(first, first + episodes)
@@ -129,11 +136,18 @@ def evaluate(
     logged = seeds[: recorder.per_task] if recorder else ()
     began = time.perf_counter()
     speed = Speed() if speed is None else speed
+
+    def policy(tasks: Sequence[str], draws: Sequence[int]) -> RowPolicy:
+        made = player.policy(tasks, temperature, draws, prompts, **how)
+        if isinstance(made, Policy) and execute is not None:
+            made.shorten(execute)  # also of tasks that its rows play later
+        return made
+
     played = []
     if control:
         with _threads(threads, workers):
             played = run(
-                lambda tasks, draws: player.policy(tasks, temperature, draws, prompts, **how),
+                policy,
                 [Job(task, s, logged=s in logged) for task in control for s in seeds],
                 workers=workers,
                 max_batch=max_batch,
@@ -147,7 +161,8 @@ def evaluate(
     rows: dict[str, Any] = {}
     if language and isinstance(player, Agent):
         options = options or Options(seed)
-        settings["language"] = {"records": records, **asdict(options)}
+        told = {**asdict(options), "choices": list(options.choices)}
+        settings["language"] = {"records": records, **told}
         with _threads(threads, 0):
             rows = measure(player, language, first, records, options, progress, gallery)
     seconds = time.perf_counter() - began
@@ -201,6 +216,17 @@ def _tilt(
             f"{kappa}. Train with returns = true in the mixture's file, or leave it out."
         )
     return {"kappa": kappa}
+
+
+def _check_execute(player: Agent | HostPlayer, task_ids: Sequence[str], execute: int) -> None:
+    """Raise ValueError where none of the tasks decides so many actions at once."""
+    known = {} if isinstance(player, HostPlayer) else player.serializer.tasks
+    most = max((known[t].history.joint for t in task_ids if t in known), default=0)
+    if not 1 <= execute <= most:
+        raise ValueError(
+            f"execute is how many are taken of the actions that one state decides, at most {most} "
+            f"in these tasks; got {execute}. Train with a larger joint, or leave it out."
+        )
 
 
 def _refuse_training_seeds(player: Agent | HostPlayer, seeds: range) -> None:

@@ -176,6 +176,12 @@ class Policy:
             self.rows[row].due = []
         self._forget(chosen)
 
+    def shorten(self, execute: int) -> None:
+        """Take at most so many of the actions that one state decides, where tasks decide more."""
+        self.execute = execute
+        for row in self.rows:
+            row.execute = min(row.execute, execute)
+
     def _forget(self, rows: np.ndarray) -> None:
         """Forget the episodes of `rows` (B,) bool, but not a head that is to be read again."""
         if not rows.any():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from gato import bad_batch
+from gato import bad_batch, cli
 from gato.checkpoint import load_checkpoint
 from gato.corpora import CorpusConfig, open_corpus
 from gato.fitting import make_serializer
@@ -136,6 +137,25 @@ def test_a_joint_stream_is_shown(stores) -> None:
     assert sum(r["value"] == "<sep>" for r in rows) == 0
     with pytest.raises(ValueError, match="joint must be at least 0"):
         show(str(stores / "arm"), joint=-1)
+
+
+def test_a_joint_stream_whose_actions_are_shown(stores, capsys) -> None:
+    store = str(stores / "arm")
+    rows = show(store, steps=2, codec="vector", joint=1, shown=True)
+    plain = show(store, steps=2, codec="vector")
+    stream, beside = ([r for r in rows if bool(r["slot"]) == asked] for asked in (False, True))
+    told = ("position", "modality", "id", "value", "local")
+    assert [[r[k] for k in told] for r in stream] == [[r[k] for k in told] for r in plain]
+    assert not any(r["target"] for r in stream)
+    assert [r["value"] for r in beside] == [r["value"] for r in plain if r["target"]]
+    assert {r["position"] for r in beside} == {
+        r["position"] for r in plain if r["value"] == "<sep>"
+    }
+    with pytest.raises(ValueError, match="expected joint too"):
+        show(store, shown=True)
+    asked = ["show", store, "--codec", "vector", "--joint", "1", "--shown", "--json"]
+    assert cli.main(asked) == cli.DONE
+    assert json.loads(capsys.readouterr().out) == rows
 
 
 def test_settings_of_joint_corpora_are_checked(tiny, stores, tiny_text_model) -> None:

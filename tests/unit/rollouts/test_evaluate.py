@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from gato import cli
+from gato.checkpoint import build_model
+from gato.config import TrainConfig
 from gato.contents import evaluation_seeds
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.rollouts.agent import Agent
 from gato.rollouts.evaluate import evaluate
+from gato.rollouts.policy import Policy
+from gato.tokenizers.serializer import History
 
-from .conftest import SPECS, Made
+from .conftest import SPECS, TINY, Made
 
 TASKS = ["made/count-v0", "made/reach-v0", "made/worse-v0"]
 
@@ -353,6 +357,43 @@ def test_the_command_chooses_the_precision(suite, agent: Agent, monkeypatch, cap
         assert told in printed.err
     assert cli.main(["eval", "random", *asked, "--precision", "float32"]) == cli.BAD_INPUT
     assert "is no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("execute", [None, 1, 2, 3])
+def test_so_many_actions_of_a_chunk_are_taken(suite, agent: Agent, monkeypatch, execute) -> None:
+    """Also by rows that first played what decides fewer at once."""
+    chunks = dict(zip(TASKS, (3, 2, 0), strict=True))
+    for task, joint in chunks.items():
+        agent.serializer.add_task(SPECS[task], history=History(hide_actions=True, joint=joint))
+    agent.model = build_model(TrainConfig(TINY), agent.serializer).eval()
+    taken: dict[str, int] = {}
+    plain = agent.policy
+
+    def policy(*arguments: Any, **settings: Any) -> Policy:
+        made = plain(*arguments, **settings)
+        select = made.select_action
+
+        def select_action(*seen: Any) -> Any:
+            taken.update({row.task.task.id: row.execute for row in made.rows})
+            return select(*seen)
+
+        made.select_action = select_action
+        return made
+
+    monkeypatch.setattr(agent, "policy", policy)
+    result = evaluate(agent, TASKS[::-1], 1, workers=0, max_batch=1, execute=execute)
+    assert taken == {task: min(execute or 3, max(joint, 1)) for task, joint in chunks.items()}
+    assert result["settings"].get("execute") == execute
+    with pytest.raises(ValueError, match="at most 3 in these tasks; got 4"):
+        evaluate(agent, TASKS, 1, workers=0, execute=4)
+
+
+def test_the_command_takes_fewer_actions_of_a_chunk(suite, agent, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("gato.load", lambda path: agent)
+    asked = ["--workers", "0", "--episodes", "1", "--tasks", TASKS[0], "--execute", "2"]
+    for who in ("nowhere", "random"):
+        assert cli.main(["eval", who, *asked]) == cli.BAD_INPUT
+        assert "at most 0 in these tasks; got 2" in capsys.readouterr().err
 
 
 def test_what_is_no_model_has_no_temperature(suite) -> None:
