@@ -57,7 +57,6 @@ class Sessions:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._known: dict[str, Session] = {}
-        service.meter.watch("sessions", "Open sessions of actions.", lambda: len(self._known))
 
     # ---- endpoints ---------------------------------------------------------------------------
 

@@ -283,6 +283,9 @@ class Guard:
         pairs = scope["headers"]
         if len(pairs) > MAX_HEADERS:
             raise Refused(431, f"expected at most {MAX_HEADERS} headers; got {len(pairs)}")
+        size = sum(len(name) + len(value) for name, value in pairs)
+        if size + len(scope["path"]) + len(scope["query_string"]) > MAX_HEAD_BYTES:
+            raise Refused(431, f"expected headers of at most {MAX_HEAD_BYTES} bytes; got {size}")
         headers: dict[bytes, bytes] = dict(pairs)
         self._check_host([value for name, value in pairs if name == b"host"])
         method, path = scope["method"], scope["path"]

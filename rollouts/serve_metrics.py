@@ -70,5 +70,6 @@ def _prometheus():  # type: ignore[no-untyped-def]
 def missing(error: ImportError) -> ValueError:
     """Return what to say where a package of the server is not installed."""
     return ValueError(
-        f'serving needs packages that do not import ({error}). Install them: pip install "gato[serve]"'
+        f"serving needs packages that do not import ({error}). Install them: "
+        f'pip install "gato[serve]"'
     )

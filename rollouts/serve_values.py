@@ -23,7 +23,8 @@ from gymnasium import spaces
 from gato.rollouts.data_uri import Budget
 from gato.rollouts.serve_json import kind
 
-DTYPES = ("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64") + (
+DTYPES = (
+    *("bool", "int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"),
     *("float16", "float32", "float64"),
 )
 

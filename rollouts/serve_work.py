@@ -32,8 +32,6 @@ class Service:
         self.meter = Meter()
         self.agent, self.settings = agent, settings
         self.created = int(time.time())
-        self.answers = 0
-        """Texts under way, those that wait for a row included."""
         self.model = ModelThread(
             agent,
             rows=settings.rows,
@@ -42,9 +40,10 @@ class Service:
             idle_seconds=settings.idle_seconds,
         )
         self._pool = ThreadPoolExecutor(2, "gato-requests")
-        rows, meter = settings.rows, self.meter
-        meter.watch("running_rows", "Texts being written.", lambda: min(self.answers, rows))
-        meter.watch("waiting_rows", "Texts that wait.", lambda: max(self.answers - rows, 0))
+        model = self.model
+        self.meter.watch("running_rows", "Texts being written.", lambda: model.running)
+        self.meter.watch("waiting_rows", "Texts that wait for a row.", lambda: model.waiting)
+        self.meter.watch("sessions", "Open sessions of actions.", lambda: model.sessions)
 
     async def read(self, function: Callable[..., Result], *args: Any) -> Result:
         """Return what `function` makes of a request, worked out beside the event loop.
@@ -111,7 +110,6 @@ class Writing:
         try:
             for i, sampling in enumerate(samplings):
                 self._open[i] = service.model.write(prefix, sampling, self._sink(i))
-                service.answers += 1
         except Busy as error:
             self.close()
             raise busy(str(error)) from error
@@ -141,7 +139,6 @@ class Writing:
             self.written += delta.tokens
             if delta.finish is not None:
                 del self._open[i]
-                self._service.answers -= 1
             if delta.finish == "error":
                 self.close()
                 status = 400 if isinstance(delta.error, ValueError) else 500
@@ -153,5 +150,4 @@ class Writing:
         """Forget the texts that have not ended; their rows are free at the next step."""
         for ticket in self._open.values():
             self._service.model.cancel(ticket)
-        self._service.answers -= len(self._open)
         self._open = {}
