@@ -41,11 +41,18 @@ def bench(chosen: argparse.Namespace) -> int | None:
     comparison = record.get("comparison")
     failed = bool(record["failed"])
     if comparison is not None:
-        if not comparison["compared"]:
+        unknown = comparison["noise_unknown"]
+        if unknown:
+            tell(
+                f"cases of which the noise is unknown: {len(unknown)}; they take at least "
+                f"{bench_records.FEWEST} repeats now and before to be judged"
+            )
+        nothing = not comparison["compared"] and not unknown
+        if nothing:
             tell(
                 f"nothing could be compared with {chosen.compare}: no case is in both, or none can"
             )
-        failed = failed or bool(comparison["slower"]) or not comparison["compared"]
+        failed = failed or bool(comparison["slower"]) or nothing
     return FAILURE if failed else None
 
 

@@ -7,10 +7,13 @@ baseline that runs our code is slowed by what slows ours, and the ratio says not
 is told where the medians differ by more than the tolerance *and* the ranks of the repeats would
 seldom come about by chance (Mann-Whitney, exact: below `LEVEL`, for which five repeats beside five
 must hardly overlap). Where there are too few repeats for that, it is told from `FEW` times the
-tolerance on. What a busy machine measured without a baseline says nothing, but for units per core,
-which are of CPU time. On other hardware ratios are lawfully others: a change is told, as no fault.
+tolerance on; of fewer than `FEWEST` on one side nobody knows the noise, and nothing is told, but of
+memory, which is measured once. What a busy machine measured without a baseline says nothing, but
+for units per core, which are of CPU time. On other hardware ratios are lawfully others: a change is
+told, as no fault.
 
     verdict   slower, faster, same, differs (a ratio, on other hardware), new, missing,
+              noise unknown (too few repeats),
               not compared (no baseline, and other hardware or a busy one)
 """
 
@@ -29,9 +32,10 @@ from gato.envs.files import make_folder, require_writable, write_atomically
 Record = dict[str, Any]
 TOLERANCE = 0.1
 LEVEL = 0.02
-FEW = 3.0
+FEW, FEWEST = 3.0, 3
+UNKNOWN = "noise unknown"
 TINY = 1e-12
-WORST_FIRST = ("slower", "same", "faster")
+WORST_FIRST = ("slower", UNKNOWN, "same", "faster")
 
 
 def check_place(path: Path) -> None:
@@ -123,7 +127,8 @@ def compare(now: Record, before: Record, tolerance: float = TOLERANCE) -> Record
         "commit_before": before["versions"].get("commit"),
         "tolerance": tolerance,
         "cases": cases,
-        "compared": sum("by" in c for c in cases),
+        "compared": sum("by" in c and c["verdict"] != UNKNOWN for c in cases),
+        "noise_unknown": [c["case"] for c in cases if c["verdict"] == UNKNOWN],
         "slower": [c["case"] for c in cases if c["verdict"] == "slower"],
     }
 
@@ -145,7 +150,7 @@ def _compared(now: Result, before: Result, alike: bool, calm: bool, tolerance: f
     if alike and undisturbed:
         judged.append(_judged(now, before, "value", "repeats", tolerance))
     worst = min(judged, key=lambda j: WORST_FIRST.index(j["verdict"]))
-    if not alike and worst["verdict"] != "same":
+    if not alike and worst["verdict"] not in ("same", UNKNOWN):
         worst["verdict"] = "differs"
     return found | worst
 
@@ -161,6 +166,8 @@ def _judged(now: Result, before: Result, by: str, repeats: str, tolerance: float
     verdict = "same"
     if max(gain, 1 / gain) > limit and (chance < LEVEL or not ranked):
         verdict = "faster" if gain > 1 else "slower"
+    if min(len(after), len(first)) < FEWEST and now["unit"] != "MB":
+        verdict = UNKNOWN
     return {
         "verdict": verdict,
         "by": by,

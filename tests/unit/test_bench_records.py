@@ -101,8 +101,24 @@ def test_less_is_better_where_the_result_says_so():
 
 
 def test_too_few_repeats_take_a_larger_change():
-    assert verdict(fixed([4.0]), fixed([5.0])) == "same"
-    assert verdict(fixed([3.0]), fixed([5.0])) == "slower"
+    before = [5.0, 5.1, 4.9]  # three beside three overlap by chance once in ten
+    assert verdict(fixed(times(before, 0.8)), fixed(before)) == "same"
+    assert verdict(fixed(times(before, 0.6)), fixed(before)) == "slower"
+
+
+@pytest.mark.parametrize("made", [live, fixed])
+@pytest.mark.parametrize(("now", "before"), [(1, 5), (2, 5), (5, 2), (1, 1), (2, 2)])
+def test_of_one_or_two_repeats_the_noise_is_unknown(made, now, before):
+    for factor in (0.2, 1.0, 5.0):
+        repeats = [v * factor for v in STEADY[:now]]
+        found = compare(record(made(repeats)), record(made(STEADY[:before])))
+        (case,) = found["cases"]
+        assert case["verdict"] == "noise unknown"
+        assert case["change"] == pytest.approx(factor - 1, abs=0.02)
+        assert (found["compared"], found["slower"]) == (0, [])
+        assert found["noise_unknown"] == ["made: it"]
+    memory = {"unit": "MB", "better": "less"}
+    assert verdict(fixed([90.0]) | memory, fixed([60.0]) | memory) == "slower"
 
 
 def test_on_a_busy_machine_a_bare_value_is_compared_only_where_it_is_of_cpu_time():
@@ -148,7 +164,7 @@ def test_a_record_without_repeats_is_compared_by_its_medians():
     del before["repeats"], before["ratios"]
     now = fixed(times(STEADY, 0.5))
     now["value"] = before["value"] / 2
-    assert verdict(now, before) == "slower"
+    assert verdict(now, before) == "noise unknown"
 
 
 def test_chance_is_the_share_of_orders_at_least_as_unlike():
@@ -268,6 +284,18 @@ def test_where_nothing_could_be_compared_the_exit_code_says_so(made, old, tmp_pa
     said = capsys.readouterr()
     assert f"nothing could be compared with {file}" in said.err
     assert "cases compared: 0 of" in said.out
+
+
+def test_one_repeat_is_no_regression_and_the_command_says_why(made, tmp_path, capsys):
+    file = tmp_path / "record.json"
+    assert cli.main(["bench", "made", "--save", str(file)]) == cli.DONE
+    made[:] = times(STEADY, 0.5)
+    assert cli.main(["bench", "--compare", str(file), "--repeats", "2"]) == cli.DONE
+    said = capsys.readouterr()
+    assert "noise is unknown: 1; they take at least 3 repeats now and before" in said.err
+    assert "noise unknown" in said.out
+    assert "cases compared: 0 of 1" in said.out
+    assert "slower beyond noise: nothing" in said.out
 
 
 def test_what_is_printed_has_spread_floor_and_baseline(made, capsys):
