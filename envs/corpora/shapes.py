@@ -19,6 +19,8 @@ from gato.envs.corpora.common import Split, caption, check_split, stream
 
 COUNTS = {"train": 8_000, "heldout": 512}
 SIZE = 32
+REACH = 1.12
+"""The farthest point of any shape from its middle, its radius being 1."""
 FINE = 2
 """Points along a side of a pixel that are looked at."""
 COLOURS = {
@@ -71,7 +73,7 @@ def name(colour: str, shape: str) -> str:
 def draw(colour: str, shape: str, rng: Random) -> np.ndarray:
     """Return a picture of a shape somewhere, uint8 (32, 32, 3)."""
     radius = rng.uniform(6.5, 12.0)
-    reach = SIZE / 2 - radius - 1.0
+    reach = SIZE / 2 - 1.0 - REACH * radius
     x0, y0 = rng.uniform(-reach, reach), rng.uniform(-reach, reach)
     angle = rng.uniform(-0.2, 0.2)
     light = rng.uniform(0.8, 1.0)

@@ -21,10 +21,14 @@ from gato.envs.corpora import (
     frames,
     registry,
     scenes,
+    shapes,
     tasks_in_words,
 )
 
-COUNT = {"dialogues": 300, "digits": 400, "documents": 400, "frames": 8, "scenes": 400}
+COUNT = {
+    **{"dialogues": 300, "digits": 400, "documents": 400, "frames": 8, "scenes": 400},
+    "shapes": 400,
+}
 
 
 def digest(record):
@@ -139,7 +143,7 @@ def test_a_missing_package_is_named_with_its_extra(name, module, monkeypatch):
         list(registry.records(name, "train", count=1))
 
 
-@pytest.mark.parametrize("module", [common, documents, scenes])
+@pytest.mark.parametrize("module", [common, documents, scenes, shapes])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -387,3 +391,42 @@ def test_boxers_are_where_the_state_says():
             y, x = (np.argwhere(mask & ring) + 0.5).mean(axis=0) / size
             assert abs(y - state[f"{name}_y"]) < 0.05
             assert abs(x - state[f"{name}_x"]) < 0.08  # an outstretched arm moves the middle
+
+
+# shapes
+
+
+def test_eight_pairs_of_colour_and_shape_are_never_shown_in_training():
+    unseen = {shapes.name(*pair) for pair in shapes.UNSEEN}
+    assert len(unseen) == 8
+    assert len({c for c, _ in shapes.UNSEEN}) == len({s for _, s in shapes.UNSEEN}) == 8
+    for seed in (0, 1):
+        told = Counter(r["text"] for r in made("shapes", "train", seed, 2000))
+        assert not unseen & told.keys()
+        assert len(told) == 56  # every other pair is shown, and no word is new
+        held = made("shapes", "heldout", seed, 512)
+        assert [r["meta"]["unseen"] for r in held] == [k % 2 == 0 for k in range(512)]
+        for record in held:
+            assert (record["text"] in unseen) == record["meta"]["unseen"]
+        assert len({r["text"] for r in held}) == 64
+
+
+@pytest.mark.parametrize("shape", shapes.SHAPES)
+def test_a_shape_is_wholly_in_the_picture_and_of_its_colour(shape):
+    rng = Random(0)
+    for colour, rgb in shapes.COLOURS.items():
+        for _ in range(20):
+            picture = shapes.draw(colour, shape, rng).astype(int)
+            edge = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+            assert (np.ptp(edge, axis=0) <= 1).all()  # nothing but ground
+            drawn = (abs(picture - edge[0]).sum(2) > 60).mean()
+            assert 0.02 < drawn < 0.6
+            middle = picture[abs(picture - edge[0]).sum(2) > 60]
+            nearest = {
+                name: min(
+                    float(np.median(abs(middle - light * np.array(other)).sum(1)))
+                    for light in (0.8, 0.87, 0.94, 1.0)
+                )
+                for name, other in shapes.COLOURS.items()
+            }
+            assert min(nearest, key=nearest.__getitem__) == colour, (colour, rgb)
