@@ -25,6 +25,11 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Where Qwen's tokenizers cut words; `transformers` applies it to every qwen2 model."""
 SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -50,17 +55,14 @@ def sentences(count: int = 400, first: int = 0) -> Iterator[str]:
     colours, things, acts = WORDS[:4], WORDS[4:8], (*WORDS[8:9], "opens", "picks up", "drops")
     for i in range(first, first + count):
         k = i * 2654435761 % 2**32
-        one, two = (
-            f"the {colours[(k >> s) % 4]} {things[(k >> (s + 2)) % 4]}" for s in (3, 11)
-        )
+        one, two = (f"the {colours[(k >> s) % 4]} {things[(k >> (s + 2)) % 4]}" for s in (3, 11))
         yield f"{one} {acts[(k >> 19) % 4]} {two} and then it is {colours[(k >> 23) % 4]} {i % 50}."
 
 
 def tokenizer(kind: str) -> Any:
     """Return a `tokenizers.Tokenizer` of one of the kinds that the families have."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
     from tokenizers import pre_tokenizers as pre
-    from tokenizers import trainers
 
     if kind == "pieces":
         return Tokenizer.from_str(json.dumps(_pieces()))
@@ -71,8 +73,7 @@ def tokenizer(kind: str) -> Any:
     made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), byte_level])
     if kind == "qwen":
         made.normalizer = normalizers.NFC()
-        words = Regex(r"\p{L}+| ?[^\s\p{L}\p{N}]+|\p{N}|\s+(?!\S)|\s+| ?\p{L}+")
-        made.pre_tokenizer = pre.Sequence([pre.Split(words, "isolated"), byte_level])
+        made.pre_tokenizer = pre.Sequence([pre.Split(Regex(QWEN), "isolated"), byte_level])
     trainer = trainers.BpeTrainer(
         vocab_size=340,
         special_tokens=[] if kind == "qwen" else special,
