@@ -11,6 +11,7 @@ wherever gato does. Where none is named, those run that take less than a minute 
     rollout      steps/s of 8 rows, cached  beside one row, the whole context anew for every token
     suites       steps/s of 16 rows, 4 suites   beside one row at a time; `suites_long`: flat cost
     latency      milliseconds of one live decision   beside what 20 Hz leaves
+    serve        ids/s of 16 texts at the same time    beside one after the other
     attention    every kernel that this machine has  beside SDPA with a mask
     peer         rollouts and training      beside a loop of the strongest open peer's shape
     data         speed and memory of reading   see `gato.bench_data`
@@ -58,6 +59,7 @@ BENCHES = {
     "suites": Bench("16 rows of 4 suites decided in one batch, beside one at a time", 100),
     "suites_long": Bench("steps 4,000 to 5,000 of an episode beside its first", 150, False),
     "latency": Bench("milliseconds of one live decision, quickstart and gato_79m", 40),
+    "serve": Bench("ids/s of 16 texts written at the same time, beside one after the other", 20),
     "attention": Bench("every kernel of attention that this machine has, beside SDPA's mask", 30),
     "peer": Bench("rollouts and training beside a loop of JAT's shape, 128 x 4", 150, False),
     "peer_large": Bench("the same at 768 x 12, the size that JAT released", 900, False),

@@ -32,6 +32,7 @@ DOORS = {
     *("gato.bench_common", "gato.bench_serializer", "gato.bench_train", "gato.bench_rollout"),
     *("gato.bench_data", "gato.bench_collect", "gato.bench_machine", "gato.bench_suites"),
     *("gato.bench_records", "gato.bench_commands", "gato.bench_attention", "gato.bench_latency"),
+    "gato.bench_serve",
     "gato.search_commands",
     "gato.serve_commands",
     *("gato.data_commands", "gato.token_estimate", "gato.bench_peer"),
