@@ -155,7 +155,8 @@ any format that gato train --data reads); none of them is part of the scores aga
   vqa       answers about pictures: exact, VQA's accuracy, of choices the likeliest
   chat      an assistant's answers: exact, BLEU, chrF
   text      loss, perplexity, bits per byte
-  classify  the label of a picture, the likeliest of all
+  classify  the label of a picture, of all: by contrast where trained for it, and by likelihood
+  retrieve  recall of captions by pictures and of pictures by captions, at 1 and 5 of 50
   few_shot  new words for pictures, learned from examples that stand before"""
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
@@ -27,6 +27,9 @@ from gato.telling import Unfailing
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.text import MODEL_FILE
 
+if TYPE_CHECKING:
+    from gato.rollouts.agent import Agent
+
 METAWORLD = tuple(
     f"metaworld/{name}-v3"
     for name in ("reach", "button-press-topdown", "drawer-open", "door-open", "push")
@@ -35,6 +38,8 @@ BABYAI = ("babyai/GoToRedBallGrey-v0", "babyai/GoToLocal-v0")
 ATARI = ("atari/Boxing-v5",)
 TASKS = (*BABYAI, *METAWORLD, *ATARI)
 LANGUAGE = ("digits", "scenes", "frames", "dialogues", "documents")
+MATCHED = "shapes"
+"""A corpus whose pictures are found by words and told apart, not captioned."""
 EPISODES = {
     **dict.fromkeys(METAWORLD, 160),
     **dict.fromkeys(BABYAI, 2500),
@@ -81,8 +86,9 @@ def recipe(data: Path, steps: int, seed: int = 0) -> TrainConfig:
             corpus("metaworld", 0.25, window=1, hide_actions=1.0, joint=1),
             corpus("babyai", 0.18, hide_actions=1.0, temperature=1.0),
             corpus("atari", 0.11, window=1, hide_actions=1.0, joint=1),
-            corpus("digits", 0.06),
-            corpus("scenes", 0.18),
+            corpus("digits", 0.06, contrast=0.1),
+            corpus("shapes", 0.06, contrast=0.1),
+            corpus("scenes", 0.12),
             corpus("frames", 0.08),
             corpus("dialogues", 0.11),
             corpus("documents", 0.03),
@@ -153,7 +159,7 @@ class Quickstart:
             )
         jobs = [
             (name, str(root / name), split)
-            for name in LANGUAGE
+            for name in (*LANGUAGE, MATCHED)
             for root, split in ((self.data, "train"), (self.held, "heldout"))
             if not (root / name / "manifest.json").exists()
         ]
@@ -256,6 +262,13 @@ class Quickstart:
                 agent = agent or Agent.load(self.run_folder)
                 self._keep(path, evaluate_language(agent, self.held / name))
                 self.say(f"  {name}: {_language_score(json.loads(path.read_text()))}")
+        path = folder / "matching.json"
+        if not path.exists():
+            agent = agent or Agent.load(self.run_folder)
+            result = matching(agent, self.held / "digits", self.held / MATCHED)
+            self._keep(path, result)
+            for name, row in result.items():
+                self.say(f"  {name}: {row['score']:.2f}")
 
     def _keep(self, path: Path, result: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -279,9 +292,11 @@ class Quickstart:
             "scores": {
                 **{t: task_score(tasks[t]) for t in TASKS if t in tasks},
                 **{n: _language_score(read[n]) for n in LANGUAGE if n in read},
+                **{n: row["score"] for n, row in read.get("matching", {}).items()},
             },
             "tasks": tasks,
             "language": {n: read[n] for n in LANGUAGE if n in read},
+            "matching": read.get("matching", {}),
             "checkpoint": str(self.run_folder),
         }
         self._keep(self.out / "results.json", result)
@@ -297,6 +312,30 @@ class Quickstart:
 def _language_score(result: dict[str, Any]) -> float:
     """Return the share answered exactly or, for documents, the loss per token."""
     return float(result["exact"] if result.get("exact") is not None else result["loss"])
+
+
+def matching(agent: Agent, digits: Path, shapes: Path) -> dict[str, dict[str, float]]:
+    """Return how often labels and captions are told apart on held-out pictures, beside chance."""
+    from gato.envs.records import RecordStore
+    from gato.rollouts import zero_shot
+    from gato.rollouts.metrics import Options
+
+    numbers, drawn = ([*RecordStore(path)] for path in (digits, shapes))
+    figures = sorted({r["text"] for r in numbers})
+    unseen = [r for r in drawn if r["meta"]["unseen"]]
+    labels = zero_shot.among(sorted({r["text"] for r in drawn}), [r["text"] for r in unseen])
+    found = {}
+    for name, records, chosen in (
+        ("digits classified", numbers, figures),
+        ("unseen shapes classified", unseen, labels),
+    ):
+        by = {how: zero_shot.accuracy(agent, records, chosen, how) for how in zero_shot.HOW}
+        found[name] = {"score": by["contrast"], "chance": 1 / len(chosen), **by}
+    told = zero_shot.retrieve(agent, drawn, Options())
+    for what, name in (("text", "caption of a shape found"), ("image", "shape found by caption")):
+        recall = {k: told["metrics"][f"{what}_recall_at_{k}"]["value"] for k in (1, 5)}
+        found[name] = {"score": recall[1], "chance": 1 / told["among"], "at_5": recall[5]}
+    return found
 
 
 def _build_corpus(job: tuple[str, str, str]) -> tuple[str, str]:

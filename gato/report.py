@@ -20,7 +20,7 @@ def task_score(row: dict[str, Any]) -> float:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """Return the table of scores: tasks first, then the language corpora."""
+    """Return the table of scores: tasks, then language corpora, then labels and captions."""
     shown = Table(title="One set of weights", title_justify="left")
     shown.add_column("task")
     for heading in ("random", "expert", "ours", "% of expert"):
@@ -35,6 +35,9 @@ def table(result: dict[str, Any]) -> Table:
             shown.add_row(f"{name}, answered exactly", "", "1.00", f"{row['exact']:.2f}", "")
         else:
             shown.add_row(f"{name}, nats per token", "", "", f"{row['loss']:.2f}", "")
+    for name, row in result.get("matching", {}).items():
+        told = f"{name}, of {1 / row['chance']:.0f}"
+        shown.add_row(told, f"{row['chance']:.2f}", "1.00", f"{row['score']:.2f}", "")
     return shown
 
 
@@ -50,6 +53,7 @@ def picture(result: dict[str, Any], metrics: Sequence[dict[str, Any]], path: Pat
     bars |= {
         n: 100.0 * r["exact"] for n, r in result["language"].items() if r.get("exact") is not None
     }
+    bars |= {n: 100.0 * row["score"] for n, row in result.get("matching", {}).items()}
     left.barh(list(bars), list(bars.values()), color=OURS)
     left.invert_yaxis()
     for at, label in ((0, "random"), (100, "expert")):

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from gato.rollouts.agent import Agent
-from gato.rollouts.choices import chosen_figures, judge
 from gato.rollouts.few_shot import is_pairs, shots
 from gato.rollouts.language import answers, captions, documents, replies
-from gato.rollouts.metrics import SAMPLES, Options, Record, measured
+from gato.rollouts.metrics import Options, Record
+from gato.rollouts.zero_shot import classes, retrieve
 
 
 class Measure(Protocol):
@@ -60,34 +60,6 @@ def is_document(record: Record) -> bool:
     return bool(record["kind"] == "document")
 
 
-def classes(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
-    """Measure how often the likeliest caption of all is a picture's own.
-
-    The labels are ``options.choices`` or, without these, all captions of the records.
-    """
-    labels = list(options.choices) or sorted({r["text"] for r in records})
-    strange = next((r["text"] for r in records if r["text"] not in labels), None)
-    if strange is not None:
-        raise ValueError(f"expected --choices with every record's label; {strange!r} is missing.")
-    contexts = [agent.serializer.caption(r["image"], None) for r in records]
-    scores = judge(agent.model, agent.serializer, contexts, [labels] * len(records))
-    right = [labels.index(r["text"]) for r in records]
-    samples = [
-        {
-            "kind": "label",
-            "asked": "",
-            "said": labels[found.mean.argmax()],
-            "wanted": [labels[place]],
-            "right": bool(found.mean.argmax() == place),
-            "image": record["image"],
-        }
-        for record, found, place in zip(records, scores, right, strict=True)
-    ]
-    samples.sort(key=lambda s: bool(s["right"]))
-    figures = chosen_figures(scores, right, range(len(records)))
-    return measured(figures, samples[:SAMPLES], options, labels=labels)
-
-
 KINDS: Mapping[str, Kind] = {
     "caption": Kind("a text for a picture", ("digits", "frames", "scenes"), is_caption),
     "vqa": Kind(
@@ -97,7 +69,10 @@ KINDS: Mapping[str, Kind] = {
     ),
     "chat": Kind("the assistant's answers in a conversation", ("dialogues",), is_talk),
     "text": Kind("the likelihood of plain text", ("documents",), is_document),
-    "classify": Kind("the label of a picture, of several", ("digits",), is_caption),
+    "classify": Kind("the label of a picture, of several", ("digits", "shapes"), is_caption),
+    "retrieve": Kind(
+        "a picture's caption among others, and the other way", ("scenes", "shapes"), is_caption
+    ),
     "few_shot": Kind("a new word for a picture, from examples", ("bindings",), is_pairs),
 }
 
@@ -107,9 +82,9 @@ MEASURES: Mapping[str, Measure] = {
     "chat": replies,
     "text": documents,
     "classify": classes,
+    "retrieve": retrieve,
     "few_shot": shots,
 }
 """Per kind, ``measure(agent, records, options)``, which returns what `metrics.measured` makes of
 figures and examples. A new kind is such a function, in a module that imports
-`gato.rollouts.metrics`
-and never this one; its entry here; and one in `KINDS`."""
+`gato.rollouts.metrics` and never this one; its entry here; and one in `KINDS`."""

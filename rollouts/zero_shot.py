@@ -101,6 +101,15 @@ def classify(
     return dict(zip(labels, row.tolist(), strict=True))
 
 
+def accuracy(
+    agent: Agent, records: Sequence[Record], labels: Sequence[str], how: str | None = None
+) -> float:
+    """Return how often the label that is chosen is a caption record's own."""
+    found = probabilities(agent, [r["image"] for r in records], labels, how).argmax(1)
+    right = [labels[k] == r["text"] for k, r in zip(found, records, strict=True)]
+    return float(np.mean(right))
+
+
 # ---- measures --------------------------------------------------------------------------------
 
 
@@ -118,7 +127,7 @@ def classes(agent: Agent, records: Sequence[Record], options: Options) -> dict[s
         raise ValueError(f"expected --choices with every record's label; {strange!r} is missing.")
     ways = [how for how in HOW if how == "likelihood" or has_head(agent)]
     unseen = [i for i, r in enumerate(records) if (r.get("meta") or {}).get("unseen")]
-    fewer = _among(labels, [records[i]["text"] for i in unseen], options.seed)
+    fewer = among(labels, [records[i]["text"] for i in unseen], options.seed)
     figures: dict[str, Figure] = {}
     said: list[int] = []
     for how in sorted(ways, key=lambda how: how != way(agent)):  # by default first
@@ -154,7 +163,7 @@ def classes(agent: Agent, records: Sequence[Record], options: Options) -> dict[s
     return measured(figures, shown, options, labels=labels, how=way(agent), **more)
 
 
-def _among(labels: Sequence[str], unseen: Sequence[str], seed: int) -> list[str]:
+def among(labels: Sequence[str], unseen: Sequence[str], seed: int = 0) -> list[str]:
     """Return `AMONG` labels: all the unseen ones, and others drawn by the seed."""
     own = sorted(set(unseen))
     others = [label for label in labels if label not in own]

@@ -253,7 +253,7 @@ def test_classes_are_told_by_both_ways_and_unseen_pairs_among_thirty(agent, bare
     right = np.mean([labels[k] == r["text"] for k, r in zip(found, made, strict=True)])
     assert told["metrics"]["accuracy"]["value"] == pytest.approx(right)
     unseen = [r for r in made if r["meta"]["unseen"]]
-    few = zero_shot._among(labels, [r["text"] for r in unseen], 3)
+    few = zero_shot.among(labels, [r["text"] for r in unseen], 3)
     assert len(set(few)) == 30
     assert {r["text"] for r in unseen} <= set(few)
     found = probabilities(agent, [r["image"] for r in unseen], few).argmax(1)
