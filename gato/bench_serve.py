@@ -11,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,11 +40,7 @@ def serve_bench(repeats: int) -> list[Result]:
 
 
 def made() -> tuple[Any, list[TokenSequence]]:
-    """Return an agent with random weights, and what is asked of it."""
-    from types import SimpleNamespace
-
-    from gato.rollouts.agent import Agent
-
+    """Return what stands for an agent, with random weights, and what is asked of it."""
     rng = np.random.default_rng(0)
     words = ["".join(rng.choice(list("abcdefgh"), int(rng.integers(2, 8)))) for _ in range(900)]
     lines = [" ".join(rng.choice(words, 8)) for _ in range(2000)]
@@ -52,8 +49,7 @@ def made() -> tuple[Any, list[TokenSequence]]:
     serializer = Serializer(config.codec, {"text": {MODEL_FILE: text}})
     torch.manual_seed(0)
     model = build_model(config, serializer).to(device()).eval()
-    agent = Agent(SimpleNamespace(path="random", model=model, serializer=serializer))
-    return agent, asked(serializer, lines)
+    return SimpleNamespace(model=model, serializer=serializer), asked(serializer, lines)
 
 
 def asked(serializer: Serializer, lines: Sequence[str]) -> list[TokenSequence]:
@@ -147,4 +143,5 @@ def _step(agent: Any, prefixes: Sequence[TokenSequence]) -> tuple[float, float]:
     spent[0], begun = 0.0, time.perf_counter()
     for _ in range(WRITING):
         engine.step()
-    return tuple(1e3 * t / WRITING for t in (time.perf_counter() - begun, spent[0]))
+    whole = time.perf_counter() - begun
+    return 1e3 * whole / WRITING, 1e3 * spent[0] / WRITING
