@@ -274,7 +274,7 @@ class Watching:
     def _ask(self, message: Message) -> Scene:
         """Return what the simulator's process answers."""
         self._pool.send(0, message)
-        answer = self._pool.receive()[0][1]
+        answer: Scene | WorkerDiedError = self._pool.receive()[0][1]
         if isinstance(answer, WorkerDiedError):
             raise answer
         if answer.reply.error is not None:

@@ -32,15 +32,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-golden", action="store_true", help="write tests/golden anew")
     parser.addoption("--kills", type=int, default=10, help="of test_train_killed.py")
     parser.addoption("--kills-seed", type=int, default=0, help="chooses where and how")
+    parser.addoption("--hostile", type=int, default=300, help="requests of test_serve_hostile.py")
+    parser.addoption("--load", type=int, default=96, help="good requests of the same")
+    parser.addoption("--browser", help="Chromium, or Chrome, for tests/browser")
+    parser.addoption("--browser-checkpoint", help="what is talked to there; else a tiny random one")
+    parser.addoption("--browser-shots", help="folder for screenshots")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what needs a GPU where there is none, but for those who only want a list."""
-    if torch.cuda.is_available() or config.option.collectonly:
+    """Deselect what needs a GPU or a browser and has none, but for those who only want a list."""
+    if config.option.collectonly:
         return
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    config.hook.pytest_deselected(items=gpu)
-    items[:] = [item for item in items if item not in gpu]
+    at_hand = {"gpu": torch.cuda.is_available(), "browser": bool(config.option.browser)}
+    lacking = [name for name, there in at_hand.items() if not there]
+    left_out = [item for item in items if any(map(item.get_closest_marker, lacking))]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")
