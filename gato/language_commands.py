@@ -76,7 +76,7 @@ def classify(chosen: Arguments) -> None:
     agent = load(chosen.checkpoint)
     how = way(agent, chosen.how)
     shares = probabilities(agent, images, labels, how, chosen.template or (SLOT,))
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "image": str(path),
             "probabilities": dict(zip(labels, row.tolist(), strict=True)),

@@ -96,6 +96,6 @@ class Matcher:
                 start += len(sequence)
         if not pairs:
             return words, None
-        shown_at, said, corpora = np.array(pairs, np.int64).reshape(-1, 3).T
+        shown_at, which, corpora = np.array(pairs, np.int64).T
         weight = np.array(self.weights, np.float32)[corpora]
-        return words, Matches(shown_at, np.array(ends, np.int64), said, weight, corpora)
+        return words, Matches(shown_at, np.array(ends, np.int64), which, weight, corpora)

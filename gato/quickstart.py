@@ -320,7 +320,8 @@ def matching(agent: Agent, digits: Path, shapes: Path) -> dict[str, dict[str, fl
     from gato.rollouts import zero_shot
     from gato.rollouts.metrics import Options
 
-    numbers, drawn = ([*RecordStore(path)] for path in (digits, shapes))
+    stores = [RecordStore(path) for path in (digits, shapes)]
+    numbers, drawn = ([store[i] for i in range(len(store))] for store in stores)
     figures = sorted({r["text"] for r in numbers})
     unseen = [r for r in drawn if r["meta"]["unseen"]]
     labels = zero_shot.among(sorted({r["text"] for r in drawn}), [r["text"] for r in unseen])
