@@ -88,7 +88,8 @@ def compile_parts(model: GatoModel, backend: str) -> None:
     """Let the model's blocks, embedders and losses be compiled when they are first called.
 
     Blocks share one graph however many there are, so that a deep model compiles no longer than a
-    shallow one. What reads the host's part of a payload stays out of the graphs.
+    shallow one. Embedders of images are one graph where `static_shapes.py` has grouped these by
+    their sizes; where it has not, what reads the sizes on the host breaks the graph.
     """
     for block in model.blocks:
         block.compile(backend=backend, dynamic=False, fullgraph=True)

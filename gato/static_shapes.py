@@ -137,12 +137,19 @@ class Capacities:
         return sorted({k[1] for k in self.sizes if k[0] == "rows"})
 
     def _rows(self, batch: TokenBatch, name: str, pin: bool) -> dict[str, Any]:
-        """Return a modality's payload: its rows by their size, each with padding after it."""
+        """Return a modality's payload: its rows by their size, each with padding after it.
+
+        In place of ``host_size`` stand numbers that are the same for all batches, so that a graph
+        is compiled for them: ``host_groups``, (rows, columns, rows of payload) of each size.
+        """
         rows = batch.payload.get(name)
         groups = {} if rows is None else _by_size(rows)
         keys = sorted(k for k in self.sizes if k[:2] == ("rows", name))
         found: dict[str, Any] = {}
         for field in self._examples[keys[0]]:
+            if field == "host_size":
+                found["host_groups"] = tuple((*key[2], self.sizes[key]) for key in keys)
+                continue
             parts, fills = [], []
             for key in keys:
                 example = self._examples[key][field]

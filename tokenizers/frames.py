@@ -84,7 +84,7 @@ class FrameNet(nn.Module):
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
         """Return embeddings (r, D); rows of one frame must be complete and in raster order."""
         images = IMAGES if self.training else 1
-        out = per_size(self._cells, payload["pixels"], payload["host_size"], images)
+        out = per_size(self._cells, payload["pixels"], payload, images)
         return out + self.position(payload["grid"])
 
     def _cells(self, pixels: Tensor, rows: int, columns: int) -> Tensor:

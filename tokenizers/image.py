@@ -8,7 +8,7 @@ same 16 x 16 cells.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,35 +73,46 @@ def picture_spec(image: np.ndarray) -> Spec:
 
 
 def per_size(
-    compute: Callable[[Tensor, int, int], Tensor], pixels: Tensor, size: Any, images: int = 1
+    compute: Callable[[Tensor, int, int], Tensor],
+    pixels: Tensor,
+    payload: Mapping[str, Any],
+    images: int = 1,
 ) -> Tensor:
     """Return (r, D): ``compute(cells, rows, columns)`` of the cells of images of each size.
+
+    Sizes are known on the host, so that no kernel has to be waited for.
 
     Args:
         compute: of the cells of whole images of one size, in raster order.
         pixels: (r, ...), the cells of whole images.
-        size: (r, 2) on the host, so that no kernel has to be waited for: rows and columns of the
-            image that a cell belongs to.
+        payload: ``host_groups``, the numbers (rows, columns, cells) of one size after another,
+            which are no arrays, so that a compiled graph knows them; or, where images come in any
+            order, ``host_size`` (r, 2): rows and columns of the image that a cell belongs to.
         images: of one size, in multiples of which they are computed.
     """
-    key = np.asarray(size).astype(np.int64) @ (1 << 16, 1)
-    known = np.unique(key).tolist()
 
-    def of(k: int, some: Tensor) -> Tensor:
-        rows, columns = k >> 16, k & 0xFFFF
+    def of(some: Tensor, rows: int, columns: int) -> Tensor:
         block = images * rows * columns if images > 1 else 1
         return in_blocks(lambda x: compute(x, rows, columns), some, block)
 
-    if len(known) == 1:
-        return of(known[0], pixels)
-    places = [np.flatnonzero(key == k) for k in known]
-    order = np.concatenate(places)
-    if (np.diff(order) == 1).all():  # sorted by size already
-        cut = torch.split(pixels, [len(at) for at in places])
-        return torch.cat([of(k, some) for k, some in zip(known, cut, strict=True)])
-    moved = [torch.from_numpy(at).to(pixels.device, non_blocking=True) for at in places]
-    out = torch.cat([of(k, pixels[at]) for k, at in zip(known, moved, strict=True)])
-    return torch.empty_like(out).index_copy(0, torch.cat(moved), out)
+    def in_order(cells: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+        if len(groups) == 1:
+            return of(cells, *groups[0][:2])
+        cut = torch.split(cells, [n for _, _, n in groups])
+        return torch.cat([of(x, g[0], g[1]) for x, g in zip(cut, groups, strict=True)])
+
+    if "host_groups" in payload:
+        return in_order(pixels, payload["host_groups"])
+    key = np.asarray(payload["host_size"]).astype(np.int64) @ (1 << 16, 1)
+    known, counts = np.unique(key, return_counts=True)
+    numbers = zip(known.tolist(), counts.tolist(), strict=True)
+    groups = [(k >> 16, k & 0xFFFF, n) for k, n in numbers]
+    order = np.argsort(key, kind="stable")
+    if len(groups) == 1 or (np.diff(order) == 1).all():  # sorted by size already
+        return in_order(pixels, groups)
+    moved = torch.from_numpy(order).to(pixels.device, non_blocking=True)
+    out = in_order(pixels[moved], groups)
+    return torch.empty_like(out).index_copy(0, moved, out)
 
 
 class GridPosition(nn.Module):
@@ -198,7 +209,7 @@ class ConvNet(nn.Module):
     def forward(self, payload: dict[str, Tensor]) -> Tensor:
         """Return embeddings (r, D); rows of one image must be complete and in raster order."""
         patch, images = payload["patch"], IMAGES if self.training else 1
-        out = per_size(self._cells, patch, payload["host_size"], images)
+        out = per_size(self._cells, patch, payload, images)
         alone = in_blocks(self._alone, patch, ROWS if self.training else 1)
         return out + alone + self.position(payload["grid"])
 

@@ -18,7 +18,10 @@ from torch._dynamo.testing import CompileCounter
 
 from gato import kernels
 from gato.model import GatoModel
-from gato.tokenizers.stream import TokenBatch
+from gato.presets import preset, untaught
+from gato.static_shapes import Capacities
+from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.stream import TokenBatch, concatenate, pack
 
 # torch's tracer asks whether what it is given has a gradient, and torch warns of it
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
@@ -139,3 +142,75 @@ def test_decoding_is_one_graph(make_model):
             for row, n in enumerate(valid.tolist()):
                 torch.testing.assert_close(got[row, :n], expected[row, :n], atol=1e-5, rtol=1e-5)
     assert counter.frame_count == 1
+
+
+SIZES = {"image": [(32, 32), (16, 48), (40, 24)], "frame": [(64, 64), (32, 96)]}
+"""Pixels of pictures, and of frames in cells of 32."""
+
+
+def pictured(serializer: Serializer, rng: np.random.Generator) -> TokenBatch:
+    """Return a batch of pictures and frames, ever others in number, size and order."""
+    parts = []
+    for name, sizes in SIZES.items():
+        spec = {"cell": 32} if name == "frame" else {}
+        for shape in (sizes[i] for i in rng.integers(len(sizes), size=rng.integers(3, 12))):
+            pixels = rng.integers(0, 256, (1, *shape, 3), np.uint8)
+            written = serializer.modalities[name].encode(pixels, {**spec, "shape": [*shape, 3]})
+            parts.append(serializer.piece(name, written))
+    order = rng.permutation(len(parts))
+    return pack([[concatenate([parts[i] for i in order])]], 256, serializer.control)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("image", {"embedder": "conv"}),
+        ("image", {"embedder": "patch"}),
+        ("frame", {"cell": 32}),
+    ],
+    ids=["conv", "patch", "frame"],
+)
+def test_an_embedder_of_images_of_many_sizes_is_one_graph(name, options, half):
+    serializer, rng = untaught(preset("quickstart")), np.random.default_rng(0)
+    torch.manual_seed(0)
+    net, counter = serializer.modalities[name].net(32, options), CompileCounter()
+    compiled = torch.compile(net, backend=counter, dynamic=False, fullgraph=True)
+    batches = [pictured(serializer, rng) for _ in range(12)]
+    assert len({len(b.payload[name]["at"]) for b in batches}) > 5
+    capacities = Capacities(1, lambda message: None)
+    capacities.measure(batches)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in batches:
+            rows = capacities.pad(batch).payload[name]
+            found = []
+            for embed in (compiled, net):
+                net.zero_grad()
+                torch.manual_seed(1)  # the places inside patches
+                with bf16(half):
+                    out = embed(rows)
+                real = rows["at"] < len(batch.inputs)
+                out[real].float().square().mean().backward()
+                grads = [p.grad.flatten() for p in net.parameters() if p.grad is not None]
+                found.append((out[real].detach(), torch.cat(grads)))
+            for got, expected in zip(*found, strict=True):
+                assert error(got, expected) < (3e-2 if half else 1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize(("name", "options"), [("image", {"embedder": "conv"}), ("frame", {})])
+def test_grouped_images_are_embedded_as_images_in_any_order(name, options):
+    serializer, rng = untaught(preset("quickstart")), np.random.default_rng(1)
+    net = serializer.modalities[name].net(32, options).eval()
+    batches = [pictured(serializer, rng) for _ in range(6)]
+    capacities = Capacities(1, lambda message: None)
+    capacities.measure(batches)
+    for batch in batches:
+        plain, grouped = batch.to("cpu").payload[name], capacities.pad(batch).payload[name]
+        assert "host_size" in plain
+        assert "host_groups" in grouped
+        tokens = torch.zeros(2, len(batch.inputs) + 1, 32)
+        for out, rows in zip(tokens, (plain, grouped), strict=True):
+            out.index_add_(0, rows["at"], net(rows).detach())
+        torch.testing.assert_close(tokens[1, :-1], tokens[0, :-1], rtol=1e-5, atol=1e-5)
+        assert tokens[0, :-1].any()
