@@ -15,6 +15,8 @@ from gato.rollouts.serve_limits import Refused
 
 MAX_DEPTH = 64
 _MAX_DIGITS = 40
+_UNREAD = 1000
+"""Characters or items of a field that nobody looks at."""
 
 
 def strict_json(raw: bytes) -> Any:
@@ -181,8 +183,11 @@ class Fields:
         return bool(value)
 
     def only(self, *names: str) -> None:
-        """Take fields that make no difference."""
-        self._taken.update(names)
+        """Take fields that make no difference, and hold nothing large either."""
+        for name in names:
+            value = self.take(name)
+            if isinstance(value, str | list | dict) and len(value) > _UNREAD:
+                raise self.wrong(name, f"of at most {_UNREAD} characters or items")
 
     def refuse(self, harmless: Mapping[str, Iterable[Any]]) -> None:
         """Refuse fields that would change the answer, unless they have a value that does not."""

@@ -46,6 +46,9 @@ def from_json(space: gym.Space, value: Any, budget: Budget, path: str = "observa
         case spaces.Text():
             if not isinstance(value, str):
                 raise _wrong(path, "a string", value)
+            if len(value) > space.max_length:
+                most = space.max_length
+                raise ValueError(f"expected {path} of at most {most} characters; got {len(value)}")
             return value
         case spaces.Discrete():
             if isinstance(value, bool) or not isinstance(value, int):
@@ -80,6 +83,8 @@ def _array(space: gym.Space, value: Any, budget: Budget, path: str) -> np.ndarra
         array = _packed(value, shape, path)
     else:
         array = _listed(value, shape, path)
+    if array.dtype.kind == "b" and not isinstance(space, spaces.MultiBinary):
+        raise ValueError(f"expected numbers as {path}; got true or false")
     if array.shape != shape:
         raise ValueError(f"expected {path} of shape {shape}; got {array.shape}")
     if dtype.kind in "iu" and array.dtype.kind == "f":
@@ -102,7 +107,7 @@ def _listed(value: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
         raise ValueError(f"expected {path} as {told}; got lists of other lengths") from error
     if array.size == 0:
         array = array.astype(np.int64)
-    if array.dtype.kind not in "iufb" or (array.dtype.kind == "b" and array.shape != shape):
+    if array.dtype.kind not in "iufb":
         raise ValueError(f"expected {path} as {told}; got something else among them")
     return array
 

@@ -296,9 +296,9 @@ def test_large_heads_are_refused(address):
         assert received(connection)[0] == 431
     with connect(address) as connection:  # in parts, so that it is never seen as a whole
         connection.sendall(b"GET /health HTTP/1.1\r\nX-Long: ")
-        for _ in range(20):
+        for _ in range(17):
             connection.sendall(b"x" * 1000)
-            time.sleep(0.002)
+            time.sleep(0.005)
         assert received(connection)[0] == 400
     many = {f"x-{i}": "1" for i in range(120)}
     with connect(address) as connection:
@@ -318,7 +318,9 @@ def test_slow_bodies_and_slow_heads_end(narrow):
         assert time.monotonic() - began < 5
     with connect(narrow) as connection:  # the second request of a connection
         connection.sendall(head(narrow, "/health", None, "GET"))
-        assert connection.recv(9999).startswith(b"HTTP/1.1 200")
+        seen = b""
+        while not seen.endswith(b'"ok"}'):
+            seen += connection.recv(9999)
         began = time.monotonic()
         connection.sendall(b"GET /health HTT")
         assert received(connection)[0] == 0
