@@ -48,7 +48,8 @@ svg { display: block; width: 100%; font: 12px system-ui, sans-serif; fill: var(-
   grid-template-columns: repeat(auto-fill, minmax(min(13rem, 45%), 1fr)) }
 .clips figure { margin: 0 } video { width: 100%; aspect-ratio: 1; object-fit: contain;
   background: #000; border-radius: .4rem; image-rendering: pixelated }
-.told { display: grid; gap: .75rem;
+.short { max-width: 32rem } .short thead th:nth-child(2) { text-align: right }
+.told { display: grid; gap: .75rem; margin: 1rem 0;
   grid-template-columns: repeat(auto-fill, minmax(min(15rem, 100%), 1fr)) }
 .told figure { margin: 0; padding: .6rem; background: var(--soft); border-radius: .4rem;
   border-left: 3px solid var(--line); display: flex; gap: .75rem; align-items: flex-start }

@@ -14,13 +14,14 @@ from gato.rollouts.pages import pairs, table, text
 Result = Mapping[str, Any]
 LONGEST = 160
 """Pixels of the longer side of an example's picture; larger ones are scaled down."""
+NAMES = {"cider": "CIDEr-D", "bleu": "BLEU", "chrf": "chrF", "vqa_accuracy": "VQA accuracy"}
 ABOUT = {
     "exact": "word for word one of the true texts",
     "exact_normalised": "alike but for case, punctuation, articles and how numbers are written",
     "vqa_accuracy": "as VQA counts: right where three of ten people said it",
-    "cider": "CIDEr-D, 0 to 10: runs of words shared with the true captions, rare ones more",
-    "bleu": "BLEU, 0 to 100",
-    "chrf": "chrF, 0 to 100: runs of characters",
+    "cider": "0 to 10: runs of words shared with the true captions, rare ones more",
+    "bleu": "0 to 100: runs of words",
+    "chrf": "0 to 100: runs of characters",
     "whole_conversations": "conversations right in every answer",
     "accuracy": "the true choice is the likeliest per token",
     "accuracy_unnormalised": "the true choice is the likeliest as a whole",
@@ -64,14 +65,14 @@ def figures_of(rows: Mapping[str, Result]) -> Iterator[tuple[str, str, Result]]:
 def shown(value: float | None, of: str) -> str:
     """Return a figure as text: shares in percent.
 
-    >>> shown(0.975, "share"), shown(9.0625, "ratio"), shown(None, "share")
-    ('97.5%', '9.06', '-')
+    >>> shown(0.975, "share"), shown(9.0625, "ratio"), shown(99.0, "bleu"), shown(None, "share")
+    ('97.5%', '9.06', '99.0', '-')
     """
     if value is None:
         return "-"
     if of == "share":
         return f"{100 * value:.1f}%"
-    return f"{value:.3g}" if value < 100 else f"{value:.1f}"
+    return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def ends(metric: Result) -> str:
@@ -82,19 +83,21 @@ def ends(metric: Result) -> str:
 
 
 def _name(metric: str) -> str:
-    return metric.replace("_", " ")
+    return NAMES.get(metric, metric.replace("_", " "))
 
 
 def _figures(row: Result) -> str:
-    best = row.get("best") or {}
-    lines = []
-    for name, metric in row["metrics"].items():
-        value = shown(metric["value"], metric["of"])
-        if best.get(name) is not None:
-            value += f" (the truth itself: {shown(best[name], metric['of'])})"
-        lines.append((text(_name(name)), text(value), text(ends(metric))))
-    asked = f", {row['asked']} answers" if "asked" in row else ""
-    return f"<p>{row['count']} records{asked}.</p>\n" + table(("", "value", "95%"), lines)
+    lines = [
+        (text(_name(name)), text(shown(metric["value"], metric["of"])), text(ends(metric)))
+        for name, metric in row["metrics"].items()
+    ]
+    told = f"{row['count']} records"
+    told += f", {row['asked']} answers." if "asked" in row else "."
+    for name, value in (row.get("best") or {}).items():
+        if value is not None:
+            told += f" The true texts themselves have {_name(name)} {value:.3g}."
+    figures = table(("", "value", "95%"), lines)
+    return f'<p>{text(told)}</p>\n<div class="short">{figures}</div>'
 
 
 def _kinds(row: Result) -> str:

@@ -406,7 +406,7 @@ def test_the_page_shows_pictures_and_escapes_words(suite, reader: Agent, folder:
     assert all(re.match(r"data:image/png;base64,", i["src"] or "") for i in images)
     assert "<script>alert('&')</script>" in page.text, "shown as words"
     assert "what <b>is</b> it?" in page.text
-    assert "vqa accuracy" in page.text
+    assert "VQA accuracy" in page.text
     assert "as VQA counts" in page.text
     share = result["tasks"][tasks[1]]["metrics"]["exact"]["value"]
     assert f"{100 * share:.1f}%" in page.text
