@@ -179,8 +179,9 @@ class Talk:
         elif word in COMMANDS:
             COMMANDS[word](self, rest.strip())
         else:
-            close = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.5)
-            hint = f"closest: {close[0]}" if close else f"known: {', '.join(COMMANDS)}"
+            known = ("/image", *COMMANDS, "/quit")
+            close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+            hint = f"closest: {close[0]}" if close else f"known: {', '.join(known)}"
             raise ValueError(f"expected a command; got {word} ({hint}).")
         return True
 
