@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
@@ -59,7 +60,7 @@ class Meter:
         return page, str(self._prometheus.CONTENT_TYPE_LATEST)
 
 
-def _prometheus():  # type: ignore[no-untyped-def]
+def _prometheus() -> Any:
     try:
         import prometheus_client
     except ImportError as error:
