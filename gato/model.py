@@ -28,6 +28,7 @@ from gato.decoding import Decoder
 from gato.joint import JointHead
 from gato.layers import Block, RMSNorm, rotation_at
 from gato.model_config import ModelConfig
+from gato.parts import is_added
 from gato.tokenizers.shapes import in_blocks
 from gato.tokenizers.stream import Matches, TokenBatch
 
@@ -323,7 +324,9 @@ def parameter_table(model: GatoModel) -> dict[str, int]:
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
         head, _, rest = name.partition(".")
-        if head == "nets":
+        if is_added(name):
+            head = "lora"
+        elif head == "nets":
             head = f"nets.{rest.partition('.')[0]}"
         elif head == "norm" or "norm.weight" in rest:
             head = "norms"
