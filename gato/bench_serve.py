@@ -88,7 +88,7 @@ def measured(agent: Any, prefixes: Sequence[TokenSequence], repeats: int) -> lis
 
 
 def _spans(agent: Any) -> Sequence[tuple[int, int]]:
-    from gato.rollouts.batching import text_spans
+    from gato.rollouts.sampling import text_spans
 
     return text_spans(agent.serializer)
 

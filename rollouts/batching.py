@@ -1,6 +1,6 @@
-"""Token sequences of different lengths as one chunk, read into a cache; ids drawn from it.
+"""Token sequences of different lengths as one chunk, read into a cache.
 
-Legend: B rows, N tokens of the chunk, D width, U rows that draw, n tokens per row of a block.
+Legend: B rows, N tokens of the chunk, D width, U states asked for, n tokens per row of a block.
 """
 
 from __future__ import annotations
@@ -8,20 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gato.cache import KVCache
 from gato.decoding import Decoder
 from gato.model import GatoModel
 from gato.rollouts.graphs import Graphs
-from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, to_device
-from gato.tokenizers.text import Text
 
 CHUNK = 64
 """Tokens of one row read at once, at most; longer pieces are split."""
@@ -29,27 +26,6 @@ STEP = 16
 """The slots of a memory, and the most tokens it takes at once, are multiples of this."""
 BUCKETS = (1, 8, 16, 32, CHUNK)
 """Lengths of a chunk where shapes must not change."""
-LIKELY = 256
-"""Ids among which the likeliest are looked for first."""
-EXPECTED = 0.95
-"""Mass of the returns to come that may be drawn."""
-Spans = tuple[tuple[int, int], ...]
-"""Ranges [start, stop) of stream ids that may come next."""
-
-
-def text_spans(serializer: Serializer) -> Spans:
-    """Return the ids that a text may go on with: those that spell something, and ``<eos>`` last."""
-    text, first = serializer.modalities["text"], serializer.offset["text"]
-    assert isinstance(text, Text)
-    end = serializer.control["<eos>"]
-    return (*((first + a, first + b) for a, b in text.spans()), (end, end + 1))
-
-
-class Draws(Protocol):
-    """Gives the numbers that ids are drawn by; a `np.random.Generator` does."""
-
-    def random(self) -> float:
-        """Return the next number in [0, 1)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,118 +286,3 @@ class Memory:
 def bucket(tokens: int) -> int:
     """Return the least of `BUCKETS` that holds so many tokens."""
     return next(b for b in BUCKETS if b >= tokens)
-
-
-def choose(
-    model: GatoModel,
-    states: Tensor,
-    spans: Sequence[Spans],
-    temperatures: Sequence[float],
-    generators: Sequence[Draws],
-    top_p: float | Sequence[float] = 1.0,
-) -> np.ndarray:
-    """Return one id per row (U,), drawn from what the row's spans allow.
-
-    A row's draw depends on its own state and generator alone, not on its neighbours.
-
-    Args:
-        model: whose logits decide.
-        states: (U, D) hidden states.
-        spans: per row, the ids that may come.
-        temperatures: per row; 0 takes the likeliest id.
-        generators: per row; drawn from only where the temperature is positive.
-        top_p: the mass of the smallest set of ids to draw from, of all rows or by row.
-    """
-    chosen = np.zeros(len(spans), np.int64)
-    masses = np.broadcast_to(np.asarray(top_p, np.float64), len(spans))
-    warm = np.asarray(temperatures) > 0
-    for allowed in dict.fromkeys(spans):
-        rows = np.array([i for i, s in enumerate(spans) if s is allowed or s == allowed])
-        logits = span_logits(model, states if len(rows) == len(spans) else states[rows], allowed)
-        if logits.device.type == "cpu":
-            best = logits.numpy().argmax(-1)  # faster than torch's
-        else:
-            best = logits.argmax(-1).cpu().numpy()
-        drawn = np.flatnonzero(warm[rows])
-        if len(drawn):
-            own = [rows[i] for i in drawn]
-            best[drawn] = _draw(
-                logits[torch.from_numpy(drawn)].double().cpu().numpy(),
-                np.array([temperatures[i] for i in own]),
-                [generators[i] for i in own],
-                masses[own],
-            )
-        ids = np.concatenate([np.arange(start, stop) for start, stop in allowed])
-        chosen[rows] = ids[best]
-    return chosen
-
-
-def choose_returns(
-    model: GatoModel,
-    states: Tensor,
-    spans: Spans,
-    kappas: Sequence[float],
-    generators: Sequence[Draws],
-) -> np.ndarray:
-    """Return one id per row (U,) of the return to come: what the model expects, tilted upwards.
-
-    Drawn in proportion to p(return) exp(kappa x level from 0 to 1) (Lee et al. 2022), among the
-    levels that make up most of the model's mass: those it hardly ever expects would else win by
-    the tilt alone.
-    """
-    logits = span_logits(model, states, spans).double().cpu().numpy()  # (U, levels)
-    level = np.linspace(0.0, 1.0, logits.shape[1])
-    probability = np.exp(logits - logits.max(1, keepdims=True))
-    probability /= probability.sum(1, keepdims=True)
-    likely = np.stack([_likely(row, EXPECTED) for row in probability])
-    tilted = np.where(likely, logits + np.asarray(kappas)[:, None] * level, -np.inf)
-    ones = np.ones(len(logits))
-    return spans[0][0] + _draw(tilted, ones, generators, ones)
-
-
-def span_logits(model: GatoModel, states: Tensor, spans: Spans) -> Tensor:
-    """Return the logits (U, ids in the spans) in float32."""
-    weight = model.table.weight if model.head is None else model.head.weight
-    parts = [F.linear(states, weight[start:stop]) for start, stop in spans]
-    return torch.cat(parts, -1).float() if len(parts) > 1 else parts[0].float()
-
-
-def _draw(
-    logits: np.ndarray,
-    temperatures: np.ndarray,
-    generators: Sequence[Draws],
-    top_p: np.ndarray,
-) -> np.ndarray:
-    """Return a place (U,) in each row of logits (U, n), by one number of each row's generator."""
-    scaled = logits / temperatures[:, None]
-    probability = np.exp(scaled - scaled.max(1, keepdims=True))
-    probability /= probability.sum(1, keepdims=True)
-    for i in np.flatnonzero(top_p < 1.0).tolist():
-        probability[i, ~_likely(probability[i], top_p[i])] = 0.0
-    cumulative = np.cumsum(probability, axis=1)
-    random = np.array([g.random() for g in generators])
-    drawn = (cumulative <= (random * cumulative[:, -1])[:, None]).sum(1)
-    return np.minimum(drawn, logits.shape[1] - 1)
-
-
-def _likely(probability: np.ndarray, mass: float) -> np.ndarray:
-    """Return bool, true in the smallest set of ids that holds `mass` of the probability."""
-    highest = probability
-    if len(highest) > LIKELY:  # putting all of 150,000 ids in order would take 8 ms
-        highest = np.partition(highest, -LIKELY)[-LIKELY:]
-        if highest.sum() <= mass + 1e-9:
-            highest = probability
-    highest = np.sort(highest)[::-1]
-    count = np.count_nonzero(np.cumsum(highest) - highest < mass)
-    kept: np.ndarray = probability > highest[count - 1]
-    equal = np.flatnonzero(probability == highest[count - 1])
-    kept[equal[: count - np.count_nonzero(kept)]] = True
-    return kept
-
-
-def check_sampling(temperature: float, top_p: float = 1.0) -> None:
-    """Raise ValueError where these are no sampling settings."""
-    if not temperature >= 0 or not np.isfinite(temperature):
-        raise ValueError(f"temperature must be a number of at least 0; got {temperature}")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError(f"top_p must be in (0, 1]; got {top_p}")

@@ -25,15 +25,8 @@ from torch import Tensor
 
 from gato.decoding import decoding_dtype
 from gato.model import GatoModel
-from gato.rollouts.batching import (
-    CHUNK,
-    Chunk,
-    Memory,
-    check_sampling,
-    choose,
-    span_logits,
-    text_spans,
-)
+from gato.rollouts.batching import CHUNK, Chunk, Memory
+from gato.rollouts.sampling import Sampling, choose, span_logits, text_spans
 from gato.rollouts.spelling import Spelling
 from gato.threads import few_threads
 from gato.tokenizers.serializer import Serializer
@@ -43,35 +36,6 @@ READ = 256
 """Tokens of prefixes read in one step, at most; beside them each other row reads one."""
 FEW = 512
 """Tokens of a step that one thread of a CPU reads; for more there may be others."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a text is written."""
-
-    max_tokens: int = 128
-    """The most ids."""
-    temperature: float = 0.0
-    """0 takes the likeliest id."""
-    top_p: float = 1.0
-    """Mass of the ids drawn from."""
-    seed: int = 0
-    """Of the draws."""
-    stop: tuple[str, ...] = ()
-    """The text ends before the first of these that it would hold."""
-    top_logprobs: int | None = None
-    """How many of the likeliest ids are told with their logprobs; None tells no logprobs."""
-
-    def __post_init__(self) -> None:
-        check_sampling(self.temperature, self.top_p)
-        for name, least in (("max_tokens", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
-        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
-            raise ValueError(f"stop must be strings of one or more characters; got {self.stop!r}")
-        if self.top_logprobs is not None and self.top_logprobs < 0:
-            raise ValueError(f"top_logprobs must be at least 0; got {self.top_logprobs}")
 
 
 _Bytes = bytes

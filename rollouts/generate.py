@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from gato.model import GatoModel
-from gato.rollouts.batching import span_logits, text_spans
 from gato.rollouts.engine import Delta, Engine, Sampling
+from gato.rollouts.sampling import span_logits, text_spans
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenBatch, TokenSequence, concatenate, pack
 

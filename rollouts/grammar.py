@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from gato.envs.episode import flatten_space, unflatten_value
-from gato.rollouts.batching import Spans
+from gato.rollouts.sampling import Spans
 from gato.tokenizers.modality import Modality, Spec
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.stream import TokenSequence

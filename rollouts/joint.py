@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from gato.model import GatoModel
-from gato.rollouts.batching import Draws, Spans, States, choose
+from gato.rollouts.batching import States
 from gato.rollouts.grammar import ActionPlan
+from gato.rollouts.sampling import Draws, Spans, choose
 from gato.rollouts.writing import Row, Writing, begin, choose_next
 
 

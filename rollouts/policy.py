@@ -26,9 +26,10 @@ import torch
 from gato.decoding import decoding_dtype
 from gato.envs.episode import Episode, flatten_value
 from gato.model import GatoModel
-from gato.rollouts.batching import Chunk, Memory, Piece, check_sampling
+from gato.rollouts.batching import Chunk, Memory, Piece
 from gato.rollouts.grammar import ActionPlan, action_count
 from gato.rollouts.joint import write_joint
+from gato.rollouts.sampling import check_sampling
 from gato.rollouts.writing import Row, Writing, begin, write
 from gato.threads import few_threads
 from gato.tokenizers.serializer import Serializer

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from gato.model import GatoModel
-from gato.rollouts.batching import check_sampling
 from gato.rollouts.policy import Policy
+from gato.rollouts.sampling import check_sampling
 from gato.tokenizers.serializer import Serializer
 
 ENDED = 1000

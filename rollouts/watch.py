@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 from gato.envs import gym, registry
 from gato.envs.episode import TaskSpec
 from gato.rollouts.agent import Agent
-from gato.rollouts.batching import check_sampling
 from gato.rollouts.model_thread import Busy, ModelThread
+from gato.rollouts.sampling import check_sampling
 from gato.rollouts.serve_json import Fields, strict_json
 from gato.rollouts.serve_limits import CLEANUP, Refused, busy
 from gato.rollouts.watching import MAX_SEED, Asked, Channel, Watching, WatchSettings

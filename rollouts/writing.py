@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from gato.model import GatoModel
-from gato.rollouts.batching import Memory, Piece, States, choose, choose_returns
+from gato.rollouts.batching import Memory, Piece, States
 from gato.rollouts.grammar import ActionPlan, Actions, tokens
+from gato.rollouts.sampling import choose, choose_returns
 from gato.tokenizers.serializer import CONTROL, Serializer
 from gato.tokenizers.stream import TokenSequence
 from gato.tokenizers.task_codec import TaskCodec

@@ -21,8 +21,8 @@ from gato.envs.episode import Episode, unflatten_value
 from gato.model import soft_cross_entropy
 from gato.rollouts import joint as joint_module
 from gato.rollouts import writing as writing_module
-from gato.rollouts.batching import span_logits
 from gato.rollouts.policy import Policy
+from gato.rollouts.sampling import span_logits
 from gato.tokenizers.serializer import History, Serializer
 from gato.tokenizers.stream import JointTargets, TokenSequence, concatenate, pack
 from gato.tokenizers.task_codec import TaskCodec

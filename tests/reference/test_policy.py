@@ -18,8 +18,8 @@ import torch
 
 from gato.envs.episode import Episode, unflatten_value
 from gato.rollouts import writing as writing_module
-from gato.rollouts.batching import span_logits
 from gato.rollouts.policy import Policy
+from gato.rollouts.sampling import span_logits
 from gato.tokenizers.serializer import History
 from gato.tokenizers.stream import TokenSequence, concatenate, pack
 

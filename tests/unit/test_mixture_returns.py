@@ -18,9 +18,9 @@ from gato.envs.store import EpisodeStore, EpisodeWriter
 from gato.fitting import make_serializer
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
-from gato.rollouts.batching import choose_returns
 from gato.rollouts.evaluate import evaluate
 from gato.rollouts.policy import Policy
+from gato.rollouts.sampling import choose_returns
 from gato.show import show
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.task_codec import History, TaskCodec, return_levels, to_come

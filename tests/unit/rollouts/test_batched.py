@@ -20,9 +20,10 @@ import torch
 from gymnasium import spaces
 
 from gato.rollouts import batching
-from gato.rollouts.batching import BUCKETS, CHUNK, Memory, choose
+from gato.rollouts.batching import BUCKETS, CHUNK, Memory
 from gato.rollouts.grammar import ActionGrammar, ActionPlan, OneAction, RowsOfActions
 from gato.rollouts.policy import Policy
+from gato.rollouts.sampling import choose
 from gato.tokenizers.task_codec import History
 
 

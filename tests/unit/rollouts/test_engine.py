@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from gato.rollouts import batching, engine
-from gato.rollouts.batching import CHUNK, Memory, choose
+from gato.rollouts import engine
+from gato.rollouts import sampling as drawing
+from gato.rollouts.batching import CHUNK, Memory
 from gato.rollouts.engine import READ, Delta, Engine, Sampling
 from gato.rollouts.generate import stream
+from gato.rollouts.sampling import choose
 from gato.rollouts.spelling import Spelling, text_of
 from gato.tokenizers.serializer import History
 from gato.tokenizers.stream import TokenSequence
@@ -381,9 +383,9 @@ def test_the_likeliest_are_found_without_putting_all_in_order() -> None:
             order = np.argsort(-p, kind="stable")
             before = np.cumsum(p[order]) - p[order]
             slow[order[before < mass]] = True
-            fast = batching._likely(p, mass)
+            fast = drawing._likely(p, mass)
             assert (fast == slow).all()
-            sizes[int(fast.sum()) > batching.LIKELY] += 1
+            sizes[int(fast.sum()) > drawing.LIKELY] += 1
     assert min(sizes.values()) > 3
 
 
