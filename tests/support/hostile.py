@@ -402,17 +402,17 @@ async def play(
         timeout: seconds that one answer may take.
     """
     maker, outcome = Maker(seed, address, model), Outcome()
-    gate = asyncio.Semaphore(together)
+    numbers = iter(range(1, count + 1))
 
-    async def one(hostile: Hostile) -> None:
-        async with gate:
+    async def worker() -> None:
+        for number in numbers:
+            hostile = maker.next()
             try:
                 judge(hostile, await answered(address, hostile, timeout), outcome)
             except TimeoutError:
                 outcome.wrong.append(f"{hostile.kind}: no answer to {hostile.parts[0][:300]!r}")
+            if number % 100 == 0 and good is not None and not await asyncio.to_thread(good):
+                outcome.wrong.append(f"a good request after {number} was not answered right")
 
-    for begin in range(0, count, 100):
-        await asyncio.gather(*(one(maker.next()) for _ in range(min(100, count - begin))))
-        if good is not None and not await asyncio.to_thread(good):
-            outcome.wrong.append(f"a good request after {begin + 100} was not answered right")
+    await asyncio.gather(*(worker() for _ in range(together)))
     return outcome
