@@ -23,8 +23,12 @@ ABOUT = {
     "bleu": "0 to 100: runs of words",
     "chrf": "0 to 100: runs of characters",
     "whole_conversations": "conversations right in every answer",
-    "accuracy": "the true choice is the likeliest per token",
+    "accuracy": "the true choice is chosen: as the likeliest per token or, of labels, by contrast "
+    "where the model was trained for it",
     "accuracy_unnormalised": "the true choice is the likeliest as a whole",
+    "accuracy_contrast": "the true label is nearest to the picture",
+    "accuracy_likelihood": "the true label is the likeliest caption per token",
+    "unseen": "accuracy on what was never shown together in training",
     "loss": "nats per token",
     "perplexity": "the exponential of the loss",
     "bits_per_byte": "of the text, whatever its tokens",
