@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from gato.envs.corpora import digits
-from gato.envs.corpora.common import Split, check_split, pairs, stream
+from gato.envs.corpora.common import NUMBERS, Split, check_split, pairs, stream
 
 COUNTS = {"train": 30_000, "heldout": 400}
 SHOTS = 8
@@ -27,6 +27,9 @@ SIZE = 16
 VARIANTS = 8
 """Drawings of each image in training, each moved, turned, resized and lit differently."""
 LEXICON = 64
+NAMED = 0.3
+"""Share of training records whose words are the digits' own names, for the sake of the eye: what
+looks alike is then soon the same, which bound words alone teach slowly."""
 
 
 def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[str, Any]]:
@@ -39,6 +42,8 @@ def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[
     for k in range(COUNTS[split] if count is None else count):
         rng = stream("bindings", split, seed, k)
         chosen, names = rng.sample(range(10), 2), rng.sample(words(), 2)
+        if split == "train" and rng.random() < NAMED:
+            names = [NUMBERS[digit] for digit in chosen]
         shown = [rng.randrange(2) for _ in range(SHOTS + 1)]
         if split == "heldout":
             for i in range(1, SHOTS, 2):
@@ -70,7 +75,9 @@ def _picture(split: Split, digit: int, rng: Random) -> np.ndarray:
 
 @cache
 def _drawn(split: Split, i: int, variant: int) -> np.ndarray:
-    change = digits._random_change(stream("bindings", split, i, variant)) if split == "train" else {}
+    change = (
+        digits._random_change(stream("bindings", split, i, variant)) if split == "train" else {}
+    )
     large = digits.draw(digits._part(split)[0][i], **change)
     side = digits.SIZE // SIZE
     blocks = large.reshape(SIZE, side, SIZE, side, 3).mean((1, 3))

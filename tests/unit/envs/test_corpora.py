@@ -14,6 +14,7 @@ import pytest
 
 from gato.envs import records as record_store
 from gato.envs.corpora import (
+    bindings,
     common,
     dialogues,
     digits,
@@ -28,6 +29,7 @@ from gato.envs.corpora import (
 COUNT = {
     **{"dialogues": 300, "digits": 400, "documents": 400, "frames": 8, "scenes": 400},
     "shapes": 400,
+    "bindings": 60,
 }
 
 
@@ -49,6 +51,8 @@ def made(name, split, seed=0, count=None):
 def images(record):
     if "image" in record:
         return [record["image"]]
+    if "pairs" in record:
+        return [pair["image"] for pair in record["pairs"]]
     parts = [part for message in record.get("messages", ()) for part in message["content"]]
     return [part["image"] for part in parts if part["type"] == "image"]
 
@@ -143,7 +147,7 @@ def test_a_missing_package_is_named_with_its_extra(name, module, monkeypatch):
         list(registry.records(name, "train", count=1))
 
 
-@pytest.mark.parametrize("module", [common, documents, scenes, shapes])
+@pytest.mark.parametrize("module", [bindings, common, documents, scenes, shapes])
 def test_examples_in_docstrings(module):
     assert doctest.testmod(module).failed == 0
 
@@ -189,6 +193,43 @@ def test_drawing_moves_and_lights_a_digit(label):
     assert digits.draw(raw, light=0.5).mean() == pytest.approx(digits.draw(raw).mean() / 2, rel=0.1)
     turned = digits.draw(digits.draw(raw)[::4, ::4, 0] / 16, angle=np.pi)
     assert turned.shape == (32, 32, 3)
+
+
+# bindings
+
+
+@pytest.mark.parametrize("split", common.SPLITS)
+def test_words_are_bound_anew_in_every_record(split):
+    records = made("bindings", split, count=600)
+    bound, places = Counter(), Counter()
+    for record in records:
+        meta, pairs = record["meta"], record["pairs"]
+        assert len(pairs) == bindings.SHOTS + 1
+        assert len(set(meta["digits"])) == len(set(meta["words"])) == 2
+        told = [meta["words"].index(pair["text"]) for pair in pairs]
+        if set(meta["words"]) <= set(bindings.words()):
+            bound.update(zip(meta["digits"], meta["words"], strict=True))
+            places[told[-1]] += 1
+        else:  # a digit under its own name, for training alone
+            assert split == "train"
+            assert meta["words"] == [common.NUMBERS[digit] for digit in meta["digits"]]
+        if split == "heldout":  # both digits in every two examples
+            assert all(told[i] != told[i + 1] for i in range(0, bindings.SHOTS, 2))
+    share = sum(bound.values()) / (2 * len(records))
+    assert share == 1.0 if split == "heldout" else abs(share - 1 + bindings.NAMED) < 0.06
+    assert max(bound.values()) < 10, "a word should say nothing about a digit"
+    assert abs(places[0] / sum(places.values()) - 0.5) < 0.06
+
+
+def test_bound_digits_are_those_that_the_record_names():
+    _, labels, _ = digits._part("heldout")
+    drawn = {}
+    for i, label in enumerate(labels.tolist()):
+        drawn.setdefault(bindings._drawn("heldout", i, 0).tobytes(), set()).add(label)
+    for record in made("bindings", "heldout"):
+        of = dict(zip(record["meta"]["words"], record["meta"]["digits"], strict=True))
+        for pair in record["pairs"]:
+            assert of[pair["text"]] in drawn[pair["image"].tobytes()]
 
 
 # scenes
