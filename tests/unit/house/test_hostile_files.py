@@ -19,7 +19,8 @@ from gato.envs.play import play
 from gato.envs.records import RecordWriter
 from gato.envs.score import RandomExpert
 from gato.envs.store import EpisodeWriter
-from gato.terminal import MAX_PATCHES, read_image
+from gato.rollouts.messages import MAX_PATCHES
+from gato.terminal import read_image
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import MODEL_FILE, Text
 
