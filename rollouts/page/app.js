@@ -9,7 +9,7 @@ import * as settings from "./settings.js";
 import * as watch from "./watch.js";
 
 const VIEWS = ["chat", "caption", "watch"];
-let tasksAreLoaded = false;
+let greeting = null;
 
 function current() {
   const wanted = location.hash.slice(1);
@@ -69,12 +69,13 @@ function listenForPictures() {
 async function greet() {
   try {
     const { data } = await getJson("v1/models");
-    if (!data.length) return;
-    byId("model").textContent = data[0].id === "gato" ? "" : data[0].id;
-    chat.useModel(data[0].id);
+    if (data.length) {
+      byId("model").textContent = data[0].id === "gato" ? "" : data[0].id;
+      chat.useModel(data[0].id);
+    }
     await watch.load();
-    tasksAreLoaded = true;
   } catch (error) {
+    greeting = null; // tried again when another view is asked for
     byId("model").textContent = error.message;
   }
 }
@@ -88,7 +89,7 @@ watch.onAsk((frame) => ask([fileOf(frame)]));
 listenForPictures();
 addEventListener("hashchange", () => {
   showView();
-  if (!tasksAreLoaded) greet();
+  greeting ??= greet();
 });
 document.addEventListener("visibilitychange", () => {
   watch.look(current() === "watch" && !document.hidden);
@@ -98,5 +99,5 @@ byId("skip").addEventListener("click", (event) => {
   byId("main").focus();
 });
 showView();
-greet();
+greeting = greet();
 document.documentElement.dataset.ready = "";

@@ -188,7 +188,7 @@ function reset() {
 }
 
 export function begin() {
-  const suggested = ["hello", "what can you do?", "what is the goal of boxing?"];
+  const suggested = ["hello", "what can you do?", "which tasks do you know?"];
   byId("suggestions").append(
     ...suggested.map((text) => {
       const button = make("button", { type: "button" }, text);
