@@ -143,6 +143,13 @@ def evaluate(
             made.shorten(execute)  # also of tasks that its rows play later
         return made
 
+    rows: dict[str, Any] = {}  # first: what is wrong with records shows before hours of play
+    if language and isinstance(player, Agent):
+        options = options or Options(seed)
+        told = {**asdict(options), "choices": list(options.choices)}
+        settings["language"] = {"records": records, **told}
+        with _threads(threads, 0):
+            rows = measure(player, language, first, records, options, progress, gallery)
     played = []
     if control:
         with _threads(threads, workers):
@@ -158,13 +165,6 @@ def evaluate(
             )
     if recorder:
         recorder.episodes += [p for p in played if p.job.logged]
-    rows: dict[str, Any] = {}
-    if language and isinstance(player, Agent):
-        options = options or Options(seed)
-        told = {**asdict(options), "choices": list(options.choices)}
-        settings["language"] = {"records": records, **told}
-        with _threads(threads, 0):
-            rows = measure(player, language, first, records, options, progress, gallery)
     seconds = time.perf_counter() - began
     result = _result(specs, played, seed, seconds)
     if rows:

@@ -16,16 +16,14 @@ import numpy as np
 
 from gato.envs.records import RecordStore
 from gato.rollouts.agent import Agent
-from gato.rollouts.choices import chosen_figures, judge, per_record
-from gato.rollouts.generate import foreseen, generate, log_likelihoods
+from gato.rollouts.choices import Scores, chosen_figures, judge, per_record
+from gato.rollouts.generate import log_likelihoods
 from gato.rollouts.metrics import SAMPLES, Figure, Options, Record, measured
 from gato.rollouts.overlap import cider_d, has_sacrebleu, overlap_of, overlap_rows
+from gato.rollouts.questions import Question, ask
 from gato.rollouts.words import normalise, vqa_accuracy
 from gato.tokenizers.stream import TokenSequence, concatenate
 
-Question = dict[str, Any]
-"""What was asked about a record (its number), the answers ``wanted``, what was ``said``, whether it
-was ``right``; ``people``, what several people answered; ``choices``, and the ``image`` shown."""
 NO_SACREBLEU = "no BLEU and chrF without sacrebleu: pip install 'gato[metrics]'"
 
 
@@ -72,7 +70,7 @@ def captions(agent: Agent, records: Sequence[Record], options: Options) -> dict[
         more["best"] = {"cider": float(best) if np.isfinite(best) else None}
     more["references"] = sum(map(len, truths)) / max(len(truths), 1)
     figures |= _overlaps(asked)
-    return measured(figures, _shown(asked), options, **more, **_notes())
+    return measured(figures, _shown(asked), options, **more, **_notes(agent, asked))
 
 
 def answers(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
@@ -86,7 +84,8 @@ def answers(agent: Agent, records: Sequence[Record], options: Options) -> dict[s
     accuracy = per_record(numbers, [vqa_accuracy(q["said"], q["people"]) for q in asked])
     figures = _exact(asked) | {"vqa_accuracy": accuracy}
     figures |= _chosen(agent, asked, options)
-    return measured(figures, _shown(asked), options, **_by_kind(asked))
+    more = _by_kind(asked) | _notes(agent, asked, overlap=False)
+    return measured(figures, _shown(asked), options, **more)
 
 
 def replies(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
@@ -94,7 +93,7 @@ def replies(agent: Agent, records: Sequence[Record], options: Options) -> dict[s
     asked = ask(agent, records, options.max_tokens)
     figures = _exact(asked) | {"whole_conversations": _whole(asked)} | _overlaps(asked)
     figures |= _chosen(agent, asked, options)
-    return measured(figures, _shown(asked), options, **_by_kind(asked), **_notes())
+    return measured(figures, _shown(asked), options, **_by_kind(asked), **_notes(agent, asked))
 
 
 def documents(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
@@ -119,112 +118,6 @@ def documents(agent: Agent, records: Sequence[Record], options: Options) -> dict
         for i in worst
     ]
     return measured(figures, samples, options, tokens=int(tokens.sum()))
-
-
-# ---- asking ----------------------------------------------------------------------------------
-
-
-def ask(agent: Agent, records: Sequence[Record], max_tokens: int) -> list[Question]:
-    """Return every question about the records with the agent's likeliest answer to it."""
-    asked = [item for i, r in enumerate(records) for item in _questions(agent, r, i)]
-    longest = max((len(agent.serializer.text(q["wanted"][0])) for q in asked), default=0)
-    _foresee(agent, records, asked)
-    unsure = [q for q in asked if not q["right"]]  # they may still spell the same text otherwise
-    said = generate(
-        agent.model,
-        agent.serializer,
-        [q["prefix"] for q in unsure],
-        max_tokens=max(max_tokens, longest + 1),
-    )
-    for question, answer in zip(unsure, said, strict=True):
-        question["said"], question["right"] = answer, answer in question["wanted"]
-    return asked
-
-
-def _foresee(agent: Agent, records: Sequence[Record], asked: Sequence[Question]) -> None:
-    """Mark the answers that one forward over a whole record shows to be the likeliest."""
-    written = {}
-    for i in dict.fromkeys(q["record"] for q in asked):
-        record = records[i]
-        if record["kind"] == "caption":
-            sequence = agent.serializer.caption(record["image"], record["text"])
-        else:
-            sequence = agent.serializer.conversation(record["messages"])
-        if len(sequence) <= agent.model.config.memory:
-            written[i] = sequence
-    judged = foreseen(agent.model, agent.serializer, list(written.values()))
-    right = dict(zip(written, map(iter, judged), strict=True))
-    for question in asked:
-        sure = question["record"] in right and next(right[question["record"]])
-        question["right"], question["said"] = sure, question["wanted"][0]
-
-
-def _questions(agent: Agent, record: Record, index: int) -> list[Question]:
-    """Return what is asked about one record: the text to go on from and the answer wanted."""
-    meta = record.get("meta") or {}
-    if record["kind"] == "caption":
-        truths = list(dict.fromkeys([record["text"], *meta.get("references", ())]))
-        item = {"record": index, "kind": "caption", "asked": "", "wanted": truths}
-        prefix = agent.serializer.caption(record["image"], None)
-        return [{**item, "people": truths, "image": record["image"], "prefix": prefix}]
-    if record["kind"] != "conversation":
-        return []
-    messages, found = record["messages"], []
-    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
-    kinds = list(meta.get("kinds", ()))
-    people, choices = (_per_turn(meta.get(k), len(turns)) for k in ("answers", "choices"))
-    for number, i in enumerate(turns):
-        wanted = _text(messages[i])
-        found.append(
-            {
-                "record": index,
-                "kind": kinds[number] if len(kinds) == len(turns) else "answer",
-                "asked": _text(messages[i - 1]) if i else "",
-                "wanted": [wanted],
-                "people": people[number] or [wanted],
-                "choices": choices[number],
-                "image": _picture(messages[:i]),
-                "prefix": _prefix(agent, messages[:i]),
-            }
-        )
-    return found
-
-
-def _per_turn(told: Any, turns: int) -> list[list[str]]:
-    """Return lists of texts per answer; a plain list of texts is every answer's."""
-    if told and all(isinstance(text, str) for text in told):
-        return [list(told)] * turns
-    if not told:
-        return [[]] * turns
-    if len(told) != turns:
-        raise ValueError(
-            f"expected a list of texts for each of a conversation's {turns} answers; got "
-            f"{len(told)} lists."
-        )
-    return [list(texts) for texts in told]
-
-
-def _prefix(agent: Agent, messages: Sequence[dict[str, Any]]) -> TokenSequence:
-    parts = [agent.serializer.conversation(messages)]
-    return concatenate([*parts, agent.serializer.control_piece("<assistant>")])
-
-
-def _picture(messages: Sequence[dict[str, Any]]) -> np.ndarray | None:
-    """Return the picture that was shown last, if any."""
-    shown = [
-        part["image"]
-        for message in messages
-        if not isinstance(message["content"], str)
-        for part in message["content"]
-        if part["type"] == "image"
-    ]
-    return shown[-1] if shown else None
-
-
-def _text(message: dict[str, Any]) -> str:
-    if isinstance(message["content"], str):
-        return message["content"]
-    return "".join(part["text"] for part in message["content"] if part["type"] == "text")
 
 
 # ---- figures ---------------------------------------------------------------------------------
@@ -263,8 +156,21 @@ def _overlaps(asked: Sequence[Question]) -> dict[str, Figure]:
     return found
 
 
-def _notes() -> dict[str, list[str]]:
-    return {} if has_sacrebleu() else {"notes": [NO_SACREBLEU]}
+def _notes(agent: Agent, asked: Sequence[Question], overlap: bool = True) -> dict[str, list[str]]:
+    """Return what a person should know of the figures; nothing where all is as it should be."""
+    notes = [NO_SACREBLEU] if overlap and not has_sacrebleu() else []
+    memory = agent.model.config.memory
+    if lost := sum(q["prefix"] is None for q in asked):
+        notes.append(
+            f"{lost} of {len(asked)} questions take more than the {memory} tokens that the model "
+            f"remembers; they count as answered wrongly"
+        )
+    if cut := sum(q["cut"] for q in asked):
+        notes.append(
+            f"{cut} of {len(asked)} questions were asked without the first turns of their "
+            f"conversations: the model remembers {memory} tokens"
+        )
+    return {"notes": notes} if notes else {}
 
 
 def _chosen(agent: Agent, asked: Sequence[Question], options: Options) -> dict[str, Figure]:
@@ -278,9 +184,15 @@ def _chosen(agent: Agent, asked: Sequence[Question], options: Options) -> dict[s
                 f"expected choices with the true answer; {question['wanted'][0]!r:.100} to "
                 f"{question['asked']!r:.100} is not among {texts!r:.200}."
             )
-    contexts = [q["prefix"] for q in asked]
-    scores = judge(agent.model, agent.serializer, contexts, choices)
-    right = [c.index(q["wanted"][0]) for q, c in zip(asked, choices, strict=True)]
+    fitting = [(q, c) for q, c in zip(asked, choices, strict=True) if q["prefix"] is not None]
+    contexts, of_them = [q["prefix"] for q, _ in fitting], [c for _, c in fitting]
+    judged = iter(judge(agent.model, agent.serializer, contexts, of_them))
+    none = Scores(np.zeros(1), np.zeros(1))
+    scores = [none if q["prefix"] is None else next(judged) for q in asked]
+    right = [
+        -1 if q["prefix"] is None else c.index(q["wanted"][0])
+        for q, c in zip(asked, choices, strict=True)
+    ]
     return chosen_figures(scores, right, [q["record"] for q in asked])
 
 

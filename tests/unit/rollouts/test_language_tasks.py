@@ -19,7 +19,7 @@ from gato.corpus_config import CorpusConfig
 from gato.envs.corpora import registry as corpora
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.envs.records import RecordStore, RecordWriter
-from gato.rollouts import language
+from gato.rollouts import questions
 from gato.rollouts.agent import Agent
 from gato.rollouts.choices import judge
 from gato.rollouts.compare import compare, read_result
@@ -191,7 +191,7 @@ def reader(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Agent:
         assert max_tokens >= 64
         return generate(*args, max_tokens=LONGEST, **options)
 
-    monkeypatch.setattr(language, "generate", cut)
+    monkeypatch.setattr(questions, "generate", cut)
     return agent
 
 
@@ -248,6 +248,27 @@ def test_a_conversation_counts_answer_by_answer(reader: Agent) -> None:
     assert found["metrics"]["exact"]["per_record"][0] == [1.0, 2.0]
     assert found["metrics"]["whole_conversations"]["value"] == pytest.approx(1 / 5)
     assert {"bleu", "chrf"} <= found["metrics"].keys()
+
+
+def test_what_the_model_cannot_remember_counts_as_wrong_and_is_told(reader: Agent) -> None:
+    large = np.zeros((160, 160, 3), np.uint8)  # 100 tokens; it remembers 64
+    records = [{"kind": "caption", "image": large, "text": ""}, caption(0, "a"), caption(1, "b")]
+    found = MEASURES["caption"](reader, records, Options())
+    assert found["metrics"]["exact"]["per_record"] == [[0.0, 1.0]] * 3
+    assert "1 of 3 questions take more than the 64 tokens" in found["notes"][0]
+    asked = talk("which?", "red", image=large, choices=CHOICES)
+    found = MEASURES["vqa"](reader, [asked, talk("a", "red", choices=CHOICES)], Options())
+    assert found["metrics"]["accuracy"]["per_record"][0] == [0.0, 1.0]
+    assert len(found["notes"]) == 1
+    turns = [word for i in range(9) for word in (f"go to the red ball {i}", "yes")]
+    long = MEASURES["chat"](reader, [talk(*turns)], Options())
+    assert "asked without the first turns" in long["notes"][0]
+    assert "wrongly" not in long["notes"][0]
+    first = reader.prepare(talk(*turns)["messages"][:-1], 64)
+    assert first.dropped > 0
+    said = generate(reader.model, reader.serializer, [first.prefix], max_tokens=LONGEST)
+    last = questions.ask(reader, [talk(*turns)], 64)[-1]
+    assert last["said"] == said[0], "asked as in a chat"
 
 
 def test_texts_give_nats_bits_and_perplexity(reader: Agent) -> None:
@@ -382,6 +403,14 @@ def test_language_stands_beside_control(suite, reader: Agent, folder: str) -> No
     assert "sacrebleu" in result["versions"]
     with pytest.raises(ValueError, match="only plays: it cannot read caption/scenes"):
         evaluate("random", ["caption/scenes"], 1)
+
+
+def test_records_that_are_wrong_show_before_anything_is_played(
+    suite, reader: Agent, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "make", lambda spec: pytest.fail("played"))
+    with pytest.raises(ValueError, match="records for few_shot"):
+        evaluate(reader, ["made/count-v0", f"few_shot/{folder}"], 1, workers=0)
 
 
 def test_only_language_needs_no_simulator(reader: Agent, folder: str) -> None:
