@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -307,14 +308,19 @@ def test_an_interrupted_run_ends_as_another(matched, tiny_text_model, tmp_path):
     assert load_checkpoint(tmp_path / "whole").model.contrast is not None
 
 
-def test_batches_do_not_depend_on_workers(matched, tiny_text_model, tmp_path):
-    options = {"device": "cpu", "text_model": tiny_text_model}
-    few = replace(matched, steps=3)
-    ends = [train(few, tmp_path / str(w), workers=w, **options) for w in (0, 1)]
-    a, b = (load_tensors(end / "model.safetensors") for end in ends)
-    assert all(torch.equal(a[k], b[k]) for k in a)
+def test_batches_do_not_depend_on_what_was_drawn_before_nor_on_the_process(
+    matched, tiny_text_model
+):
+    first, second = (mixture(matched, tiny_text_model) for _ in range(2))
+    wanted = [first.part(k, 0).matches for k in range(5)]
+    sent = pickle.loads(pickle.dumps(second))  # as a worker gets it
+    for k in (3, 0, 4):
+        got = pickle.loads(pickle.dumps(sent.part(k, 0))).matches
+        for name, column in vars(wanted[k]).items():
+            assert np.array_equal(getattr(got, name), column), name
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(matched, tmp_path):
     parted = replace(matched, steps=6, parts=2)
     train(parted, tmp_path / "one", device="cpu")
