@@ -98,7 +98,8 @@ All of them: gato train PRESET --fields"""
 
 def _train(p: Parser) -> None:
     p.epilog, p.formatter_class = RUN_FIELDS, argparse.RawDescriptionHelpFormatter
-    p.add_argument("preset", metavar="PRESET", help="quickstart, gato_79m, gato_364m or gato_1b")
+    about = "quickstart, few_shot, gato_79m, gato_364m or gato_1b"
+    p.add_argument("preset", metavar="PRESET", help=about)
     p.add_argument(
         "--data", nargs="+", default=[], metavar="NAME=PATH[:WEIGHT]", help="corpora to train on"
     )
@@ -312,6 +313,16 @@ def _data(p: Parser) -> None:
     a.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
     about = "of lerobot, how pictures are kept: video (small loss), lossless or png (video)"
     a.add_argument("--images", metavar="HOW", help=about)
+    add_json(a)
+    about = "write one of the corpora of words and pictures that come with gato"
+    a = actions.add_parser("make", help=about, description=about)
+    about = "bindings, dialogues, digits, documents, frames, scenes, shapes"
+    a.add_argument("corpus", metavar="CORPUS", help=about)
+    a.add_argument("--out", type=Path, required=True, metavar="STORE", help="a new folder")
+    about = "train, or heldout: what nothing of the former is in"
+    a.add_argument("--split", choices=("train", "heldout"), default="train", help=about)
+    a.add_argument("--count", type=whole(1), metavar="N", help="records (as many as it has)")
+    add_seed(a)
     add_json(a)
     about = "train a text model on the text of a mixture, for gato train --text-model"
     _text_model(actions.add_parser("text-model", help=about, description=about))

@@ -35,6 +35,7 @@ def data(chosen: Arguments) -> None:
         "import": import_data,
         "export": export,
         "text-model": text_model,
+        "make": make,
     }
     set_cache(chosen)
     actions[chosen.action](chosen)
@@ -45,6 +46,22 @@ def text_model(chosen: Arguments) -> None:
     from gato.run_commands import text_model as run
 
     run(chosen)
+
+
+def make(chosen: Arguments) -> None:
+    """Write one of our own corpora of words and pictures to a store."""
+    from gato.envs.corpora import registry
+    from gato.envs.store import open_store
+
+    require_place(chosen.out, "a folder for the store")
+    if (chosen.out / "manifest.json").exists():
+        raise ValueError(f"expected a new folder as --out; {chosen.out} holds a store already.")
+    written = registry.build(chosen.corpus, chosen.out, chosen.split, chosen.seed, chosen.count)
+    told = {"store": str(written), "items": len(open_store(written)), "split": chosen.split}
+    if chosen.json:
+        print_json(told)
+    else:
+        print(f"{told['items']} records in {written}")
 
 
 def set_cache(chosen: Arguments) -> None:

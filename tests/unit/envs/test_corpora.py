@@ -12,6 +12,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from gato import cli
 from gato.envs import records as record_store
 from gato.envs.corpora import (
     bindings,
@@ -125,6 +126,24 @@ def test_store_holds_what_was_made(tmp_path):
     assert read == [digest(r) for r in made("scenes", "heldout", 3, 20)]
 
 
+def test_a_corpus_is_made_by_a_command(tmp_path, capsys):
+    given = ["data", "make", "bindings", "--out", str(tmp_path / "b"), "--split", "heldout"]
+    given += ["--count", "5", "--seed", "3", "--json"]
+    assert cli.main(given) == cli.DONE
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"store": str(tmp_path / "b"), "items": 5, "split": "heldout"}
+    store = record_store.RecordStore(tmp_path / "b")
+    store.validate()
+    assert [digest(r) for r in made("bindings", "heldout", 3, 5)] == [
+        digest(store[i]) for i in range(5)
+    ]
+    assert cli.main(given) == cli.BAD_INPUT
+    assert "holds a store already" in capsys.readouterr().err
+    assert cli.main([*given[:2], "binding", *given[3:4], str(tmp_path / "c")]) == cli.BAD_INPUT
+    assert "closest: bindings" in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
+
+
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="closest: scenes"):
         registry.build("scene", tmp_path / "x", "train")
@@ -200,7 +219,7 @@ def test_drawing_moves_and_lights_a_digit(label):
 
 @pytest.mark.parametrize("split", common.SPLITS)
 def test_words_are_bound_anew_in_every_record(split):
-    records = made("bindings", split, count=600)
+    records = made("bindings", split, count=300)
     bound, places = Counter(), Counter()
     for record in records:
         meta, pairs = record["meta"], record["pairs"]
@@ -216,9 +235,9 @@ def test_words_are_bound_anew_in_every_record(split):
         if split == "heldout":  # both digits in every two examples
             assert all(told[i] != told[i + 1] for i in range(0, bindings.SHOTS, 2))
     share = sum(bound.values()) / (2 * len(records))
-    assert share == 1.0 if split == "heldout" else abs(share - 1 + bindings.NAMED) < 0.06
+    assert share == 1.0 if split == "heldout" else abs(share - 1 + bindings.NAMED) < 0.08
     assert max(bound.values()) < 10, "a word should say nothing about a digit"
-    assert abs(places[0] / sum(places.values()) - 0.5) < 0.06
+    assert abs(places[0] / sum(places.values()) - 0.5) < 0.1
 
 
 def test_bound_digits_are_those_that_the_record_names():
