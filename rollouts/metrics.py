@@ -90,7 +90,7 @@ def summed_up(figure: Figure, seed: int = 0) -> dict[str, Any]:
         "value": value if math.isfinite(value) else None,
         "ci95": _interval(rows, figure.of, value, seed),
         "of": figure.of,
-        "per_record": rows.tolist(),
+        "per_record": [[_plain(x) for x in row] for row in rows.tolist()],
     }
 
 
@@ -118,6 +118,13 @@ def difference(
         return result
     ends = percentiles(drawn)
     return result | {"ci95": ends, "significant": not ends[0] <= 0.0 <= ends[1]}
+
+
+def _plain(number: float) -> int | float | None:
+    """Return a number as JSON has it: counts whole, and nothing for what is no number."""
+    if not math.isfinite(number):
+        return None
+    return int(number) if number.is_integer() else number
 
 
 def _interval(rows: np.ndarray, of: str, value: float, seed: int) -> list[float] | None:

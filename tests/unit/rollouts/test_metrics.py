@@ -44,7 +44,9 @@ def test_cider_looks_at_words_alone() -> None:
 
 def test_cider_of_one_picture_is_unknown_and_references_are_needed() -> None:
     assert np.isnan(cider_d(["a"], [["a"]])).all()
-    assert summed_up(Figure(cider_d(["a"], [["a"]]), "ratio"))["value"] is None
+    alone = summed_up(Figure(cider_d(["a"], [["a"]]), "ratio"))
+    assert alone == {"value": None, "ci95": None, "of": "ratio", "per_record": [[None, 1]]}
+    assert difference(alone, alone, True)["difference"] is None
     with pytest.raises(ValueError, match="one or more references for each of 2 captions"):
         cider_d(["a", "b"], [["a"], []])
     with pytest.raises(ValueError, match="got 1"):
