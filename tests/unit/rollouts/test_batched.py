@@ -5,19 +5,16 @@ Legend: B rows, U rows that draw, L rows of a task.
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from made_up import world
 
 from gato.rollouts import batching
 from gato.rollouts.batching import BUCKETS, CHUNK, Memory
@@ -26,20 +23,6 @@ from gato.rollouts.policy import Policy
 from gato.rollouts.sampling import choose
 from gato.tokenizers.task_codec import History
 
-
-def _load(name: str, path: Path) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-world = _load("rollout_world", Path(__file__).parents[2] / "reference" / "rollout_world.py")
 TASKS = list(world.SPECS)
 HISTORIES = {
     "made/arm": History(window=1),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 from collections import Counter
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from made_up import world
 
 from gato.rollouts import engine
 from gato.rollouts import sampling as drawing
@@ -23,21 +20,6 @@ from gato.rollouts.sampling import choose
 from gato.rollouts.spelling import Spelling, text_of
 from gato.tokenizers.serializer import History
 from gato.tokenizers.stream import TokenSequence
-
-
-def _load(name: str, path: Path) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-world = _load("rollout_world", Path(__file__).parents[2] / "reference" / "rollout_world.py")
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from made_up import world
 
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Delta, Sampling
@@ -27,19 +25,6 @@ from gato.tokenizers.stream import TokenSequence
 SOON = 30.0
 
 
-def _load(name: str, path: Path) -> ModuleType:
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-world = _load("rollout_world", Path(__file__).parents[2] / "reference" / "rollout_world.py")
 TASKS = list(world.SPECS)
 HISTORIES = {
     "made/arm": History(window=1),
