@@ -50,7 +50,8 @@ def model_fields(
         base, scaling = _rope(described, family, where)
         heads, width = int(described["num_attention_heads"]), int(described["hidden_size"])
         layers = int(described["num_hidden_layers"])
-        turned = described.get("no_rope_layers") or [1] * layers
+        every = int(described.get("no_rope_layer_interval") or 4)  # of SmolLM3, else not asked for
+        turned = described.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
         tied = described.get("tie_word_embeddings")
         return {
             "layers": layers,

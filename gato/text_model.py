@@ -101,7 +101,12 @@ def require_same_text_model(serializer: Serializer, given: bytes, where: str | P
         given: the other text model.
         where: the checkpoint, for the message.
     """
-    saved = serializer.state()["text"][MODEL_FILE]
+    saved = serializer.state()["text"].get(MODEL_FILE)
+    if saved is None:
+        raise ValueError(
+            f"the weights in {where} go with the tokenizer.json of the model that they began as; "
+            f"got another text model. Leave out --text-model."
+        )
     if saved != given:
         raise ValueError(
             f"expected the text model of {where} ({describe(saved)}); got another "

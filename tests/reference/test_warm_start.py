@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import random
 import shutil
 import subprocess
@@ -23,9 +24,12 @@ from gato import cli
 from gato.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from gato.config import TrainConfig
 from gato.hf_export import export
+from gato.hf_families import model_fields
+from gato.lora import LoraConfig
 from gato.model import GatoModel
 from gato.model_config import ModelConfig
-from gato.tokenizers.hf_text import HuggingFacePieces
+from gato.parts import is_added
+from gato.tokenizers.hf_text import HuggingFacePieces, library
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, pack
 from gato.tokenizers.text import Text, train_text_model
@@ -212,6 +216,28 @@ def test_text_that_is_written_id_by_id_is_shown_in_whole_characters(cut, kind):
     assert text.unfinished(ids[:-1]) > 0
 
 
+@pytest.mark.parametrize("scheme", ["always", "first", "never", "byte_level"])
+def test_spaces_that_a_tokenizer_puts_in_front_are_taken_away_again(scheme):
+    described = json.loads(
+        tiny_hf.tokenizer("bytes" if scheme == "byte_level" else "pieces").to_str()
+    )
+    if scheme == "byte_level":
+        described["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
+    else:
+        described["normalizer"] = None
+        signs = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": False}
+        described["pre_tokenizer"] = signs
+    content = json.dumps(described)
+    theirs, pieces = library().Tokenizer.from_str(content), HuggingFacePieces(content.encode())
+    assert pieces.prefixed is (scheme != "never")
+    for string in ("", " ", "a", " a", "  a", "the red ball", "▁", "▁a▁ ", "é\n"):
+        assert pieces.decode(pieces.encode(string)) == string
+        if string and not string.startswith((" ", "▁")):
+            assert pieces.encode(string) == theirs.encode(string, add_special_tokens=False).ids
+    again = pickle.loads(pickle.dumps(pieces))  # as worker processes get it
+    assert again.encode("<s> <|im_end|> the") == pieces.encode("<s> <|im_end|> the")
+
+
 def test_special_tokens_that_merges_would_make_are_cut():
     described = json.loads(tiny_hf.tokenizer("bytes").to_str())
     vocab = described["model"]["vocab"]
@@ -273,6 +299,35 @@ def trained(folder: Path, run: Path, **sizes: Any) -> Checkpoint:
     """Return a checkpoint of weights that have changed since they were begun with."""
     model, serializer, config = begun(folder)
     return saved(model, serializer, config, run)
+
+
+def test_what_lora_learnt_is_exported_with_the_matrices_it_belongs_to(folders, tmp_path):
+    start = open_start(folders["smollm2"][0])
+    config = replace(start.settle(SMALL), lora=LoraConfig(rank=2), ema=0.9)
+    serializer = start.serializer(config.codec)
+    model = build_model(config, serializer)
+    start.fill(model, serializer)
+    plain = begun(folders["smollm2"][0])[0]
+    ids = serializer.document("the red ball")
+    assert torch.equal(
+        logits_here(model.eval(), serializer, ids), logits_here(plain, serializer, ids)
+    )
+    save_checkpoint(tmp_path / "run", 1, config, serializer, model, average=changed(model))
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert checkpoint.averaged
+    apart = logits_here(checkpoint.model, serializer, ids) - logits_here(plain, serializer, ids)
+    assert apart.abs().max() > 0.01
+    export(checkpoint, tmp_path / "out")
+    require_equal(checkpoint, tmp_path / "out", texts(3, 20))
+
+
+def changed(model: GatoModel) -> dict[str, torch.Tensor]:
+    """Return a model's parameters, those that LoRA adds with other values."""
+    torch.manual_seed(2)
+    return {
+        name: p.detach() + (torch.randn_like(p) * 0.1 if is_added(name) else 0.0)
+        for name, p in model.named_parameters()
+    }
 
 
 def saved(model: GatoModel, serializer: Serializer, config: TrainConfig, run: Path) -> Checkpoint:
@@ -475,6 +530,14 @@ def test_tokenizers_that_change_text_are_refused(changed, told):
     changed(described)
     with pytest.raises(ValueError, match=told):
         HuggingFacePieces(json.dumps(described).encode())
+
+
+def test_which_blocks_smollm3_does_not_rotate_is_known_where_it_says_no_more(folders):
+    described = open_start(folders["smollm3"][0]).folder.described
+    counted = {**described, "no_rope_layers": None, "num_hidden_layers": 9}
+    assert model_fields(counted, (), "x")["no_rope"] == (3, 7)
+    assert model_fields({**counted, "no_rope_layer_interval": 3}, (), "x")["no_rope"] == (2, 5, 8)
+    assert model_fields(described, (), "x")["no_rope"] == (1,)
 
 
 def test_no_code_of_a_folder_is_run(folders, tmp_path):

@@ -153,6 +153,7 @@ BLOCKED = (
     *("ale_py", "metaworld", "mujoco", "minigrid", "sklearn", "flash_attn", "scipy", "imageio"),
     *("fastapi", "starlette", "uvicorn", "prometheus_client", "openai"),
     *("pygame", "tensorboard", "wandb", "pyarrow", "datasets", "minari", "av", "aiohttp", "fsspec"),
+    *("tokenizers", "transformers"),
 )
 WITHOUT_EXTRAS = f"""
 import importlib, sys
