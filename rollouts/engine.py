@@ -32,6 +32,8 @@ from gato.threads import few_threads
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence
 
+__all__ = ["Delta", "Engine", "Sampling", "TokenLogprob"]
+
 READ = 256
 """Tokens of prefixes read in one step, at most; beside them each other row reads one."""
 FEW = 512

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
+import torch
+
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Delta, Engine, Sampling
 from gato.rollouts.sessions import Busy, NoSession, Session, Sessions
@@ -66,7 +68,7 @@ class ModelThread:
         """
         model, serializer = agent.model, agent.serializer
         self._engine = Engine(model, serializer, rows, precision)
-        self._most = waiting
+        self._device, self._most = model.table.weight.device, waiting
         self._changed = threading.Condition()  # guards all that follows
         self._sessions = Sessions(
             model, serializer, sessions, idle_seconds, precision, lock=self._changed
@@ -219,6 +221,8 @@ class ModelThread:
     # ---- in the model's thread ---------------------------------------------------------------
 
     def _run(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # each thread has its own, at first the first
         while True:
             with self._changed:
                 self._changed.wait_for(self._has_work)

@@ -20,6 +20,8 @@ from gato.tokenizers.text import Text
 
 LIKELY = 256
 """Ids among which the likeliest are looked for first."""
+COLDEST = 1e-6
+"""Lower temperatures draw as this one does: the likeliest id, without infinite numbers."""
 EXPECTED = 0.95
 """Mass of the returns to come that may be drawn."""
 Spans = tuple[tuple[int, int], ...]
@@ -60,14 +62,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_sampling(self.temperature, self.top_p)
-        for name, least in (("max_tokens", 1), ("seed", 0)):
+        for name, least in (("max_tokens", 1), ("seed", 0), ("top_logprobs", 0)):
             value = getattr(self, name)
+            if name == "top_logprobs" and value is None:
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
         if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
             raise ValueError(f"stop must be strings of one or more characters; got {self.stop!r}")
-        if self.top_logprobs is not None and self.top_logprobs < 0:
-            raise ValueError(f"top_logprobs must be at least 0; got {self.top_logprobs}")
 
 
 def choose(
@@ -151,14 +153,14 @@ def _draw(
     top_p: np.ndarray,
 ) -> np.ndarray:
     """Return a place (U,) in each row of logits (U, n), by one number of each row's generator."""
-    scaled = logits / temperatures[:, None]
+    scaled = logits / np.maximum(temperatures, COLDEST)[:, None]
     probability = np.exp(scaled - scaled.max(1, keepdims=True))
     probability /= probability.sum(1, keepdims=True)
     for i in np.flatnonzero(top_p < 1.0).tolist():
         probability[i, ~_likely(probability[i], top_p[i])] = 0.0
     cumulative = np.cumsum(probability, axis=1)
     random = np.array([g.random() for g in generators])
-    drawn = (cumulative <= (random * cumulative[:, -1])[:, None]).sum(1)
+    drawn: np.ndarray = (cumulative <= (random * cumulative[:, -1])[:, None]).sum(1)
     return np.minimum(drawn, logits.shape[1] - 1)
 
 

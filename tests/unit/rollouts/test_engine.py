@@ -327,7 +327,8 @@ def test_prefixes_that_no_model_reads_are_refused(parts: Any) -> None:
         ({"seed": True}, "seed must be an integer"),
         ({"stop": "end"}, "stop must be strings"),
         ({"stop": ("",)}, "stop must be strings of one or more"),
-        ({"top_logprobs": -1}, "top_logprobs"),
+        ({"top_logprobs": -1}, "top_logprobs must be an integer of at least 0; got -1"),
+        ({"top_logprobs": 2.5}, "top_logprobs must be an integer"),
     ],
 )
 def test_sampling_that_makes_no_sense_is_refused(settings: dict, message: str) -> None:
@@ -349,6 +350,7 @@ def test_each_row_has_its_own_mass(parts: Any) -> None:
             model, states[rows], [span] * len(rows), [warm[r] for r in rows], generators, top_p
         )
 
+    assert draw([0], 0.9) == choose(model, states[:1], [span], [1e-300], [np.random.default_rng(0)])
     together = draw(list(range(12)), mass)
     assert together.tolist() == [int(draw([r], mass[r])[0]) for r in range(12)]
 
