@@ -16,7 +16,6 @@ the checkpoint knows and the registry has.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Mapping
@@ -111,7 +110,6 @@ class Watchers:
         self._tasks = {task: known(agent, task) for task in agent.tasks}
         self._watched: dict[str, Watching] = {}
         """By id; one is there until its simulator's process has ended."""
-        self._starting = 0
 
     # ---- requests ----------------------------------------------------------------------------
 
@@ -135,15 +133,14 @@ class Watchers:
     async def watch(self, request: Request) -> Response:
         """Play a task as long as the client listens."""
         asked = self._asked(Fields(strict_json(await request.body())))
-        if len(self._watched) + self._starting >= self.settings.watchers:
+        if len(self._watched) >= self.settings.watchers:
             raise busy(f"{self.settings.watchers} episodes are being watched already")
-        self._starting += 1
         try:
-            session = await asyncio.to_thread(self._open, asked)
+            session = self._thread.open_session(
+                asked.task, seed=asked.seed, temperature=asked.temperature
+            )
         except Busy as error:
             raise busy(str(error)) from error
-        finally:
-            self._starting -= 1
         id, channel = secrets.token_urlsafe(12), Channel()
         watching = Watching(self._thread, self._agent, session, asked, self.settings, channel)
         self._watched[id] = watching
@@ -199,9 +196,6 @@ class Watchers:
 
     def _rate(self, fields: Fields) -> float | None:
         return fields.number("rate", 0.1, self.settings.steps_per_second)
-
-    def _open(self, asked: Asked) -> str:
-        return self._thread.open_session(asked.task, seed=asked.seed, temperature=asked.temperature)
 
 
 def _stream(watching: Watching, events: AsyncIterator[bytes]) -> Response:

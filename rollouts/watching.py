@@ -224,7 +224,7 @@ class Watching:
         self._pool.close()
         try:
             self._model.close_session(self._session)
-        except NoSession:  # idle for too long, or the thread has ended
+        except (NoSession, RuntimeError):  # idle for too long, or the model's thread has ended
             log.info("the session of a watched episode was closed before it")
 
     def _next_seed(self, seed: int) -> int:

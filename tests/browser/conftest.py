@@ -10,10 +10,10 @@ Without ``--browser`` these tests are deselected.
 from __future__ import annotations
 
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
-from queue import Queue
 from types import SimpleNamespace
 
 import numpy as np
@@ -21,15 +21,14 @@ import pytest
 import torch
 from chromium import Chromium, Tab
 from PIL import Image
+from serving import serving
 
 from gato.checkpoint import build_model
 from gato.config import TrainConfig
 from gato.envs import gym as gym_suite
 from gato.envs import registry
 from gato.model_config import ModelConfig
-from gato.rollouts import serve
 from gato.rollouts.agent import Agent, load
-from gato.rollouts.serve_limits import Settings
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.task_codec import History
 from gato.tokenizers.text import MODEL_FILE
@@ -73,31 +72,21 @@ def browser(
 
 
 @pytest.fixture(scope="session")
-def serving(agent: Agent) -> Iterator[Callable[[str | None], str]]:
+def server(agent: Agent) -> Iterator[Callable[[str | None], str]]:
     """Return what gives the address of a server, with a token or without."""
-    stops, addresses = [], {}
+    with ExitStack() as servers:
 
-    def address(token: str | None) -> str:
-        if token not in addresses:
-            ready: Queue[str] = Queue()
-            stop = threading.Event()
-            settings = Settings(port=0, token=token, grace_seconds=1.0)
-            work = threading.Thread(target=serve.run, args=(agent, settings, ready.put, stop))
-            work.start()
-            stops.append((stop, work))
-            addresses[token] = ready.get(timeout=60)
-        return addresses[token]
+        @cache
+        def address(token: str | None) -> str:
+            return servers.enter_context(serving(agent, token=token, grace_seconds=1.0))
 
-    yield address
-    for stop, work in stops:
-        stop.set()
-        work.join()
+        yield address
 
 
 @pytest.fixture
-def address(serving: Callable[[str | None], str]) -> str:
+def address(server: Callable[[str | None], str]) -> str:
     """Return the address of a server without a token."""
-    return serving(None)
+    return server(None)
 
 
 @pytest.fixture
@@ -122,7 +111,7 @@ def make_tab(browser: Chromium) -> Iterator[Callable[..., Tab]]:
 
 @pytest.fixture(scope="session")
 def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a small picture: the first held-out digit, a zero."""
+    """Return a small picture: a held-out digit, 32 pixels wide."""
     from gato.envs.corpora import digits
 
     path = tmp_path_factory.mktemp("pictures") / "digit.png"

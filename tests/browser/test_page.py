@@ -14,8 +14,8 @@ TOKEN = "a token of many words"
 SCREENS = {
     "desktop-light": (1280, 800, False, False),
     "desktop-dark": (1280, 800, True, False),
-    "phone-light": (390, 844, False, True),
-    "phone-dark": (360, 740, True, True),
+    "phone-light": (360, 740, False, True),
+    "phone-dark": (390, 844, True, True),
 }
 ANSWERED = "document.querySelectorAll('.turn.assistant:not(.writing) footer span').length"
 ANSWERS = "[...document.querySelectorAll('.turn.assistant p')].map(e => e.textContent)"
@@ -254,8 +254,8 @@ def test_turns_that_were_left_out_are_told(make_tab, address):
     raise AssertionError("eight long turns fit into the model's memory")
 
 
-def test_a_token_is_asked_for_kept_for_the_tab_and_never_in_an_address(make_tab, serving):
-    address = serving(TOKEN)
+def test_a_token_is_asked_for_kept_for_the_tab_and_never_in_an_address(make_tab, server):
+    address = server(TOKEN)
     tab = make_tab(address)
     tab.wait_for("document.querySelector('#settings').open")
     tab.run("document.querySelector('#token').focus()")
