@@ -11,16 +11,15 @@ Legend: n things, E width of the embedding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
 
+from gato.model import GatoModel
 from gato.rollouts.conversation import checked
+from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, pack
-
-if TYPE_CHECKING:
-    from gato.rollouts.agent import Agent
 
 ROW = 256
 """Tokens of a row; several things stand in one."""
@@ -28,12 +27,23 @@ BATCH_TOKENS = 16_384
 """Tokens read together."""
 
 
-def has_head(agent: Agent) -> bool:
+class Reader(Protocol):
+    """A model and how it reads; an `Agent` is one."""
+
+    model: GatoModel
+    serializer: Serializer
+
+    @property
+    def name(self) -> str:
+        """Where its checkpoint lies."""
+
+
+def has_head(agent: Reader) -> bool:
     """Return whether a checkpoint can embed: whether a corpus it was trained on asked for it."""
     return agent.model.contrast is not None
 
 
-def embed_images(agent: Agent, images: Sequence[np.ndarray]) -> np.ndarray:
+def embed_images(agent: Reader, images: Sequence[np.ndarray]) -> np.ndarray:
     """Return float32 (n, E), unit vectors of pictures.
 
     Args:
@@ -46,7 +56,7 @@ def embed_images(agent: Agent, images: Sequence[np.ndarray]) -> np.ndarray:
     return _embedded(agent, [agent.serializer.caption(checked(i), None) for i in images], "shown")
 
 
-def embed_texts(agent: Agent, texts: Sequence[str]) -> np.ndarray:
+def embed_texts(agent: Reader, texts: Sequence[str]) -> np.ndarray:
     """Return float32 (n, E), unit vectors of texts.
 
     Raises:
@@ -70,14 +80,14 @@ def rank(queries: np.ndarray, items: np.ndarray, top: int) -> tuple[np.ndarray, 
     return best, np.take_along_axis(near, best, 1)
 
 
-def scale_of(agent: Agent) -> float:
+def scale_of(agent: Reader) -> float:
     """Return the factor of similarities that training ended with."""
     assert agent.model.contrast is not None
     return float(agent.model.contrast.scale.detach())
 
 
 @torch.inference_mode()
-def _embedded(agent: Agent, sequences: Sequence[TokenSequence], side: str) -> np.ndarray:
+def _embedded(agent: Reader, sequences: Sequence[TokenSequence], side: str) -> np.ndarray:
     """Return the embedding of each sequence's last state."""
     model, head = agent.model, agent.model.contrast
     if head is None:

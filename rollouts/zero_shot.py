@@ -9,17 +9,14 @@ nearest to the picture's; it needs the contrastive head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from gato.rollouts.choices import judge
 from gato.rollouts.conversation import checked
 from gato.rollouts.metrics import SAMPLES, Figure, Options, Record, measured
-from gato.rollouts.retrieval import embed_images, embed_texts, has_head, scale_of
-
-if TYPE_CHECKING:
-    from gato.rollouts.agent import Agent
+from gato.rollouts.retrieval import Reader, embed_images, embed_texts, has_head, scale_of
 
 HOW = ("contrast", "likelihood")
 SLOT = "{}"
@@ -30,7 +27,7 @@ OF = 50
 """Candidates of a retrieval."""
 
 
-def way(agent: Agent, how: str | None = None) -> str:
+def way(agent: Reader, how: str | None = None) -> str:
     """Return how labels are chosen among: as asked, or as the checkpoint was trained for.
 
     Raises:
@@ -49,7 +46,7 @@ def way(agent: Agent, how: str | None = None) -> str:
 
 
 def probabilities(
-    agent: Agent,
+    agent: Reader,
     images: Sequence[np.ndarray],
     labels: Sequence[str],
     how: str | None = None,
@@ -90,7 +87,7 @@ def probabilities(
 
 
 def classify(
-    agent: Agent,
+    agent: Reader,
     image: np.ndarray,
     labels: Sequence[str],
     how: str | None = None,
@@ -102,7 +99,7 @@ def classify(
 
 
 def accuracy(
-    agent: Agent, records: Sequence[Record], labels: Sequence[str], how: str | None = None
+    agent: Reader, records: Sequence[Record], labels: Sequence[str], how: str | None = None
 ) -> float:
     """Return how often the label that is chosen is a caption record's own."""
     found = probabilities(agent, [r["image"] for r in records], labels, how).argmax(1)
@@ -113,7 +110,7 @@ def accuracy(
 # ---- measures --------------------------------------------------------------------------------
 
 
-def classes(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
+def classes(agent: Reader, records: Sequence[Record], options: Options) -> dict[str, Any]:
     """Measure how often the label that is chosen of all is a picture's own caption.
 
     The labels are ``options.choices`` or, without these, all captions of the records. ``accuracy``
@@ -171,7 +168,7 @@ def among(labels: Sequence[str], unseen: Sequence[str], seed: int = 0) -> list[s
     return sorted([*own, *(others[k] for k in drawn[: max(0, AMONG - len(own))])])
 
 
-def retrieve(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
+def retrieve(agent: Reader, records: Sequence[Record], options: Options) -> dict[str, Any]:
     """Measure how often a caption finds its own picture among `OF`, and a picture its caption.
 
     The candidates of a record are it and others with captions of their own, no two the same, drawn
