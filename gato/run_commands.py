@@ -188,6 +188,8 @@ def _parameters(name: str, config: TrainConfig, as_json: bool) -> None:
     from gato.presets import LEFT_OPEN, PAPER_PARAMETERS, parameters
 
     counts, paper = parameters(config), PAPER_PARAMETERS.get(name)
+    if config.init_from:  # of the size of other weights
+        paper = None
     if as_json:
         print_json({"preset": name, "parameters": counts, "paper": paper})
         return
