@@ -6,6 +6,7 @@ ring of stored keys, by `cached_mask`. Both compute the same function; tests com
 a slow twin.
 
     packed, CUDA in bf16 or fp16    variable-length flash attention: no mask is ever built
+    packed, CPU, long rows          SDPA in each document alone: the pairs that no mask has to hide
     packed, CPU in bf16             plain products: SDPA's CPU kernel is twice as slow in bf16
     packed, anything else           SDPA on (R, T) rows; a mask per batch is shared by all layers
     cached, everywhere              SDPA, mask from stored positions; on a GPU, of few shapes
@@ -19,6 +20,7 @@ import inspect
 import math
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -51,7 +53,11 @@ class PackedMeta:
     """The choice of `packed_backend`."""
     mask: Tensor | None
     """(R, 1, T, T) bool, True where a query may look, or float, 0 there and -inf elsewhere; None
-    where a flash kernel does without."""
+    where a kernel does without."""
+    bounds: tuple[int, ...] = ()
+    """Where documents begin and the last ends, if they are attended one after another."""
+    band: Tensor | None = None
+    """(n, n) bool for the longest of them, where the window is shorter."""
 
     @classmethod
     def build(
@@ -60,14 +66,31 @@ class PackedMeta:
         window: int | None,
         dtype: torch.dtype,
         head_dim: int | None = None,
+        compiled: bool = False,
     ) -> "PackedMeta":
-        """Return the facts of `batch`, with a mask only if the kernel for `dtype` needs one."""
+        """Return the facts of `batch`, with a mask only if the kernel for `dtype` needs one.
+
+        Args:
+            batch: of tensors.
+            window: tokens that one sees, itself included; None for all of a document.
+            dtype: that attention is computed in.
+            head_dim: width of one head.
+            compiled: whether what attends is, and wants nothing that differs from batch to batch.
+        """
         rows, row_length = int(batch.rows), int(batch.row_length)
         if window is not None and window >= row_length:
             window = None  # no document is longer, and kernels are faster without
         document = batch.document
         mask = None
         kernel = packed_backend(document.device.type, dtype, row_length, head_dim)
+        if kernel == "documents":
+            bounds = () if compiled else _bounds(batch.cu_seqlens)
+            if bounds:
+                longest = max(stop - start for start, stop in pairwise(bounds))
+                band = None if window is None or longest <= window else _band(longest, window)
+                facts = (rows, row_length, batch.cu_seqlens, window, kernel)
+                return cls(*facts, mask=None, bounds=bounds, band=band)
+            kernel = "sdpa"
         if kernel not in kernels.FLASH:
             mask = packed_mask(document.view(rows, row_length), window)
             if kernel == "products":
@@ -80,11 +103,25 @@ def packed_mask(document: Tensor, window: int | None = None) -> Tensor:
 
     For documents a a b and no window, rows are queries:  1 0 0 / 1 1 0 / 0 0 1.
     """
-    T = document.shape[1]
-    band = torch.ones(T, T, dtype=torch.bool, device=document.device).tril_()
-    if window is not None and window < T:
-        band &= torch.ones_like(band).triu_(1 - window)
+    band = _band(document.shape[1], window, document.device)
     return ((document[:, :, None] == document[:, None, :]) & band).unsqueeze(1)
+
+
+def _band(n: int, window: int | None, device: torch.device | None = None) -> Tensor:
+    """Return (n, n) bool: not in the future, at most W - 1 tokens back."""
+    band = torch.ones(n, n, dtype=torch.bool, device=device).tril_()
+    if window is not None and window < n:
+        band &= torch.ones_like(band).triu_(1 - window)
+    return band
+
+
+def _bounds(cu_seqlens: Tensor) -> tuple[int, ...]:
+    """Return where documents begin and the last ends; () where they are many and short."""
+    if torch.compiler.is_compiling():
+        return ()
+    bounds = tuple(dict.fromkeys(cu_seqlens.tolist()))
+    short = bounds[-1] < kernels.SHORT * (len(bounds) - 1)
+    return () if short and not kernels.asked_for("documents") else bounds
 
 
 def attend_packed(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
@@ -96,6 +133,8 @@ def attend_packed(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
         v: (N, G, K).
         meta: the packed batch, from `PackedMeta.build`.
     """
+    if meta.bounds:
+        return _documents(q, k, v, meta)
     if meta.mask is None:
         flash = _flash_attn if meta.kernel == "flash_attn" else _varlen
         return flash(q, k, v, meta)
@@ -162,6 +201,21 @@ def _products(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # (R, H, T, T)
     return scores.add_(bias).softmax(dim=-1) @ v
+
+
+def _documents(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
+    """Attend within one document after another: 1.3 to 7 times as fast as under a mask."""
+    found, grouped = [], k.shape[1] < q.shape[1]
+    for start, stop in pairwise(meta.bounds):
+        one = [x[start:stop].transpose(0, 1)[None] for x in (q, k, v)]  # (1, H or G, n, K)
+        mask = None
+        if meta.band is not None and meta.window is not None and stop - start > meta.window:
+            mask = meta.band[: stop - start, : stop - start]
+        out = F.scaled_dot_product_attention(
+            *one, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+        )
+        found.append(out[0].transpose(0, 1))
+    return torch.cat(found)
 
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:

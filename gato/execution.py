@@ -91,6 +91,7 @@ def compile_parts(model: GatoModel, backend: str) -> None:
     shallow one. Embedders of images are one graph where `static_shapes.py` has grouped these by
     their sizes; where it has not, what reads the sizes on the host breaks the graph.
     """
+    model.compiled = True
     for block in model.blocks:
         block.compile(backend=backend, dynamic=False, fullgraph=True)
     for net in model.nets.values():

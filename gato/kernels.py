@@ -6,6 +6,8 @@
     flash_attn   the flash-attn package, where PyTorch has no such function
     cudnn        as varlen, computed by cuDNN (torch 2.14 and later); only where it is asked for
     products     plain products with a mask: on a CPU in bf16 faster than SDPA, in short rows
+    documents    SDPA without a mask, one document after another: on a CPU in long rows, unless
+                 documents are many and short, or the model is compiled
     sdpa         PyTorch's scaled_dot_product_attention with a mask: any device, any dtype
 
 `auto` takes the first of these that is at home on the device; `use` asks for one of them, for the
@@ -24,14 +26,17 @@ from dataclasses import dataclass
 import torch
 
 FLASH = ("fa3", "fa4", "varlen", "cudnn", "flash_attn")
-NAMES = ("auto", *FLASH, "products", "sdpa")
+NAMES = ("auto", *FLASH, "products", "documents", "sdpa")
 HOOKS = {
     "fa3": ("FA3", 9, "flash_attn_interface"),
     "fa4": ("FA4", 10, "flash_attn.cute.interface"),
 }
 """By kernel: what PyTorch calls it, the compute capability it is for, the module it needs."""
 PRODUCTS_MAX_ROW = 512
-"""Longer rows go to SDPA: plain products keep all (R, H, T, T) weights for the backward pass."""
+"""Longer rows go to SDPA: plain products keep all (R, H, T, T) weights for the backward pass. On a
+CPU they are attended document by document, where these are not `SHORT`."""
+SHORT = 32
+"""Tokens of a document on average, below which one mask for all is as fast."""
 
 _wish = "auto"
 _ours: str | None = None  # the implementation that was activated here
@@ -82,6 +87,11 @@ def chosen(case: Case) -> tuple[str, str]:
         ValueError: where another was asked for that cannot be had.
     """
     return _choose(_wish, case)
+
+
+def asked_for(kernel: str) -> bool:
+    """Return whether somebody asked for this kernel."""
+    return _wish == kernel
 
 
 def describe(
@@ -139,11 +149,12 @@ def _choose(wish: str, case: Case) -> tuple[str, str]:
 
 
 def _on_cpu(case: Case) -> tuple[str, str]:
+    if case.device == "cpu" and (case.row_length or 0) > PRODUCTS_MAX_ROW:
+        rule = f"one mask per batch where documents have fewer than {SHORT} on average"
+        return "documents", f"rows of more than {PRODUCTS_MAX_ROW} tokens; {rule}"
     if case.device != "cpu" or case.dtype != torch.bfloat16:
         return "sdpa", "flash kernels need CUDA; one mask per batch"
-    if (case.row_length or 0) <= PRODUCTS_MAX_ROW:
-        return "products", "faster than SDPA's CPU kernel in bf16; one mask per batch"
-    return "sdpa", f"rows of more than {PRODUCTS_MAX_ROW} tokens; one mask per batch"
+    return "products", "faster than SDPA's CPU kernel in bf16; one mask per batch"
 
 
 def _has(kernel: str) -> str:
@@ -158,6 +169,8 @@ def _refused(kernel: str, case: Case) -> str | None:
     """Return why a kernel cannot be had; None where it can, and then it is ready."""
     if kernel in ("sdpa", "products"):
         return None
+    if kernel == "documents":
+        return None if case.device == "cpu" else "one document after another keeps a GPU waiting"
     common = _no_flash(case)
     if common is not None:
         return common

@@ -78,6 +78,8 @@ class GatoModel(nn.Module):
         self.head = None if config.tied else nn.Linear(config.width, vocabulary_size, bias=False)
         self.joint = JointHead(config, slots) if slots else None
         self.spans = dict(spans or {})
+        self.compiled = False
+        """Whether the blocks are, which then want nothing that differs from batch to batch."""
         self.init_weights()
         # after all else, which begins with the same weights whether there is such a head or not
         self.contrast = ContrastHead(config.width) if contrast else None
@@ -130,7 +132,8 @@ class GatoModel(nn.Module):
     def trunk(self, x: Tensor, batch: TokenBatch) -> Tensor:
         """Return hidden states (N, D) for embedded tokens x (N, D) of a packed batch."""
         c = self.config
-        meta = PackedMeta.build(batch, c.window, self._compute_dtype(x), c.head_dim)
+        dtype = self._compute_dtype(x)
+        meta = PackedMeta.build(batch, c.window, dtype, c.head_dim, self.compiled)
         rotation = self._rotation(batch.position)
         for number, block in enumerate(self.blocks):
             x = block(x, None if number in c.no_rope else rotation, meta)

@@ -16,7 +16,7 @@ FORMATS = (
 
 ATTENTION = (
     *("auto", "fa3", "fa4", "varlen", "cudnn", "flash_attn"),
-    *("products", "sdpa"),
+    *("products", "documents", "sdpa"),
 )
 """Names of `gato.kernels.NAMES`, alike."""
 

@@ -59,6 +59,67 @@ def test_gradients_equal_the_slow_twin(make_batch, dtype, tolerance):
         assert error < tolerance
 
 
+PADDED = [[13, 1], [34], [5, 5, 5], [2]]
+"""Rows with padding at their ends, which is a document too."""
+
+
+@pytest.fixture
+def long_rows(monkeypatch):
+    """Let rows of T tokens be long, and no document short."""
+    monkeypatch.setattr(kernels, "PRODUCTS_MAX_ROW", T - 1)
+    monkeypatch.setattr(kernels, "SHORT", 2)
+    kernels.use("auto")  # forget what was chosen before
+    yield
+    kernels.use("auto")
+
+
+@pytest.mark.parametrize("window", [None, 1, 6, 100])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "of_gradients"),
+    [(torch.float32, 1e-5, 1e-4), (torch.bfloat16, 3e-2, 5e-2)],
+)
+@pytest.mark.parametrize("lengths", [LENGTHS, PADDED], ids=["full", "padded"])
+def test_documents_of_long_rows_equal_the_slow_twin(
+    make_batch, long_rows, lengths, dtype, tolerance, of_gradients, kv_heads, window
+):
+    batch = make_batch(lengths, T)
+    generator = torch.Generator().manual_seed(1)
+    N = T * len(lengths)
+    inputs = [
+        torch.randn(N, heads, 16, generator=generator).to(dtype).requires_grad_()
+        for heads in (4, kv_heads, kv_heads)
+    ]
+    twins = [x.detach().double().requires_grad_() for x in inputs]
+    meta = PackedMeta.build(batch, window, dtype)
+    assert meta.kernel == "documents"
+    assert meta.mask is None
+    got = attend_packed(*inputs, meta)
+    assert got.dtype == dtype
+    expected = slow_packed(*twins, batch.cu_seqlens.tolist(), window)
+    torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
+    got.square().sum().backward()
+    expected.square().sum().backward()
+    for x, twin in zip(inputs, twins, strict=True):
+        error = (x.grad.double() - twin.grad).norm() / twin.grad.norm().clamp(min=1.0)
+        assert error < of_gradients
+
+
+def test_many_short_documents_and_compiled_models_take_one_mask(make_batch, long_rows, monkeypatch):
+    batch = make_batch(LENGTHS, T)  # eight documents
+    for short, compiled, kernel in (
+        (12, False, "documents"),
+        (13, False, "sdpa"),
+        (2, True, "sdpa"),
+    ):
+        monkeypatch.setattr(kernels, "SHORT", short)
+        meta = PackedMeta.build(batch, 6, torch.float32, compiled=compiled)
+        assert (meta.kernel, meta.mask is None) == (kernel, kernel == "documents")
+    monkeypatch.setattr(kernels, "SHORT", 1000)
+    with kernels.using("documents"):
+        assert PackedMeta.build(batch, 6, torch.float32).kernel == "documents"
+
+
 def test_long_rows_in_bf16_use_sdpa(make_batch, monkeypatch):
     monkeypatch.setattr(kernels, "PRODUCTS_MAX_ROW", T - 1)
     kernels.use("auto")  # forget what was chosen before

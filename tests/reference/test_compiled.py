@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 from gato import kernels
+from gato.execution import compile_parts
 from gato.model import GatoModel
 from gato.presets import preset, untaught
 from gato.static_shapes import Capacities
@@ -72,6 +73,31 @@ def test_a_trunk_is_one_graph_for_all_batches(make_model, make_batch, window, ha
             with bf16(half):
                 got, expected = compiled(x, batch), model.trunk(x, batch)
             assert error(got, expected) < (2e-2 if half else 1e-5)
+    assert counter.frame_count == 1
+
+
+@pytest.fixture
+def long_rows(monkeypatch):
+    """Let these rows be ones whose documents are attended one after another on a CPU."""
+    monkeypatch.setattr(kernels, "PRODUCTS_MAX_ROW", T - 1)
+    monkeypatch.setattr(kernels, "SHORT", 1)
+    kernels.use("auto")
+    yield
+    kernels.use("auto")
+
+
+@pytest.mark.parametrize("compiled", ["trunk", "blocks"])
+def test_long_rows_on_a_cpu_are_one_graph_too(make_model, make_batch, long_rows, compiled):
+    model, twin, counter = make_model(), make_model(), CompileCounter()
+    trunk = model.trunk
+    if compiled == "trunk":
+        trunk = torch.compile(trunk, backend=counter, fullgraph=True)
+    else:
+        compile_parts(model, counter)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for batch in varied(make_batch, 6):
+            x = model.embed(batch.inputs, batch.local)
+            assert error(trunk(x, batch), twin.trunk(x, batch)) < 1e-5
     assert counter.frame_count == 1
 
 

@@ -82,7 +82,7 @@ def test_packed_and_cached_attention_equal_the_oracle(data, kv_heads, group, hea
             "row_length": T,
         }
     )
-    for kernel in ("sdpa", "products"):
+    for kernel in ("sdpa", "products", "documents"):
         with kernels.using(kernel):
             packed = attend_packed(q, k, v, PackedMeta.build(batch, window, torch.float32))
         torch.testing.assert_close(packed.double(), expected, atol=1e-5, rtol=1e-5)

@@ -38,7 +38,7 @@ def test_every_kernel_is_measured_beside_a_mask_and_its_floor(capsys):
             f"toy, {dtype}, {what}: {name}"
             for dtype in ("float32", "bfloat16")
             for what in ("forward", "forward and backward")
-            for name in ("sdpa", "products")
+            for name in ("sdpa", "products", "documents")
         ),
         "toy ring, float32: cached",
     ]
