@@ -161,7 +161,8 @@ def _draw(
     cumulative = np.cumsum(probability, axis=1)
     random = np.array([g.random() for g in generators])
     drawn: np.ndarray = (cumulative <= (random * cumulative[:, -1])[:, None]).sum(1)
-    return np.minimum(drawn, logits.shape[1] - 1)
+    last = logits.shape[1] - 1
+    return drawn.clip(max=last)
 
 
 def _likely(probability: np.ndarray, mass: float) -> np.ndarray:
