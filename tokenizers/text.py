@@ -6,11 +6,10 @@ SentencePiece model or a ``tokenizer.json`` (see `hf_text.py`), whose ids are ro
 
 from __future__ import annotations
 
-import codecs
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -287,26 +286,6 @@ class Text(Modality):
     def bytes_of(self, token: int) -> bytes:
         """Return what a local id spells; some spell part of a character, special ones nothing."""
         return self.pieces.bytes_of(token)
-
-    def unfinished(self, ids: Sequence[int]) -> int:
-        """Return how many local ids at the end begin a character and do not end it."""
-        tail = b""
-        for token in reversed(ids):
-            tail = self.bytes_of(int(token)) + tail
-            if len(tail) >= 3:  # no character lacks more than its last byte after three
-                break
-        tail = tail[-3:]
-        while tail and 0x80 <= tail[0] < 0xC0:  # they belong to a character that began before
-            tail = tail[1:]
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        decoder.decode(tail)
-        missing, count = len(decoder.getstate()[0]), 0
-        for token in reversed(ids):
-            if missing <= 0:
-                break
-            missing -= len(self.bytes_of(int(token)))
-            count += 1
-        return count
 
     def encode(self, values: Any, spec: Spec, key: str = "value") -> Segment:
         """Return the tokens of L equal strings (steps of a run share their text)."""
