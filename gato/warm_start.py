@@ -139,8 +139,12 @@ class HuggingFaceStart:
             f"{token} as {' '.join(map(self.text.pieces.describe, ids))!r}"
             for token, ids in families.items()
         )
+        most, context = self.folder.described.get("max_position_embeddings"), model.config.context
         sizes = f"{stop - first:,} rows of text and {model.config.layers} blocks"
-        return [f"begun with {sizes} of {self.path}" + (f"; {told}" if told else "")]
+        notes = [f"begun with {sizes} of {self.path}" + (f"; {told}" if told else "")]
+        if isinstance(most, int) and most < context:
+            notes.append(f"rows of {context} tokens are longer than the {most} it was made for")
+        return notes
 
     def _family_ids(self) -> dict[str, list[int]]:
         """Return of some control tokens the ids that the model has for them, if it has any."""

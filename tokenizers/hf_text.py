@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 SPACE = "\u2581"
@@ -257,9 +257,3 @@ def _byte_characters() -> Iterator[tuple[str, int]]:
 
 
 _BYTES_OF = dict(_byte_characters())
-
-
-def special_ids(pieces: HuggingFacePieces, names: Sequence[str]) -> list[int]:
-    """Return the ids of those of `names` that are tokens of their own."""
-    known = {piece: i for i, piece in pieces.pieces.items()}
-    return [known[name] for name in names if name in known]
