@@ -71,7 +71,9 @@ def read_result(path: Path) -> dict[str, Any]:
 def _check_language(name: str, task: Mapping[str, Any], path: Path, advice: str) -> None:
     """Raise ValueError for a language task that lacks what it is compared by."""
     metrics, records = task.get("metrics"), task.get("records")
-    if isinstance(metrics, dict) and isinstance(records, list):
+    groups = task.get("groups", [])
+    good = isinstance(groups, list) and all(isinstance(g, int) for g in groups)
+    if good and isinstance(metrics, dict) and isinstance(records, list):
         if all(_whole(metric) for metric in metrics.values()):
             return
     raise ValueError(
@@ -201,7 +203,13 @@ def _read(rows: Mapping[str, Result], seed: int) -> dict[str, Any]:
             m: {
                 n: {
                     "of": base["metrics"][m]["of"],
-                    **difference(base["metrics"][m], rows[n]["metrics"][m], paired, seed),
+                    **difference(
+                        base["metrics"][m],
+                        rows[n]["metrics"][m],
+                        paired,
+                        seed,
+                        (base.get("groups", ()), rows[n].get("groups", ())),
+                    ),
                 }
                 for n in others
             }

@@ -146,8 +146,8 @@ def evaluate(
     rows: dict[str, Any] = {}  # first: what is wrong with records shows before hours of play
     if language and isinstance(player, Agent):
         options = options or Options(seed)
-        told = {**asdict(options), "choices": list(options.choices)}
-        settings["language"] = {"records": records, **told}
+        settings["language"] = {"records": records, "max_tokens": options.max_tokens}
+        settings["language"] |= {"choices": list(options.choices), "seed": options.seed}
         with _threads(threads, 0):
             rows = measure(player, language, first, records, options, progress, gallery)
     played = []

@@ -18,7 +18,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,8 @@ def measure(
     for task, of in found.items():
         began = time.perf_counter()
         kind = task.partition("/")[0]
-        row = MEASURES[kind](agent, of.records, options)
+        groups = _groups(of.records)
+        row = MEASURES[kind](agent, of.records, replace(options, groups=groups))
         pictures = [sample.pop("image", None) for sample in row["samples"]]
         if gallery is not None:
             gallery[task] = pictures
@@ -209,12 +210,23 @@ def measure(
             "source": of.source,
             **row,
             "records": [identity(record) for record in of.records],
+            "groups": list(groups),
             "notes": [*of.notes, *row.get("notes", ())],
             "seconds": round(time.perf_counter() - began, 3),
         }
         if progress is not None:
             progress(task, len(of.records), len(of.records))
     return rows
+
+
+def _groups(records: Sequence[Record]) -> tuple[int, ...]:
+    """Return which records belong together, by number; nothing where each is on its own."""
+    named = [(r.get("meta") or {}).get("group") for r in records]
+    if not any(name is not None for name in named):
+        return ()
+    numbers: dict[str, int] = {}
+    keys = [f"alone {i}" if n is None else json.dumps(n) for i, n in enumerate(named)]
+    return tuple(numbers.setdefault(key, len(numbers)) for key in keys)
 
 
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

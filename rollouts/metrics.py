@@ -2,8 +2,9 @@
 
 A metric is kept as its statistics per record, from whose sums over the records its value follows:
 of a share, how many were right and how many were asked; of BLEU, the counts of matching words. So
-intervals are a bootstrap over records (of what is asked about one record, all is drawn together),
-and two results on the same records are compared by drawing the same records for both.
+intervals are a bootstrap over records (of what is asked about one record, all is drawn together; so
+are records that belong together, as frames of one game), and two results on the same records are
+compared by drawing the same records for both.
 
 Convention: intervals cover 95%, are percentiles of `RESAMPLES` draws, and there is none for fewer
 than `FEWEST` records. Where all records came out alike, drawing them anew would make an interval of
@@ -41,6 +42,8 @@ class Options:
     """The most tokens of an answer; longer true answers raise it."""
     choices: tuple[str, ...] = ()
     """Answers to choose among, where the records name none themselves."""
+    groups: tuple[int, ...] = ()
+    """For each record the number of those that it belongs to; nothing where each is on its own."""
 
 
 @dataclass(frozen=True)
@@ -76,26 +79,37 @@ def measured(
         more: further entries of the result.
     """
     count = max((len(f.rows) for f in figures.values()), default=0)
-    told = {name: summed_up(f, options.seed) for name, f in figures.items()}
+    told = {name: summed_up(f, options.seed, options.groups) for name, f in figures.items()}
     return {"count": count, "metrics": told, **more, "samples": [dict(s) for s in samples]}
 
 
-def summed_up(figure: Figure, seed: int = 0) -> dict[str, Any]:
-    """Return a metric's value and interval, and the statistics that they follow from."""
+def summed_up(figure: Figure, seed: int = 0, groups: Sequence[int] = ()) -> dict[str, Any]:
+    """Return a metric's value and interval, and the statistics that they follow from.
+
+    Args:
+        figure: the metric.
+        seed: of the bootstrap.
+        groups: of its records, which are drawn together; without effect on a metric of a part of
+            the records.
+    """
     rows = np.asarray(figure.rows, float)
     if rows.ndim == 1:
         rows = np.stack([rows, np.ones_like(rows)], 1)  # (N, 2)
     value = float(AGGREGATES[figure.of](rows.sum(0, keepdims=True))[0])
     return {
         "value": value if math.isfinite(value) else None,
-        "ci95": _interval(rows, figure.of, value, seed),
+        "ci95": _interval(_together(rows, groups), figure.of, value, seed),
         "of": figure.of,
         "per_record": [[_plain(x) for x in row] for row in rows.tolist()],
     }
 
 
 def difference(
-    first: Mapping[str, Any], second: Mapping[str, Any], paired: bool, seed: int = 0
+    first: Mapping[str, Any],
+    second: Mapping[str, Any],
+    paired: bool,
+    seed: int = 0,
+    groups: tuple[Sequence[int], Sequence[int]] = ((), ()),
 ) -> dict[str, Any]:
     """Return the second value of a metric minus the first, with interval and significance.
 
@@ -104,12 +118,16 @@ def difference(
         second: alike.
         paired: both are of the same records in the same order, which are drawn for both at once.
         seed: of the draws.
+        groups: of the records of both; see `summed_up`.
     """
     result: dict[str, Any] = {"difference": None, "ci95": None, "significant": None}
     if first["value"] is None or second["value"] is None:
         return result
     result["difference"] = second["value"] - first["value"]
-    a, b = (np.asarray(f["per_record"], float) for f in (first, second))
+    a, b = (
+        _together(np.asarray(f["per_record"], float), g)
+        for f, g in zip((first, second), groups, strict=True)
+    )
     if min(len(a), len(b)) < FEWEST:
         return result
     drawn = _drawn(b, second["of"], seed if paired else seed + 1) - _drawn(a, first["of"], seed)
@@ -118,6 +136,16 @@ def difference(
         return result
     ends = percentiles(drawn)
     return result | {"ci95": ends, "significant": not ends[0] <= 0.0 <= ends[1]}
+
+
+def _together(rows: np.ndarray, groups: Sequence[int]) -> np.ndarray:
+    """Return the sums of rows that belong together."""
+    if len(groups) != len(rows):
+        return rows
+    numbers = np.unique(groups, return_inverse=True)[1]
+    sums = np.zeros((len(set(groups)), rows.shape[1]))
+    np.add.at(sums, numbers, rows)
+    return sums
 
 
 def _plain(number: float) -> int | float | None:

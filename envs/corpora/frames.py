@@ -57,7 +57,7 @@ def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[
         rng = stream("frames", split, seed, game)
         for frame, state in play(rng):
             if made < wanted and split_of(state) == split:
-                record = frame_record(frame, state, rng)
+                record = frame_record(frame, state, rng, group=[seed, game])
                 if record is not None:
                     made += 1
                     yield record
@@ -89,12 +89,20 @@ def play(rng: Random) -> Iterator[tuple[np.ndarray, dict[str, float]]]:
 
 
 def frame_record(
-    frame: np.ndarray, state: Mapping[str, float], rng: Random
+    frame: np.ndarray, state: Mapping[str, float], rng: Random, **meta: Any
 ) -> dict[str, Any] | None:
-    """Return a record about a frame, or None where nothing about it is beyond doubt."""
+    """Return a record about a frame, or None where nothing about it is beyond doubt.
+
+    Args:
+        frame: the picture.
+        state: where the boxers are.
+        rng: of what is asked, and how.
+        meta: of the record; frames of one game are a ``group``: what makes one hard, as that the
+            boxers have changed sides, makes the next hard too.
+    """
     told = describe(state)
     if told and rng.random() < CAPTION_SHARE:
-        return caption(frame, told)
+        return caption(frame, told, **meta)
     asked = questions(state)
     if not asked:
         return None
@@ -103,7 +111,7 @@ def frame_record(
     for kind, colour, answer in asked:
         text = rng.choice(QUESTIONS[kind]).format(colour)
         messages += [user(text, None if messages else frame), assistant(answer)]
-    return conversation(messages, kinds=[kind for kind, _, _ in asked])
+    return conversation(messages, kinds=[kind for kind, _, _ in asked], **meta)
 
 
 def describe(state: Mapping[str, float]) -> str:

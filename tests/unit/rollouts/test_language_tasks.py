@@ -525,6 +525,23 @@ def test_the_command_measures_language(
     assert cli.main(["eval", "random", "--tasks", "caption/digits"]) == cli.BAD_INPUT
 
 
+def test_records_of_one_group_are_drawn_together(reader: Agent, tmp_path: Path) -> None:
+    said = reader.captions([picture(i) for i in range(40)], LONGEST)
+    records = [
+        caption(i, said[i] if i % 16 < 8 else "other") | {"meta": {"group": ["game", i // 8]}}
+        for i in range(40)
+    ]
+    task = f"caption/{store(tmp_path / 'games', records)}"
+    row = measure(reader, [task], SEED)[task]
+    assert row["groups"] == [i // 8 for i in range(40)]
+    alone = [{k: v for k, v in r.items() if k != "meta"} for r in records]
+    other = f"caption/{store(tmp_path / 'alone', alone)}"
+    plain = measure(reader, [other], SEED)[other]
+    assert plain["groups"] == []
+    ends, narrow = (r["metrics"]["exact"]["ci95"] for r in (row, plain))
+    assert np.ptp(ends) > 1.5 * np.ptp(narrow)
+
+
 def test_measuring_takes_pictures_out_of_the_result(reader: Agent, folder: str) -> None:
     rows = measure(reader, [f"caption/{folder}"], SEED, options=Options(seed=3))
     assert json.loads(json.dumps(rows)) == rows

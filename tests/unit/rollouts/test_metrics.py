@@ -189,6 +189,27 @@ def test_records_that_are_all_alike_prove_less_than_everything() -> None:
     assert empty["ci95"] is None
 
 
+def test_records_that_belong_together_are_drawn_together() -> None:
+    rng = np.random.default_rng(0)
+    games = rng.random(30) < 0.8  # of each game all frames are easy, or none
+    groups = np.repeat(np.arange(30), 10)
+    figure = Figure(np.repeat(games, 10))
+    alone, together = summed_up(figure), summed_up(figure, 0, groups.tolist())
+    assert alone["value"] == together["value"]
+    assert alone["per_record"] == together["per_record"]
+    assert np.ptp(together["ci95"]) > 2 * np.ptp(alone["ci95"])
+    np.testing.assert_allclose(together["ci95"], summed_up(Figure(games))["ci95"])
+    few = summed_up(figure, 0, [i // 100 for i in range(300)])
+    assert few["ci95"] is None, "three groups are too few"
+    other = summed_up(Figure(np.repeat(rng.random(30) < 0.7, 10)))
+    spread = [
+        np.ptp(difference(alone, other, True, 0, g)["ci95"]) for g in (((), ()), (groups, groups))
+    ]
+    assert spread[1] > 2 * spread[0]
+    part = Figure(np.ones(7) * (np.arange(7) % 2))
+    assert summed_up(part, 0, groups.tolist()) == summed_up(part)
+
+
 def test_perplexity_is_of_all_tokens() -> None:
     rows = np.array([[10.0, 5], [3, 3], [8, 2], [4, 4], [1, 1]])
     found = summed_up(Figure(rows, "exponential"))
