@@ -20,6 +20,7 @@ SCREENS = {
 ANSWERED = "document.querySelectorAll('.turn.assistant:not(.writing) footer span').length"
 ANSWERS = "[...document.querySelectorAll('.turn.assistant p')].map(e => e.textContent)"
 STEP = "Number(document.querySelector('#fact-step').textContent)"
+WRITTEN = "document.querySelector('#tokens tr.of-written td:last-child')?.innerText === 'yes'"
 FRAME = "document.querySelector('#frame').src.slice(-4000)"
 
 
@@ -114,8 +115,7 @@ def test_watching_ten_seconds_of_every_suite(tab, screen, agent, shoot, record_p
         shoot(tab, f"{screen}-{suite}")
         assert not tab.too_wide()
         assert tab.run("document.querySelectorAll('#stream li').length") > 2
-        rows = tab.run("[...document.querySelectorAll('#tokens tr')].map(e => e.innerText)")
-        assert any(row.strip().endswith("yes") for row in rows)
+        tab.wait_for(WRITTEN)
         assert tab.run("document.querySelector('#scores').innerText").startswith("random")
         tab.click("#stop")
         tab.wait_for("document.querySelector('#stop').disabled")

@@ -120,7 +120,8 @@ class Tab:
         ):
             self.complaints.append(str([a.get("value") for a in told["args"]]))
         elif method == "Log.entryAdded" and told["entry"]["level"] in ("error", "warning"):
-            self.complaints.append(told["entry"]["text"])
+            entry = told["entry"]
+            self.complaints.append(f"{entry['text']} {entry.get('url', '')[:200]}")
         elif method == "Network.requestWillBeSent":
             self.requests.append(told["request"])
 
