@@ -232,9 +232,10 @@ def patient(settings: Settings) -> type:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     class Patient(H11Protocol):
-        """Closes connections whose next request does not begin in time."""
+        """Ends connections whose next request does not begin in time, or who do not read."""
 
         _timer: Any = None
+        _stall: Any = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -255,7 +256,19 @@ def patient(settings: Settings) -> type:
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
+            self.resume_writing()
             super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            # closing alone would wait for the client to read what is left
+            self._stall = self.loop.call_later(settings.stall_seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            if self._stall is not None:
+                self._stall.cancel()
+                self._stall = None
+            super().resume_writing()
 
         def _wait_for_head(self) -> None:
             self._timer = self.loop.call_later(settings.head_seconds, self._too_slow)

@@ -87,12 +87,16 @@ class Settings:
     """For its body to arrive."""
     seconds: float = 120.0
     """For its answer to be written."""
+    stall_seconds: float = 30.0
+    """For a client to go on reading, when as much is sent as fits on the way."""
     grace_seconds: float = 5.0
     """For running answers when the server is asked to end."""
     max_tokens: int = 1024
     """Of one answer; those who ask for more get as many."""
     choices: int = 4
     """Answers to one request (n)."""
+    pieces: int = 2048
+    """Messages of a request, and parts of them, together."""
     characters: int = 200_000
     """Of all text of a request."""
     images: int = 32
@@ -104,8 +108,8 @@ class Settings:
     origins: tuple[str, ...] = ()
     """Other web sites whose pages may ask (CORS)."""
     hosts: tuple[str, ...] = ()
-    """Names under which clients may call the server; empty takes loopback's names on loopback,
-    and any elsewhere, where the token protects."""
+    """Names by which clients may call the server, beside loopback's own; elsewhere, without any
+    given, every name is one, for there the token protects."""
 
     def __post_init__(self) -> None:
         if self.token is not None and not (self.token.isascii() and self.token.isprintable()):
@@ -226,7 +230,8 @@ class Guard:
         self.held = 0
         """Bytes of their bodies."""
         loopback = ("localhost", "127.0.0.1", "[::1]", settings.host)
-        self._hosts = settings.hosts or (loopback if is_loopback(settings.host) else ())
+        own = loopback if is_loopback(settings.host) else ()
+        self._hosts = (*own, *settings.hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""

@@ -150,6 +150,10 @@ def _messages(fields: Fields, settings: Settings) -> list[dict[str, Any]]:
     given = fields.need("messages")
     if not isinstance(given, list) or not given:
         raise fields.wrong("messages", "a list of one or more messages")
+    contents = [m.get("content") for m in given if isinstance(m, dict)]
+    pieces = len(given) + sum(len(c) for c in contents if isinstance(c, list))
+    if pieces > settings.pieces:
+        raise fields.wrong("messages", f"of at most {settings.pieces} messages and parts together")
     budget = Budget(settings.images, settings.image_bytes, settings.image_pixels)
     made, characters = [], 0
     for i, message in enumerate(given):

@@ -110,12 +110,13 @@ class Writing:
         try:
             for i, sampling in enumerate(samplings):
                 self._open[i] = service.model.write(prefix, sampling, self._sink(i))
-        except Busy as error:
+        except BaseException as error:
             self.close()
-            raise busy(str(error)) from error
-        except ValueError as error:
-            self.close()
-            raise Refused(400, str(error), param="messages") from error
+            if isinstance(error, Busy):
+                raise busy(str(error)) from error
+            if isinstance(error, ValueError):
+                raise Refused(400, str(error), param="messages") from error
+            raise
 
     def _sink(self, i: int) -> Callable[[Delta], None]:
         def sink(delta: Delta) -> None:

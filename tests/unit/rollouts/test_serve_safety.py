@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -18,11 +19,14 @@ from pathlib import Path
 
 import openai
 import pytest
+import uvicorn
 from PIL import Image
 from serve_world import make_agent, picture, uri
 from serving import ask, connect, head, received, serving
+from uvicorn.server import ServerState
 
 from gato import cli
+from gato.rollouts import serve
 from gato.rollouts.agent import Agent
 from gato.rollouts.serve_limits import Settings
 
@@ -129,6 +133,12 @@ def test_a_name_that_points_here_is_no_name_of_ours(address):
     port = address.rpartition(":")[2]
     for host in ("localhost", f"localhost:{port}", f"127.0.0.1:{port}", "[::1]:80", "LocalHost"):
         assert ask(address, "/health", method="GET", Host=host)[0] == 200
+
+
+def test_other_names_can_be_given(agent):
+    with serving(agent, hosts=("box.lan",)) as address:
+        for host, status in (("box.lan:9", 200), ("localhost", 200), ("evil.example", 403)):
+            assert ask(address, "/health", method="GET", Host=host)[0] == status
 
 
 def test_pages_of_other_sites_cannot_ask(address, agent):
@@ -290,6 +300,14 @@ def test_long_text_is_refused(narrow):
     assert ask(narrow, CHAT, long)[2]["error"]["code"] == "string_above_max_length"
 
 
+def test_many_messages_are_refused(address):
+    empty = {"role": "user", "content": ""}
+    parts = {"role": "user", "content": [{"type": "text", "text": ""}] * 1500}
+    for messages in ([empty] * 3000, [parts, parts]):
+        told = ask(address, CHAT, {**ASKED, "messages": messages})[2]
+        assert "messages and parts" in told["error"]["message"]
+
+
 def test_large_heads_are_refused(address):
     with connect(address) as connection:
         connection.sendall(head(address, "/health", None, "GET", X_Long="x" * 40_000))
@@ -371,6 +389,35 @@ def test_only_so_many_requests_are_under_way(narrow):
     for connection in slow:
         connection.close()
     assert until(lambda: ask(narrow, "/health", method="GET")[0] == 200)
+
+
+class Wire(asyncio.Transport):
+    """A connection that only remembers whether it was cut."""
+
+    cut = False
+
+    def abort(self) -> None:
+        self.cut = True
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return ("127.0.0.1", 1) if name in ("peername", "sockname") else default
+
+
+@pytest.mark.parametrize("reads_on", [True, False])
+def test_a_client_that_does_not_read_is_cut_off(reads_on):
+    async def stall() -> bool:
+        config = uvicorn.Config(lambda scope: None, log_config=None)
+        settings = Settings(stall_seconds=0.1)
+        connection, wire = serve.patient(settings)(config, ServerState(), {}), Wire()
+        connection.connection_made(wire)
+        connection.pause_writing()  # as much is sent as fits on the way
+        await asyncio.sleep(0.02)
+        if reads_on:
+            connection.resume_writing()
+        await asyncio.sleep(0.2)
+        return wire.cut
+
+    assert asyncio.run(stall()) == (not reads_on)
 
 
 @pytest.mark.parametrize("stream", [True, False])
