@@ -267,6 +267,10 @@ export function look(looking) {
 
 export function begin() {
   tokens.begin();
+  byId("frame").addEventListener("load", ({ target }) => {
+    const ratio = Math.min(1.5, Math.max(1, target.naturalWidth / target.naturalHeight));
+    target.parentElement.style.aspectRatio = String(ratio);
+  });
   byId("choice").addEventListener("submit", (event) => {
     event.preventDefault();
     watch();

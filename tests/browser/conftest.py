@@ -72,13 +72,15 @@ def browser(
 
 
 @pytest.fixture(scope="session")
-def server(agent: Agent) -> Iterator[Callable[[str | None], str]]:
+def server(request: pytest.FixtureRequest, agent: Agent) -> Iterator[Callable[[str | None], str]]:
     """Return what gives the address of a server, with a token or without."""
+    given = request.config.option.browser_checkpoint
+    name = Path(given).absolute().parent.name if given else "tiny"
     with ExitStack() as servers:
 
         @cache
         def address(token: str | None) -> str:
-            return servers.enter_context(serving(agent, token=token, grace_seconds=1.0))
+            return servers.enter_context(serving(agent, name=name, token=token, grace_seconds=1.0))
 
         yield address
 
