@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gato.rollouts import serve_captions, serve_openai, serve_page, watch
+from gato.rollouts import serve_captions, serve_embeddings, serve_openai, serve_page, watch
 from gato.rollouts.agent import Agent
 from gato.rollouts.serve_actions import Sessions
-from gato.rollouts.serve_limits import MAX_HEAD_BYTES, Guard, Refused, Settings
+from gato.rollouts.serve_guard import Guard
+from gato.rollouts.serve_limits import MAX_HEAD_BYTES, Refused, Settings
 from gato.rollouts.serve_metrics import missing
 from gato.rollouts.serve_work import Service
 
@@ -93,7 +94,7 @@ def _add_routes(inner: "FastAPI", service: Service) -> None:
     add("GET", "/v1/models", serve_openai.models)
     add("GET", "/v1/models/{name:path}", serve_openai.model)
     add("POST", "/v1/chat/completions", serve_openai.chat)
-    add("POST", "/v1/embeddings", serve_openai.embeddings)
+    add("POST", "/v1/embeddings", serve_embeddings.embeddings)
     add("POST", "/v1/captions", serve_captions.caption)
     sessions = Sessions(service)
     for method, path, endpoint in (

@@ -12,7 +12,7 @@ from starlette.routing import Mount
 from starlette.testclient import TestClient
 
 from gato.rollouts import serve_page
-from gato.rollouts.serve_limits import OPEN, OPEN_BELOW
+from gato.rollouts.serve_guard import OPEN, OPEN_BELOW
 
 FOLDER = Path(__file__).parents[3] / "rollouts" / "page"
 FILES = sorted(path.name for path in FOLDER.iterdir())
