@@ -72,7 +72,7 @@ def name(colour: str, shape: str) -> str:
 
 def draw(colour: str, shape: str, rng: Random) -> np.ndarray:
     """Return a picture of a shape somewhere, uint8 (32, 32, 3)."""
-    radius = rng.uniform(6.5, 12.0)
+    radius = rng.uniform(8.5, 13.0)
     reach = SIZE / 2 - 1.0 - REACH * radius
     x0, y0 = rng.uniform(-reach, reach), rng.uniform(-reach, reach)
     angle = rng.uniform(-0.2, 0.2)
