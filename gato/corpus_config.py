@@ -59,8 +59,8 @@ class CorpusConfig:
     pairs: int = 1
     """Captions, or questions about pictures, per sequence (five in Gato section 2.3)."""
     contrast: float = 0.0
-    """Weight of the loss of telling apart which caption belongs to which picture of a batch, beside
-    the tokens' loss; 0 for none. Needs captions of pictures."""
+    """Weight of the loss of telling which caption belongs to which picture, of those in one part
+    of a batch, beside the tokens' loss; 0 for none. Needs captions of pictures."""
     validation: float = 0.0
     """Share of the episodes or records that is never trained on, chosen by their number."""
     skip: tuple[str, ...] = ()
