@@ -48,20 +48,20 @@ def few_shot() -> TrainConfig:
     """
     return TrainConfig(
         model=ModelConfig(
-            layers=4,
-            width=128,
-            heads=4,
-            head_dim=32,
-            ffn_width=512,
-            context=48,
+            layers=3,
+            width=96,
+            heads=3,
+            head_dim=64,
+            ffn_width=384,
+            context=40,
             qk_norm=True,
         ),
-        optim=OptimConfig(lr=2e-3, warmup=100),
+        optim=OptimConfig(lr=3e-3, warmup=100, cooldown=0.4),
         embedders={"image": {"embedder": "conv"}},
         corpora=(CorpusConfig("bindings", "runs/few_shot/data/bindings"),),
         text_pieces=400,
-        rows=32,
-        steps=3000,
+        rows=16,
+        steps=4500,
         precision="float32",
     )
 

@@ -26,8 +26,8 @@ SHOTS = 8
 SIZE = 16
 VARIANTS = 8
 """Drawings of each image in training, each moved, turned, resized and lit differently."""
-LEXICON = 64
-NAMED = 0.3
+LEXICON = 32
+NAMED = 0.2
 """Share of training records whose words are the digits' own names, for the sake of the eye: what
 looks alike is then soon the same, which bound words alone teach slowly."""
 REPEATED = 0.3
@@ -63,7 +63,7 @@ def words() -> tuple[str, ...]:
     """Return the made-up words, two syllables each, always the same.
 
     >>> len(set(words())), words()[0]
-    (64, 'nali')
+    (32, 'nali')
     """
     rng = Random("bindings")
     syllables = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]

@@ -173,7 +173,7 @@ def test_what_is_held_out_stays_so_where_a_shard_is_left_out(tmp_path, text_mode
     assert set(seeds(part.held_out())) == set(seeds(whole.held_out())) - gone
 
 
-@pytest.mark.parametrize("kind", ["caption", "conversation", "document"])
+@pytest.mark.parametrize("kind", ["caption", "pairs", "conversation", "document"])
 def test_what_shows_one_picture_is_held_out_together(tmp_path, text_model, kind):
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (400, 16, 16, 3), np.uint8)
@@ -184,6 +184,9 @@ def test_what_shows_one_picture_is_held_out_together(tmp_path, text_model, kind)
             return {"kind": kind, "text": text, "meta": {"group": f"text {which}"}}
         if kind == "caption":
             return {"kind": kind, "image": pictures[which], "text": text}
+        if kind == "pairs":  # the first picture tells
+            pairs = [(pictures[which], text), (rng.permutation(pictures[0]), "another")]
+            return {"kind": kind, "pairs": [{"image": i, "text": t} for i, t in pairs]}
         asked = [{"type": "image", "image": pictures[which]}, {"type": "text", "text": "what?"}]
         told = [{"type": "text", "text": text}]
         said = [("user", asked), ("assistant", told)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from gato import presets
+from gato import cli, presets
 from gato.checkpoint import build_model
 from gato.config import TrainConfig
+from gato.corpora import CorpusConfig, open_corpus
 from gato.envs.corpora import registry
+from gato.envs.records import RecordStore
 from gato.model_config import ModelConfig
 from gato.rollouts import few_shot
 from gato.rollouts.agent import Agent
@@ -19,7 +22,9 @@ from gato.rollouts.choices import judge
 from gato.rollouts.few_shot import SHOTS, shots
 from gato.rollouts.measures import KINDS, MEASURES
 from gato.rollouts.metrics import Options
+from gato.text_model import _of_record as text_model_texts
 from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.text import MODEL_FILE
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +93,29 @@ def test_what_cannot_be_asked_is_refused(agent: Agent, records: list) -> None:
     long = {**records[0], "pairs": [{**p, "text": p["text"] * 9} for p in records[0]["pairs"]]}
     with pytest.raises(ValueError, match=r"remembers 96 tokens; \d examples and a question take"):
         shots(agent, [long], Options())
+
+
+def test_what_is_trained_is_what_is_asked(tmp_path, text_model: bytes, capsys) -> None:
+    path = registry.build("bindings", tmp_path / "bindings", "train", 2, 12)
+    serializer = Serializer(state={"text": {MODEL_FILE: text_model}})
+    corpus = open_corpus(CorpusConfig("bindings", str(path)), serializer)
+    store = RecordStore(path)
+    told = {
+        serializer.captions([(p["image"], p["text"]) for p in record["pairs"]]).ids.tobytes()
+        for record in store
+    }
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        sequence = corpus.sample(rng, 512)
+        assert sequence.ids.tobytes() in told
+        ends = np.flatnonzero(sequence.ids == serializer.control["<eos>"])
+        assert len(ends) == 9
+        assert sequence.target[ends].all()
+        assert not sequence.target[sequence.ids == -1].any()
+    assert set(text_model_texts(store[0])) == {p["text"] for p in store[0]["pairs"]}
+    assert cli.main(["show", str(path), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [t["modality"] for t in shown].count("image") == 9
 
 
 def test_the_measure_is_one_of_gato_eval() -> None:
