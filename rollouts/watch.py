@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-RATES = (4.0, 30.0)
+RATES = (5.0, 30.0)
 """Steps a second that a task is shown at, unless told otherwise: its own, between these."""
 ALIVE_SECONDS = 10.0
 """Silence after which a comment is sent, so that nothing on the way closes the stream."""

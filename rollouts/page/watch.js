@@ -96,8 +96,10 @@ async function watch() {
     for await (const { event, data } of events(response)) {
       if (live !== mine) return;
       const told = JSON.parse(data);
-      if (event === "start") mine.id = told.id;
-      else if (event === "episode") began(mine, told);
+      if (event === "start") {
+        mine.id = told.id;
+        look(!byId("watch").hidden && !document.hidden);
+      } else if (event === "episode") began(mine, told);
       else if (event === "step") stepped(mine, told);
       else if (event === "end") reason = told.reason;
     }
