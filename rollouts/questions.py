@@ -66,10 +66,10 @@ def _questions(agent: Agent, record: Record, index: int, max_tokens: int) -> lis
     if record["kind"] == "caption":
         truths = list(dict.fromkeys([record["text"], *meta.get("references", ())]))
         item = {"record": index, "kind": "caption", "asked": "", "wanted": truths}
-        prefix = agent.serializer.caption(record["image"], None)
-        fits = len(prefix) <= agent.model.config.memory
+        shown = agent.serializer.caption(record["image"], None)
+        fits = len(shown) <= agent.model.config.memory
         item |= {"people": truths, "image": record["image"], "cut": False}
-        return [{**item, "prefix": prefix if fits else None}]
+        return [{**item, "prefix": shown if fits else None}]
     if record["kind"] != "conversation":
         return []
     messages, found = record["messages"], []
