@@ -207,12 +207,12 @@ def _documents(q: Tensor, k: Tensor, v: Tensor, meta: PackedMeta) -> Tensor:
     """Attend within one document after another: 1.3 to 7 times as fast as under a mask."""
     found, grouped = [], k.shape[1] < q.shape[1]
     for start, stop in pairwise(meta.bounds):
-        one = [x[start:stop].transpose(0, 1)[None] for x in (q, k, v)]  # (1, H or G, n, K)
+        a, b, c = (x[start:stop].transpose(0, 1)[None] for x in (q, k, v))  # (1, H or G, n, K)
         mask = None
         if meta.band is not None and meta.window is not None and stop - start > meta.window:
             mask = meta.band[: stop - start, : stop - start]
         out = F.scaled_dot_product_attention(
-            *one, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
+            a, b, c, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
         )
         found.append(out[0].transpose(0, 1))
     return torch.cat(found)

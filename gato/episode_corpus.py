@@ -16,7 +16,8 @@ from gato.corpus_config import CorpusConfig, without_effect
 from gato.envs.store import EpisodeStore
 from gato.kept import Kept, bytes_of
 from gato.selection import check_stores, cumulative_shares, divide, good_episodes, pick
-from gato.tokenizers.serializer import SerializedEpisode, Serializer
+from gato.tokenizers.serializer import Serializer
+from gato.tokenizers.steps import SerializedEpisode
 from gato.tokenizers.stream import TokenSequence, concatenate
 from gato.tokenizers.task_codec import to_come
 

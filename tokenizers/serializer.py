@@ -8,7 +8,7 @@ same form a run, and within a run every step has the same number of tokens.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from gato.envs.episode import Episode, TaskSpec, flatten_space
 from gato.tokenizers.image import picture_spec
 from gato.tokenizers.modality import Modality, Segment, Spec, modality_classes
 from gato.tokenizers.spaces import CodecOptions, codec
-from gato.tokenizers.steps import payload_of, runs
+from gato.tokenizers.steps import SerializedEpisode, payload_of, runs
 from gato.tokenizers.stream import TokenSequence, concatenate
 from gato.tokenizers.task_codec import (
     History,
@@ -31,26 +31,6 @@ from gato.tokenizers.vocabulary import RETURN_TOKENS, VocabularyLayout
 
 CONTROL = "control"
 MAX_LOCAL = 511
-
-
-@dataclass
-class SerializedEpisode:
-    """An episode's steps as one sequence, with the position where each step starts."""
-
-    head: TokenSequence
-    """``<bos>`` and the instruction: what stands before the first step of any window."""
-    steps: TokenSequence
-    starts: np.ndarray
-    """int64 (steps + 1,)"""
-    actions: np.ndarray
-    """bool (T,), true at action tokens; the return to come is none."""
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    def window(self, start: int, stop: int) -> TokenSequence:
-        """Return steps [start, stop), without the head."""
-        return self.steps.slice(int(self.starts[start]), int(self.starts[stop]))
 
 
 class Serializer:

@@ -1,15 +1,37 @@
-"""Steps of an episode written by column: which of them have equally many tokens, and their rows."""
+"""Steps of an episode written by column: runs of equally many tokens, their rows, all as one."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from gato.envs.episode import Episode
 from gato.tokenizers.modality import Segment
+from gato.tokenizers.stream import TokenSequence
 from gato.tokenizers.task_codec import TaskCodec
+
+
+@dataclass
+class SerializedEpisode:
+    """An episode's steps as one sequence, with the position where each step starts."""
+
+    head: TokenSequence
+    """``<bos>`` and the instruction: what stands before the first step of any window."""
+    steps: TokenSequence
+    starts: np.ndarray
+    """int64 (steps + 1,)"""
+    actions: np.ndarray
+    """bool (T,), true at action tokens; the return to come is none."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def window(self, start: int, stop: int) -> TokenSequence:
+        """Return steps [start, stop), without the head."""
+        return self.steps.slice(int(self.starts[start]), int(self.starts[stop]))
 
 
 def runs(task: TaskCodec, episode: Episode, length: int) -> list[tuple[int, int]]:
