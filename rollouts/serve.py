@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("gato.serve")
 
 MAX_CONNECTIONS = 1024
+TOO_SLOW = (
+    b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n"
+    b"Connection: close\r\n\r\nThe head of the request is too slow"
+)
 Endpoint = Callable[[Service, Any], Awaitable[Any]]
 
 
@@ -281,6 +285,8 @@ def patient(settings: Settings) -> type:
 
         def _too_slow(self) -> None:
             self._timer = None
-            self.transport.abort()
+            if self.conn.trailing_data[0]:  # a part of a head; who has said nothing hears nothing
+                self.transport.write(TOO_SLOW)
+            self.transport.close()
 
     return Patient
