@@ -53,6 +53,9 @@ def model_fields(
         every = int(described.get("no_rope_layer_interval") or 4)  # of SmolLM3, else not asked for
         turned = described.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
         tied = described.get("tie_word_embeddings")
+        last = f"model.layers.{layers - 1}.input_layernorm.weight"
+        if layers < 1 or last not in tensors:  # before a model of that size is made
+            raise ValueError(f"{where}: its weights lack {last!r}, of {layers} layers")
         return {
             "layers": layers,
             "width": width,

@@ -72,16 +72,29 @@ class HuggingFaceFolder:
     @cached_property
     def fields(self) -> dict[str, Any]:
         """The fields of `ModelConfig` that the folder decides."""
-        return model_fields(self.described, self.files, self.path)
+        found = model_fields(self.described, self.files, self.path)
+        if found["width"] != self._embedding[1]:
+            raise ValueError(
+                f"{self.path}: its config.json says a hidden_size of {found['width']}, its "
+                f"embedding has one of {self._embedding[1]}: they do not belong together"
+            )
+        return found
 
     @property
     def rows(self) -> int:
         """Rows of its embedding of ids."""
+        return self._embedding[0]
+
+    @cached_property
+    def _embedding(self) -> tuple[int, int]:
         name = "model.embed_tokens.weight"
         if name not in self.files:
             raise ValueError(f"{self.path}: its weights lack {name!r}")
         with _opened(self.files[name]) as file:
-            return int(file.get_slice(name).get_shape()[0])
+            shape = file.get_slice(name).get_shape()
+        if len(shape) != 2:
+            raise ValueError(f"{self.path}: expected {name!r} of two dimensions; got {shape}")
+        return int(shape[0]), int(shape[1])
 
     def weights(self, config: ModelConfig) -> dict[str, Tensor]:
         """Return the trunk by our names, and ``table`` and ``head`` of text alone, in float32."""

@@ -16,7 +16,9 @@ No code of the folder is run, and nothing is fetched.
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -63,44 +65,14 @@ class HuggingFacePieces:
             ValueError: for a file that is damaged, of another kind, or that changes text.
         """
         self.content = content
-        described = _read(content)
-        model = described["model"]
-        if model.get("type", "BPE") != "BPE":
-            raise ValueError(
-                f"expected a tokenizer.json of kind BPE (those of Llama, Qwen and SmolLM are); got "
-                f"{model.get('type')!r}"
-            )
         self.prefixed = False
         """Whether a space stands before every text that is read."""
-        described |= {"truncation": None, "padding": None, "post_processor": None}
-        described["normalizer"] = self._without_prefix(described.get("normalizer"), _NORMALIZERS)
-        pre = described.get("pre_tokenizer")
-        described["pre_tokenizer"] = self._without_prefix(pre, None)
-        self.byte_level = _has(pre, "ByteLevel")
-        if not (self.byte_level or model.get("byte_fallback")):
-            raise ValueError(
-                "expected a tokenizer.json that spells what it has no piece for as bytes: one with "
-                "a ByteLevel pre_tokenizer or byte_fallback; got neither"
-            )
         try:
-            self._tokenizer = library().Tokenizer.from_str(json.dumps(described))
-        except ValueError:
-            raise
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"tokenizer.json is damaged: {error}") from error
-        self._tokenizer.encode_special_tokens = True
-        added = described.get("added_tokens") or []
-        self.special = {t["content"]: int(t["id"]) for t in added if t.get("special")}
-        unknown = model.get("unk_token")
-        if unknown is not None and unknown in model["vocab"]:
-            self.special[unknown] = int(model["vocab"][unknown])
-        self._special_ids = frozenset(self.special.values())
-        self.pieces: dict[int, str] = {int(i): piece for piece, i in model["vocab"].items()}
-        self._spelled = {i: self._spelling(piece) for i, piece in self.pieces.items()}
-        for token in added:
-            self.pieces[int(token["id"])] = token["content"]
-            self._spelled[int(token["id"])] = token["content"].encode()
-        self._spelled |= dict.fromkeys(self._special_ids, b"")
+            described = _read(content)
+            self._tokenizer = self._made(described)
+            self._take(described)
+        except (KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"tokenizer.json is damaged: {error!r}") from error
         used = max(self.pieces) + 1
         self.size = used if rows is None else rows
         if self.size < used:
@@ -110,6 +82,52 @@ class HuggingFacePieces:
             )
         self._check()
         self._spans = self._ranges()
+
+    def _made(self, described: dict[str, Any]) -> Any:
+        """Return the library's tokenizer, without what would change text or make it special."""
+        model = described["model"]
+        if model.get("type", "BPE") != "BPE":
+            raise ValueError(
+                f"expected a tokenizer.json of kind BPE (those of Llama, Qwen and SmolLM are); got "
+                f"{model.get('type')!r}"
+            )
+        pre = described.get("pre_tokenizer")
+        self.byte_level = _has(pre, "ByteLevel")
+        if not (self.byte_level or model.get("byte_fallback")):
+            raise ValueError(
+                "expected a tokenizer.json that spells what it has no piece for as bytes: one with "
+                "a ByteLevel pre_tokenizer or byte_fallback; got neither"
+            )
+        bare = {**described, "truncation": None, "padding": None, "post_processor": None}
+        bare["normalizer"] = self._without_prefix(described.get("normalizer"), _NORMALIZERS)
+        bare["pre_tokenizer"] = self._without_prefix(pre, None)
+        kind = library().Tokenizer
+        try:
+            made = kind.from_str(json.dumps(bare))
+        except Exception as error:  # the library raises nothing narrower
+            raise ValueError(f"tokenizer.json is damaged: {error}") from error
+        made.encode_special_tokens = True
+        return made
+
+    def _take(self, described: Mapping[str, Any]) -> None:
+        """Learn what ids there are, and what each spells."""
+        model, added = described["model"], described.get("added_tokens") or []
+        self.special: dict[str, int] = {t["content"]: t["id"] for t in added if t.get("special")}
+        unknown = model.get("unk_token")
+        if unknown is not None and unknown in model["vocab"]:
+            self.special[unknown] = model["vocab"][unknown]
+        self.pieces: dict[int, str] = {i: piece for piece, i in model["vocab"].items()}
+        self._spelled = {i: self._spelling(piece) for i, piece in self.pieces.items()}
+        for token in added:
+            self.pieces[token["id"]] = token["content"]
+            self._spelled[token["id"]] = token["content"].encode()
+        wrong = next((i for i in self.pieces if type(i) is not int or i < 0), None)
+        if wrong is not None or not self.pieces:
+            raise ValueError(f"tokenizer.json is damaged: {wrong!r} is no id")
+        self._special_ids = frozenset(self.special.values())
+        self._spelled |= dict.fromkeys(self._special_ids, b"")
+        names = sorted((re.escape(name) for name in self.special if name), key=len, reverse=True)
+        self._named = re.compile(f"(?={'|'.join(names)})") if names else None
 
     def __getstate__(self) -> tuple[bytes, int]:
         return self.content, self.size
@@ -159,14 +177,15 @@ class HuggingFacePieces:
         if not text:
             return []
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        met = self._special_ids.intersection(ids)
-        if not met:
+        if self._special_ids.isdisjoint(ids):
             return ids
-        names = [name for name, i in self.special.items() if i in met]
-        at = min((k for k in map(text.find, names) if k >= 0), default=-1) + 1
-        if not 0 < at < len(text):
+        assert self._named is not None
+        cuts = [0, *(found.start() + 1 for found in self._named.finditer(text)), len(text)]
+        parts = [text[a:b] for a, b in itertools.pairwise(cuts) if a < b]
+        ids = [i for p in parts for i in self._tokenizer.encode(p, add_special_tokens=False).ids]
+        if not self._special_ids.isdisjoint(ids):
             raise ValueError(f"the tokenizer makes a special token of {text!r:.60}")
-        return self._cut(text[:at]) + self._cut(text[at:])
+        return ids
 
     def _without_prefix(self, part: Any, known: frozenset[str] | None) -> Any:
         """Return a normalizer or pre_tokenizer that adds no space and leaves characters alone."""

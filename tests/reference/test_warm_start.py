@@ -249,9 +249,10 @@ def test_special_tokens_that_merges_would_make_are_cut():
     described["model"]["merges"] += [["<", "/"], ["</", "s"], ["</s", ">"]]
     described["added_tokens"][2] |= {"content": "</s>", "id": vocab["</s>"]}
     pieces = HuggingFacePieces(json.dumps(described).encode())
-    ids = pieces.encode("a </s></s> b")
-    assert vocab["</s>"] not in ids
-    assert pieces.decode(ids) == "a </s></s> b"
+    for string in ("a </s></s> b", "</s>", "</s>" * 3000, "<<//ss>></s>>"):
+        ids = pieces.encode(string)
+        assert vocab["</s>"] not in ids
+        assert pieces.decode(ids) == string
 
 
 def test_a_sentencepiece_model_of_the_family_is_read_too(folders, tmp_path):
@@ -277,6 +278,11 @@ def test_a_sentencepiece_model_of_the_family_is_read_too(folders, tmp_path):
         assert text.text_ids(string).tolist() == theirs.encode(string)
         assert text.decode(text.text_ids(string), {}) == string
     assert not set(text.text_ids("<s> </s>").tolist()) & {0, 1, 2}
+    model, _, config = begun(folder)
+    checkpoint = saved(model, serializer, config, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"came as a SentencePiece tokenizer\.model"):
+        export(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_librarys_name_is_not_taken_by_our_folder():
@@ -476,7 +482,9 @@ def test_sharded_weights_are_read(folders, tmp_path):
         ({"rope_parameters": None, "rope_scaling": {"type": "linear"}}, "rope scaling 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial rotation"),
         ({"hidden_size": None}, "config.json is damaged"),
-        ({"num_hidden_layers": 4}, "lack 'model.layers.3.input_layernorm.weight'"),
+        ({"num_hidden_layers": 4}, "lack 'model.layers.3.input_layernorm.weight', of 4"),
+        ({"num_hidden_layers": 10**9}, "of 1000000000 layers"),
+        ({"hidden_size": 10**9}, "hidden_size of 1000000000, its embedding has one of 64"),
         ({"num_hidden_layers": 2}, r"hold 'model\.layers\.2"),
         ({"intermediate_size": 48}, r"mlp\.gate_proj\.weight' of shape \(48, 64\)"),
     ],
@@ -525,6 +533,11 @@ def test_files_that_are_missing_pickled_or_damaged_are_named(folders, tmp_path, 
         (lambda d: d.update(normalizer={"type": "NFKC"}), "normalizer 'NFKC'"),
         (lambda d: d["model"]["vocab"].pop("Ā"), "256 bytes"),
         (lambda d: d.update(pre_tokenizer={"type": "Whitespace"}), "ByteLevel"),
+        (lambda d: d["model"]["vocab"].update(a="b"), "damaged"),
+        (lambda d: d["model"]["vocab"].update(a=-1), "damaged"),
+        (lambda d: d["model"]["vocab"].update(a=2**40), "damaged"),
+        (lambda d: d["added_tokens"].append({"special": True}), "damaged"),
+        (lambda d: d.update(normalizer={"kind": "NFC"}), "damaged"),
     ],
 )
 def test_tokenizers_that_change_text_are_refused(changed, told):
@@ -537,9 +550,11 @@ def test_tokenizers_that_change_text_are_refused(changed, told):
 def test_which_blocks_smollm3_does_not_rotate_is_known_where_it_says_no_more(folders):
     described = open_start(folders["smollm3"][0]).folder.described
     counted = {**described, "no_rope_layers": None, "num_hidden_layers": 9}
-    assert model_fields(counted, (), "x")["no_rope"] == (3, 7)
-    assert model_fields({**counted, "no_rope_layer_interval": 3}, (), "x")["no_rope"] == (2, 5, 8)
-    assert model_fields(described, (), "x")["no_rope"] == (1,)
+    tensors = [f"model.layers.{i}.input_layernorm.weight" for i in range(9)]
+    every = {**counted, "no_rope_layer_interval": 3}
+    assert model_fields(counted, tensors, "x")["no_rope"] == (3, 7)
+    assert model_fields(every, tensors, "x")["no_rope"] == (2, 5, 8)
+    assert model_fields(described, tensors, "x")["no_rope"] == (1,)
 
 
 def test_no_code_of_a_folder_is_run(folders, tmp_path):
