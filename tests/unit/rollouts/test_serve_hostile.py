@@ -63,6 +63,7 @@ def held() -> float:
     return resident()
 
 
+@pytest.mark.slow
 def test_hostile_requests_are_refused_and_harm_nothing(address, request, caplog):
     count = request.config.getoption("--hostile")
     caplog.set_level(logging.ERROR)
@@ -83,6 +84,7 @@ def test_hostile_requests_are_refused_and_harm_nothing(address, request, caplog)
     assert said(address, 1) == right
 
 
+@pytest.mark.slow
 def test_answers_of_many_at_once_are_those_of_each_alone(agent, address, request):
     count, together = request.config.getoption("--load"), 64
     alone = [said(address, i) for i in range(count)]

@@ -452,6 +452,7 @@ print("ended", flush=True)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_it_after_the_running_answers(tmp_path, text_model, number):
     (tmp_path / "text.model").write_bytes(text_model)
