@@ -13,6 +13,7 @@ from PIL import Image
 
 from gato.checkpoint import build_model
 from gato.config import TrainConfig
+from gato.corpora import CorpusConfig
 from gato.envs.episode import ANY_TEXT, TaskSpec
 from gato.model_config import ModelConfig
 from gato.rollouts.agent import Agent
@@ -47,13 +48,14 @@ ROOM = TaskSpec(
 )
 
 
-def make_agent(text_model: bytes) -> Agent:
-    """Return an agent of random weights that knows two tasks."""
+def make_agent(text_model: bytes, contrast: float = 0.0) -> Agent:
+    """Return an agent of random weights that knows two tasks, with the head or without."""
     serializer = Serializer(CodecOptions(observations="vector"), {"text": {MODEL_FILE: text_model}})
     for spec in (ARM, ROOM):
         serializer.add_task(spec, history=History(window=3, temperature=1.0))
     torch.manual_seed(0)
-    model = build_model(TrainConfig(TINY), serializer).eval()
+    matched = CorpusConfig("pictures", "nowhere", contrast=contrast)
+    model = build_model(TrainConfig(TINY, corpora=(matched,)), serializer).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)

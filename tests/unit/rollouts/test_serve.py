@@ -287,28 +287,26 @@ def test_embeddings_of_a_checkpoint_without_the_head_are_refused(client):
         client.embeddings.create(model="tiny", input="a red ball")
 
 
-def test_embeddings_are_those_of_the_head(client, agent, monkeypatch):
-    from gato.rollouts import retrieval
-
-    def vectors(agent: Agent, items: list) -> np.ndarray:
-        sizes = [len(item) if isinstance(item, str) else 100 for item in items]
-        return np.array([[s, 0.1, -s] for s in sizes], np.float32)
-
-    monkeypatch.setattr(retrieval, "embed_texts", vectors)
-    monkeypatch.setattr(retrieval, "embed_images", vectors)
-    found = client.embeddings.create(model="tiny", input=["a ball", "red"])  # base64 by default
-    expected = vectors(agent, ["a ball", "red"])
-    assert np.array_equal(np.array([d.embedding for d in found.data], np.float32), expected)
-    assert found.usage.prompt_tokens == sum(
-        len(agent.serializer.text(t)) for t in ("a ball", "red")
-    )
-    part = {"type": "image_url", "image_url": {"url": uri(picture(0))}}
-    mixed = client.embeddings.create(
-        model="tiny",
-        input=["ball", part],
-        encoding_format="float",  # type: ignore[list-item]
-    )
-    assert [round(d.embedding[0]) for d in mixed.data] == [4, 100]
+def test_embeddings_are_those_of_the_head(text_model):
+    agent = make_agent(text_model, contrast=0.5)
+    image, texts = picture(3), ["a red ball", "the blue door"]
+    words, seen = agent.embed_texts(texts), agent.embed_images([image])
+    part = {"type": "image_url", "image_url": {"url": uri(image)}}
+    with (
+        serving(agent) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client,
+    ):
+        packed = client.embeddings.create(model="tiny", input=texts)  # base64 by default
+        mixed = client.embeddings.create(
+            model="tiny", input=["a red ball", part], encoding_format="float"
+        )
+        with pytest.raises(openai.BadRequestError, match="dimensions"):
+            client.embeddings.create(model="tiny", input=texts, dimensions=3)
+    found = np.array([d.embedding for d in packed.data], np.float32)
+    np.testing.assert_allclose(found, words, atol=1e-6)
+    assert packed.usage.prompt_tokens == sum(len(agent.serializer.text(t)) for t in texts)
+    found = np.array([d.embedding for d in mixed.data], np.float32)
+    np.testing.assert_allclose(found, [words[0], seen[0]], atol=1e-6)
 
 
 def test_health_and_figures(client, address):
