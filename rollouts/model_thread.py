@@ -4,13 +4,16 @@
     act      sessions, each its own task and memory: all that wait are decided in one batch
     call     anything else that needs the model, one between two steps
 
-In turns, so that none of the three waits for long. What one request gets wrong reaches this request
-alone: a text's sink gets a `Delta` with ``finish="error"`` and the exception, a future the
-exception.
+In turns: none of the three waits for more than one step, one batch and one call, which is why a
+long call is to be cut into several. What one request gets wrong reaches this request alone: a
+text's sink gets a `Delta` with ``finish="error"`` and the exception, a future the exception. Where
+the model fails, all it was working on fails, and the thread goes on; where it cannot even forget
+what it was working on, the thread ends (`alive`).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,13 +27,16 @@ import torch
 
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Delta, Engine, Sampling
-from gato.rollouts.sessions import Busy, NoSession, Session, Sessions
+from gato.rollouts.sessions import Busy, NoSession, Session, Sessions, settle
 from gato.tokenizers.stream import TokenSequence
 
 __all__ = ["Busy", "ModelThread", "NoSession", "Ticket"]
 
+log = logging.getLogger("gato.serve")
+
 Result = TypeVar("Result")
 _Call = tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]
+_CLOSED = "the model's thread was closed"
 
 
 @dataclass(eq=False)
@@ -42,6 +48,18 @@ class Ticket:
     sink: Callable[[Delta], None]
     wanted: bool = True
     """Whether the sink is still called."""
+
+
+@dataclass(eq=False)
+class _Turn:
+    """What is to be done next."""
+
+    gone: list[int]
+    """Texts of the engine that nobody wants any more."""
+    tickets: list[Ticket]
+    """Texts that have found a row."""
+    asked: list[Session]
+    call: _Call | None
 
 
 class ModelThread:
@@ -59,7 +77,8 @@ class ModelThread:
         """Start the thread.
 
         Args:
-            agent: a loaded checkpoint, which nobody else may use while the thread lives.
+            agent: a loaded checkpoint. While the thread lives its model is the thread's alone;
+                its serializer, and `prepare`, which only reads that, are anybody's.
             rows: the most texts written at the same time.
             waiting: the most texts that wait for a row, and the most calls that wait.
             sessions: the most sessions open at the same time.
@@ -76,7 +95,9 @@ class ModelThread:
         self._queue: deque[Ticket] = deque()
         self._running: dict[int, Ticket] = {}
         self._calls: deque[_Call] = deque()
-        self._closed = False
+        self._free = rows
+        """Rows that were free when the last turn began."""
+        self._closed, self._why = False, _CLOSED
         self._thread = threading.Thread(target=self._run, name="gato-model", daemon=True)
         self._thread.start()
 
@@ -92,6 +113,11 @@ class ModelThread:
         self.close()
 
     # ---- in any thread -----------------------------------------------------------------------
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers; what is wrong where it does not is in the log."""
+        return not self._closed and self._thread.is_alive()
 
     @property
     def running(self) -> int:
@@ -127,7 +153,7 @@ class ModelThread:
         self._engine.check(prefix)
         ticket = Ticket(prefix, sampling, sink)
         with self._asking():
-            if len(self._queue) >= self._most:
+            if len(self._queue) >= self._most + self._free:
                 raise Busy(f"{len(self._queue)} texts wait already, as many as may; try later")
             self._queue.append(ticket)
         return ticket
@@ -214,47 +240,58 @@ class ModelThread:
         """Let something be asked of the thread, if it is still there."""
         with self._changed:
             if self._closed:
-                raise RuntimeError("the model's thread was closed")
+                raise RuntimeError(self._why)
             yield
             self._changed.notify()
 
     # ---- in the model's thread ---------------------------------------------------------------
 
     def _run(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # each thread has its own, at first the first
-        while True:
-            with self._changed:
-                self._changed.wait_for(self._has_work)
-                if self._closed:
-                    break
-                tickets, asked, call = self._taken()
-            try:
-                self._turn(tickets, asked, call)
-            except Exception as error:  # of the device, say: whoever comes next may have more luck
-                self._fail(list(self._running.values()), error)
-                self._running.clear()
-        self._end(RuntimeError("the model's thread was closed"))
+        try:
+            if self._device.type == "cuda":
+                torch.cuda.set_device(self._device)  # each thread has its own, at first the first
+            while (turn := self._next()) is not None:
+                try:
+                    self._take(turn)
+                except Exception as wrong:  # of the device, say: who comes next may have more luck
+                    log.exception("the model failed")
+                    self._lose(turn, wrong)
+                    self._engine.clear()
+        except Exception as wrong:
+            log.exception("the model's thread has ended; nothing more can be asked of it")
+            self._why = f"the model's thread has ended: {type(wrong).__name__}: {wrong}"
+        finally:
+            self._end(RuntimeError(self._why))
 
     def _has_work(self) -> bool:
         work = (self._closed, self._queue, self._running, self._calls, self._sessions.asked)
         return any(work)
 
-    def _taken(self) -> tuple[list[Ticket], list[Session], _Call | None]:
-        """Return what is to be done in one turn: every text that finds a row, at most one call."""
-        for number in [n for n, ticket in self._running.items() if not ticket.wanted]:
-            del self._running[number]
-            self._engine.cancel(number)
-        free = self._engine.rows - len(self._running)
-        tickets = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
-        asked, self._sessions.asked = self._sessions.asked, []
-        return tickets, asked, self._calls.popleft() if self._calls else None
+    def _next(self) -> _Turn | None:
+        """Wait for work; return every text that finds a row and at most one call, None at the end.
 
-    def _turn(self, tickets: list[Ticket], asked: list[Session], call: _Call | None) -> None:
-        for ticket in tickets:
+        Only books are kept here: what the device is asked would hold up all who ask for the lock.
+        """
+        with self._changed:
+            self._changed.wait_for(self._has_work)
+            if self._closed:
+                return None
+            gone = [number for number, ticket in self._running.items() if not ticket.wanted]
+            for number in gone:
+                del self._running[number]
+            free = self._engine.rows - len(self._running)
+            tickets = [self._queue.popleft() for _ in range(min(free, len(self._queue)))]
+            self._free = free - len(tickets)
+            asked, self._sessions.asked = self._sessions.asked, []
+            return _Turn(gone, tickets, asked, self._calls.popleft() if self._calls else None)
+
+    def _take(self, turn: _Turn) -> None:
+        for number in turn.gone:
+            self._engine.cancel(number)
+        for ticket in turn.tickets:
             self._running[self._engine.submit(ticket.prefix, ticket.sampling)] = ticket
-        if call is not None:
-            future, function, args = call
+        if turn.call is not None:
+            future, function, args = turn.call
             if future.set_running_or_notify_cancel():
                 try:
                     result = function(*args)
@@ -262,22 +299,21 @@ class ModelThread:
                     future.set_exception(error)
                 else:
                     future.set_result(result)
-        self._sessions.decide(asked)
+        self._sessions.decide(turn.asked)
         if self._running:
-            self._step()
+            for number, delta in self._engine.step():
+                ticket = self._running[number]
+                if delta.finish is not None:
+                    del self._running[number]
+                self._tell(ticket, delta)
 
-    def _step(self) -> None:
-        """Let every text that runs go on by one id."""
-        try:
-            deltas = self._engine.step()
-        except Exception:
-            self._engine.clear()
-            raise
-        for number, delta in deltas:
-            ticket = self._running[number]
-            if delta.finish is not None:
-                del self._running[number]
-            self._tell(ticket, delta)
+    def _lose(self, turn: _Turn, error: Exception) -> None:
+        """Tell all whose work the model had begun, or was to begin in this turn."""
+        self._fail([*self._running.values(), *turn.tickets], error)
+        self._running.clear()
+        self._sessions.lose(turn.asked, error)
+        if turn.call is not None:
+            settle(turn.call[0], error)
 
     @staticmethod
     def _tell(ticket: Ticket, delta: Delta) -> None:
@@ -285,6 +321,8 @@ class ModelThread:
             try:
                 ticket.sink(delta)
             except Exception:  # nobody listens any more
+                ticket.wanted = False
+            if delta.finish is not None:
                 ticket.wanted = False
 
     def _fail(self, tickets: Iterable[Ticket], error: Exception) -> None:
@@ -294,6 +332,7 @@ class ModelThread:
     def _end(self, error: Exception) -> None:
         """Tell all that still wait."""
         with self._changed:
+            self._closed = True
             tickets = [*self._running.values(), *self._queue]
             futures = [future for future, _, _ in self._calls]
             futures += [s.future for s in self._sessions.asked if s.future is not None]
@@ -303,5 +342,4 @@ class ModelThread:
             self._sessions.asked = []
         self._fail(tickets, error)
         for future in futures:
-            if future.set_running_or_notify_cancel():
-                future.set_exception(error)
+            settle(future, error)

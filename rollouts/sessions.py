@@ -11,7 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +33,14 @@ class Busy(RuntimeError):
 
 class NoSession(ValueError):
     """There is no such session, or no longer."""
+
+
+def settle(future: Future[Any], error: Exception) -> None:
+    """Let a future fail, unless it has ended or nobody wants it."""
+    try:
+        future.set_exception(error)
+    except InvalidStateError:
+        return
 
 
 @dataclass(eq=False)
@@ -156,7 +164,7 @@ class Sessions:
         except Exception as error:
             refused = {s: wrong for s in wanted if (wrong := self._refused(s)) is not None}
             if not refused:  # something broke in the midst of it: their memories are not to be had
-                self._lose(wanted, error)
+                self.lose(wanted, error)
                 return
             for session, wrong in refused.items():
                 self._finish(session, error=wrong)
@@ -164,7 +172,7 @@ class Sessions:
                 wanted = [s for s in wanted if s not in refused]
                 actions = self._actions(wanted) if wanted else []
             except Exception as again:
-                self._lose(wanted, again)
+                self.lose(wanted, again)
                 return
         for session in wanted:
             self._finish(session, actions[session.row])
@@ -197,8 +205,9 @@ class Sessions:
         session.seed = None
 
     def _refused(self, session: Session) -> ValueError | None:
-        """Return what is wrong with a session's observation."""
-        assert self._policy is not None
+        """Return what is wrong with a session's observation, as far as can be told."""
+        if self._policy is None:  # not even that could be made
+            return None
         try:
             self._policy.check(session.row, session.observation)
         except ValueError as error:
@@ -218,15 +227,16 @@ class Sessions:
         if error is None:
             future.set_result(action)
         else:
-            future.set_exception(error)
+            settle(future, error)
 
-    def _lose(self, asked: Sequence[Session], error: Exception) -> None:
-        """End sessions whose memory may be in disorder."""
+    def lose(self, asked: Sequence[Session], error: Exception) -> None:
+        """End those of the sessions that still wait: their memory may be in disorder."""
         with self.lock:
+            lost = [session for session in asked if session.future is not None]
             for id, session in list(self._open.items()):
-                if session in asked:
+                if session in lost:
                     self._end(id, f"was lost: {type(error).__name__}: {error}")
-        for session in asked:
+        for session in lost:
             self._finish(session, error=error)
 
     def _found(self, id: str) -> Session:

@@ -6,99 +6,29 @@ import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from made_up import world
+from model_asked import SOON, TASKS, Gate, Sink, alone, make_agent, prefix_of, same
 
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Delta, Sampling
-from gato.rollouts.generate import stream
 from gato.rollouts.model_thread import Busy, ModelThread, NoSession
 from gato.rollouts.policy import Policy
 from gato.rollouts.sessions import Sessions
-from gato.tokenizers.serializer import History
-from gato.tokenizers.stream import TokenSequence
-
-SOON = 30.0
-
-
-TASKS = list(world.SPECS)
-HISTORIES = {
-    "made/arm": History(window=1),
-    "made/grid": History(hide_actions=True),
-    "made/game": History(window=3, joint=2),
-    "made/talk": History(),
-}
 
 
 @pytest.fixture(scope="module")
 def agent() -> Agent:
-    serializer = world.make_serializer(History())
-    for task, history in HISTORIES.items():
-        serializer.add_task(world.SPECS[task], history=history)
-    model = world.make_model(serializer)
-    return Agent(SimpleNamespace(path="nowhere", model=model, serializer=serializer))
+    return make_agent()
 
 
 @pytest.fixture
 def thread(agent: Agent) -> Iterator[ModelThread]:
     with ModelThread(agent, rows=4, waiting=6, sessions=5) as made:
         yield made
-
-
-class Sink:
-    """Keeps what a text says, and waits for its end."""
-
-    def __init__(self) -> None:
-        self.deltas: list[Delta] = []
-        self.ended = threading.Event()
-
-    def __call__(self, delta: Delta) -> None:
-        assert not self.ended.is_set(), "nothing comes after the last"
-        self.deltas.append(delta)
-        if delta.finish is not None:
-            self.ended.set()
-
-    @property
-    def text(self) -> str:
-        assert self.ended.wait(SOON)
-        return "".join(d.text for d in self.deltas)
-
-    @property
-    def last(self) -> Delta:
-        assert self.ended.wait(SOON)
-        return self.deltas[-1]
-
-
-class Gate:
-    """Holds the model's thread up until it is opened, so that what waits is known."""
-
-    def __init__(self, thread: ModelThread) -> None:
-        self._open, self._reached = threading.Event(), threading.Event()
-        self.future = thread.call(self._wait)
-        assert self._reached.wait(SOON)
-
-    def _wait(self) -> None:
-        self._reached.set()
-        assert self._open.wait(SOON)
-
-    def __enter__(self) -> Gate:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._open.set()
-
-
-def prefix_of(agent: Agent, words: str) -> TokenSequence:
-    document = agent.serializer.document(words)
-    return document.slice(0, len(document) - 1)
-
-
-def alone(agent: Agent, words: str, **settings: Any) -> str:
-    return "".join(stream(agent.model, agent.serializer, prefix_of(agent, words), **settings))
 
 
 def test_many_threads_get_each_their_own(agent: Agent) -> None:
@@ -126,13 +56,13 @@ def test_many_threads_get_each_their_own(agent: Agent) -> None:
 
 def test_who_comes_too_late_is_told_how_many_wait(agent: Agent, thread: ModelThread) -> None:
     with Gate(thread):
-        sinks = [Sink() for _ in range(6)]
+        sinks = [Sink() for _ in range(4 + 6)]  # so many rows are free, and so many may wait
         tickets = [thread.write(prefix_of(agent, "go"), Sampling(5), s) for s in sinks]
-        assert thread.waiting == 6
-        with pytest.raises(Busy, match="6 texts wait already"):
+        assert thread.waiting == 10
+        with pytest.raises(Busy, match="10 texts wait already"):
             thread.write(prefix_of(agent, "go"), Sampling(5), Sink())
         thread.cancel(tickets[2])
-        assert thread.waiting == 5
+        assert thread.waiting == 9
         again = Sink()
         thread.write(prefix_of(agent, "open"), Sampling(5), again)
         calls = [thread.call(int) for _ in range(6)]
@@ -142,6 +72,19 @@ def test_who_comes_too_late_is_told_how_many_wait(agent: Agent, thread: ModelThr
     assert [f.result(SOON) for f in calls] == [0] * 6
     assert {s.text for i, s in enumerate(sinks) if i != 2} == {alone(agent, "go", max_tokens=5)}
     assert not sinks[2].deltas
+
+
+def test_rows_that_are_taken_have_no_room_for_who_waits(agent: Agent) -> None:
+    with ModelThread(agent, rows=2, waiting=3) as thread:
+        for _ in range(2):
+            begun = threading.Event()
+            thread.write(prefix_of(agent, "go"), Sampling(10**9), lambda _, e=begun: e.set())
+            assert begun.wait(SOON)
+        with Gate(thread):
+            for _ in range(3):
+                thread.write(prefix_of(agent, "go"), Sampling(5), Sink())
+            with pytest.raises(Busy, match="3 texts wait already"):
+                thread.write(prefix_of(agent, "go"), Sampling(5), Sink())
 
 
 def test_a_cancelled_text_frees_its_row_at_the_next_step(agent: Agent) -> None:
@@ -254,14 +197,6 @@ def play(
     rng = np.random.default_rng(seed)
     observed = [[world.observe(task, rng) for task in tasks] for _ in range(steps)]
     return observed, [act(seen) for seen in observed]
-
-
-def same(a: Any, b: Any) -> bool:
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return bool(np.array_equal(a, b))
 
 
 def test_sessions_act_as_policies_of_their_own(agent: Agent, thread: ModelThread) -> None:
