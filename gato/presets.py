@@ -60,8 +60,8 @@ def few_shot() -> TrainConfig:
         embedders={"image": {"embedder": "conv"}},
         corpora=(CorpusConfig("bindings", "runs/few_shot/data/bindings"),),
         text_pieces=400,
-        rows=16,
-        steps=4500,
+        rows=32,
+        steps=4000,
         precision="float32",
     )
 

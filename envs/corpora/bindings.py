@@ -23,6 +23,8 @@ from gato.envs.corpora.common import NUMBERS, Split, check_split, pairs, stream
 COUNTS = {"train": 30_000, "heldout": 400}
 SHOTS = 8
 """Pairs before the last one."""
+SHORTER = (2, 2, 2, 3, 4, 8)
+"""Pairs before the last one in training: where to look is learnt sooner among few."""
 SIZE = 16
 VARIANTS = 8
 """Drawings of each image in training, each moved, turned, resized and lit differently."""
@@ -38,8 +40,9 @@ the same picture is learnt sooner than for the same digit."""
 def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[str, Any]]:
     """Yield records of `SHOTS` + 1 pairs of a picture and its word.
 
-    In training each picture's digit is drawn on its own, so that no order gives a word away. Held
-    out, every two pairs show both digits, so that each number of shots is as good as it can be.
+    In training there may be fewer pairs, and from the third on each picture's digit is drawn on its
+    own, so that no order gives a word away. Held out, every two pairs show both digits, so that
+    each number of shots is as good as it can be.
     """
     check_split(split)
     for k in range(COUNTS[split] if count is None else count):
@@ -48,10 +51,10 @@ def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[
         kind = rng.random() if split == "train" else 1.0
         if kind < NAMED:
             names = [NUMBERS[digit] for digit in chosen]
-        shown = [rng.randrange(2) for _ in range(SHOTS + 1)]
-        if split == "heldout":
-            for i in range(1, SHOTS, 2):
-                shown[i] = 1 - shown[i - 1]
+        count = rng.choice(SHORTER) if split == "train" else SHOTS
+        shown = [rng.randrange(2) for _ in range(count + 1)]
+        for i in range(1, SHOTS if split == "heldout" else 1 + rng.randrange(2), 2):
+            shown[i] = 1 - shown[i - 1]
         drawn = [(_picture(split, chosen[which], rng), names[which]) for which in shown]
         if NAMED <= kind < NAMED + REPEATED:
             drawn = [drawn[shown.index(which)] for which in shown]
