@@ -21,6 +21,11 @@ from gato.envs.readers.pictures import open_image
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 """Of an animation, the first frame."""
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"GIF8")
+_SCAN = b"\xff\xda"
+"""Where a scan of a JPEG begins; in what is coded, no such bytes stand."""
+SCANS, MOST_SCANS = 16, 64
+"""Scans of a JPEG that count as one picture's pixels (progressive ones have about ten), and that
+it may have: a few bytes are a scan, and each is a pass over all pixels."""
 _one_at_a_time = threading.Lock()
 """Decoding takes memory, and silences warnings of damaged files for the whole process."""
 
@@ -79,9 +84,13 @@ class Budget:
             raise ValueError(
                 f"expected an image of the formats {', '.join(FORMATS)}; its header is damaged"
             ) from error
-        if width * height > self.pixels:
+        scans = raw.count(_SCAN) if raw.startswith(b"\xff\xd8") else 1
+        if scans > MOST_SCANS:
+            raise ValueError(f"expected a JPEG of at most {MOST_SCANS} scans; got {scans}")
+        cost = width * height * max(-(-scans // SCANS), 1)
+        if cost > self.pixels:
             raise ValueError(
                 f"expected images of at most {self.pixels} more pixels in this request; got one "
                 f"with more. Scale it down"
             )
-        return width * height
+        return cost

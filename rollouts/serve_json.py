@@ -14,6 +14,8 @@ from typing import Any
 from gato.rollouts.serve_limits import Refused
 
 MAX_DEPTH = 64
+MAX_VALUES = 1 << 20
+"""Of a body: as objects they take some twenty times the bytes that they are written with."""
 _MAX_DIGITS = 40
 _UNREAD = 1000
 """Characters or items of a field that nobody looks at."""
@@ -25,6 +27,8 @@ def strict_json(raw: bytes) -> Any:
     Raises:
         Refused: saying what is wrong with it.
     """
+    if sum(map(raw.count, (b",", b"{", b"["))) > MAX_VALUES:  # those inside of strings too
+        raise _broken(f"expected JSON of at most {MAX_VALUES} values")
     try:
         value = json.loads(
             raw.decode("utf-8"),
@@ -52,9 +56,11 @@ def _broken(message: str) -> Refused:
 def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in found if keys.count(key) > 1)
-        raise _broken(f"expected every key once; got {twice[:50]!r} twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _broken(f"expected every key once; got {key[:50]!r} twice")
+            seen.add(key)
     return found
 
 

@@ -17,6 +17,7 @@ the checkpoint knows and the registry has.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ RATES = (5.0, 30.0)
 """Steps a second that a task is shown at, unless told otherwise: its own, between these."""
 ALIVE_SECONDS = 10.0
 """Silence after which a comment is sent, so that nothing on the way closes the stream."""
+MAX_BYTES = 1 << 14
+"""Of a request's body; it names a task and a few numbers."""
 EVENT_STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
@@ -132,7 +135,7 @@ class Watchers:
 
     async def watch(self, request: Request) -> Response:
         """Play a task as long as the client listens."""
-        asked = self._asked(Fields(strict_json(await request.body())))
+        asked = self._asked(await _fields(request))
         if len(self._watched) >= self.settings.watchers:
             raise busy(f"{self.settings.watchers} episodes are being watched already")
         try:
@@ -160,7 +163,7 @@ class Watchers:
             raise Refused(
                 404, "expected an episode that is being watched; there is none of that id"
             )
-        fields = Fields(strict_json(await request.body()))
+        fields = await _fields(request)
         rate = self._rate(fields)
         steps = fields.whole("steps", 1, 100)
         restart = fields.whole("restart", 0, MAX_SEED)
@@ -198,6 +201,15 @@ class Watchers:
         return fields.number("rate", 0.1, self.settings.steps_per_second)
 
 
+async def _fields(request: Request) -> Fields:
+    """Return the fields of a body, read where everything else waits: it has to be small."""
+    body = await request.body()
+    if len(body) > MAX_BYTES:
+        message = f"expected a body of at most {MAX_BYTES} bytes here"
+        raise Refused(413, message, code="body_too_large")
+    return Fields(strict_json(body))
+
+
 def _stream(watching: Watching, events: AsyncIterator[bytes]) -> Response:
     """Return an answer with which the watching ends, however it ends."""
     from starlette.responses import StreamingResponse
@@ -226,5 +238,20 @@ async def _events(channel: Channel, start: Mapping[str, Any]) -> AsyncIterator[b
 
 
 def event(kind: str, data: Mapping[str, Any]) -> bytes:
-    """Return a server-sent event."""
-    return f"event: {kind}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+    """Return a server-sent event; numbers that JSON has not (NaN, infinity) are null in it."""
+    try:
+        told = json.dumps(data, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        told = json.dumps(_finite(data), ensure_ascii=False, allow_nan=False)
+    return f"event: {kind}\ndata: {told}\n\n".encode()
+
+
+def _finite(value: Any) -> Any:
+    match value:
+        case Mapping():
+            return {key: _finite(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_finite(one) for one in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
