@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("gato.serve")
 
 MAX_CONNECTIONS = 1024
+"""Or half of the files that the process may open, if these are fewer."""
+SLOWEST = 1 << 10
+"""Bytes that a client has to read in a second, over some seconds, while answers wait for it."""
 TOO_SLOW = (
     b"HTTP/1.1 408 Request Timeout\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n"
     b"Connection: close\r\n\r\nThe head of the request is too slow"
@@ -41,6 +44,29 @@ class Server(Guard):
     def __init__(self, inner: Any, service: Service) -> None:
         super().__init__(inner, service.settings, service.meter)
         self.service = service
+        self._open = _told_to_other_sites(super().__call__, service.settings)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        await self._open(scope, receive, send)
+
+
+def _told_to_other_sites(guarded: Any, settings: Settings) -> Any:
+    """Return an application that lets pages of the sites in the settings ask (CORS).
+
+    It stands before `Guard`, so that they are told of refusals too.
+    """
+    if not settings.origins:
+        return guarded
+    from starlette.middleware.cors import CORSMiddleware
+
+    return CORSMiddleware(
+        guarded,
+        allow_origins=list(settings.origins),
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],  # clients tell their names and versions in some of their own
+        expose_headers=[serve_openai.DROPPED_HEADER, "Retry-After", "X-Request-Id"],
+    )
 
 
 def app(agent: Agent, settings: Settings | None = None) -> Server:
@@ -54,7 +80,6 @@ def app(agent: Agent, settings: Settings | None = None) -> Server:
     try:
         import fastapi
         from starlette.exceptions import HTTPException
-        from starlette.middleware.cors import CORSMiddleware
     except ImportError as error:
         raise missing(error) from error
     settings = settings or Settings()
@@ -63,14 +88,6 @@ def app(agent: Agent, settings: Settings | None = None) -> Server:
     inner.add_exception_handler(Refused, _refusal)
     inner.add_exception_handler(HTTPException, _http_error)
     inner.add_exception_handler(Exception, _failure)
-    if settings.origins:
-        inner.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.origins),
-            allow_methods=["GET", "POST", "DELETE"],
-            allow_headers=["Authorization", "Content-Type"],
-            expose_headers=[serve_openai.DROPPED_HEADER],
-        )
     _add_routes(inner, service)
     return Server(inner, service)
 
@@ -84,7 +101,8 @@ def _add_routes(inner: "FastAPI", service: Service) -> None:
             answer: Response = await endpoint(service, request)
             return answer
 
-        inner.add_api_route(path, handle, methods=[method], response_model=None)
+        methods = ["GET", "HEAD"] if method == "GET" else [method]
+        inner.add_api_route(path, handle, methods=methods, response_model=None)
 
     async def health(service: Service, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -231,22 +249,36 @@ def _signals_end_quietly() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _most_connections() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MAX_CONNECTIONS
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unbounded = files == resource.RLIM_INFINITY
+    return MAX_CONNECTIONS if unbounded else min(MAX_CONNECTIONS, max(files // 2, 1))
+
+
 def patient(settings: Settings) -> type:
     """Return uvicorn's protocol with bounds of connections, and of the time for a head to come."""
     import h11
     from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    most = _most_connections()
 
     class Patient(H11Protocol):
         """Ends connections whose next request does not begin in time, or who do not read."""
 
         _timer: Any = None
         _stall: Any = None
+        _unsent = 0
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            if len(self.connections) > MAX_CONNECTIONS:
+            if len(self.connections) > most:
                 transport.abort()
                 return
+            transport.set_write_buffer_limits(high=0)  # hear of all that is not read at once
             self._wait_for_head()
 
         def data_received(self, data: bytes) -> None:
@@ -266,8 +298,18 @@ def patient(settings: Settings) -> type:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            # closing alone would wait for the client to read what is left
-            self._stall = self.loop.call_later(settings.stall_seconds, self.transport.abort)
+            self._expect_reading()
+
+        def _expect_reading(self) -> None:
+            self._unsent = self.transport.get_write_buffer_size()
+            self._stall = self.loop.call_later(settings.stall_seconds, self._has_read)
+
+        def _has_read(self) -> None:
+            read = self._unsent - self.transport.get_write_buffer_size()
+            if read >= SLOWEST * settings.stall_seconds:
+                self._expect_reading()
+            else:  # closing alone would wait for the client to read what is left
+                self.transport.abort()
 
         def resume_writing(self) -> None:
             if self._stall is not None:

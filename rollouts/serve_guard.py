@@ -135,7 +135,7 @@ class Guard:
         except Refused as refused:
             await answer.refuse(refused, close=True)
         except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
+            log.exception("%s %r failed", scope["method"], scope["path"])
             wrong = Refused(500, "the server failed; its log says how", code="internal_error")
             await answer.refuse(wrong, close=True)
         finally:
@@ -146,7 +146,9 @@ class Guard:
 
     async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
-            self._check(scope)
+            if self._check(scope):
+                await self._run(scope, b"", receive, answer)
+                return
             if self.running >= self.settings.requests:
                 raise busy(f"{self.running} requests are under way")
         except Refused as refused:
@@ -163,16 +165,20 @@ class Guard:
                 if refused.status != 408:
                     await self._drain(scope, receive)
                 raise
-            body = b"".join(parts)
-            await self._run(scope, body, receive, answer)
+            parts[:] = [b"".join(parts)]  # counted as long as it is held, and not held twice
+            await self._run(scope, parts[0], receive, answer)
         finally:
             self.running -= 1
             self.held -= sum(map(len, parts))
 
     # ---- the head ----------------------------------------------------------------------------
 
-    def _check(self, scope: Scope) -> None:
-        """Raise `Refused` for a head that says enough."""
+    def _check(self, scope: Scope) -> bool:
+        """Raise `Refused` for a head that says enough.
+
+        Returns:
+            Whether the request is one that anybody may make: it has no body and takes no place.
+        """
         pairs = scope["headers"]
         if len(pairs) > MAX_HEADERS:
             raise Refused(431, f"expected at most {MAX_HEADERS} headers; got {len(pairs)}")
@@ -182,14 +188,16 @@ class Guard:
         headers: dict[bytes, bytes] = dict(pairs)
         self._check_host([value for name, value in pairs if name == b"host"])
         method, path = scope["method"], scope["path"]
-        if self._is_preflight(method, headers):
-            return
-        if not (path in OPEN or path.startswith(OPEN_BELOW)):
+        is_open = path in OPEN or path.startswith(OPEN_BELOW)
+        if not is_open:
             self._check_token([value for name, value in pairs if name == b"authorization"])
-        if method in ("GET", "HEAD"):
-            return
-        self._check_origin(headers)
-        self._check_kind(headers)
+        if method not in ("GET", "HEAD"):
+            self._check_origin(headers)
+        if is_open or method in ("GET", "HEAD", "OPTIONS"):
+            self._check_empty(headers)
+        else:
+            self._check_kind(headers)
+        return is_open
 
     def _check_host(self, given: list[bytes]) -> None:
         # A page of another site may have its name point here (DNS rebinding): it says that name.
@@ -209,10 +217,6 @@ class Guard:
             message = f"expected the server's token as 'Authorization: Bearer TOKEN'; got {told}"
             raise Refused(401, message, code="invalid_api_key")
 
-    def _is_preflight(self, method: str, headers: dict[bytes, bytes]) -> bool:
-        asked = method == "OPTIONS" and b"access-control-request-method" in headers
-        return bool(self.settings.origins) and asked
-
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
         origin = headers.get(b"origin", b"").decode("latin-1")
         host = headers.get(b"host", b"").decode("latin-1")
@@ -221,9 +225,12 @@ class Guard:
             message = f"expected a request of this server's page; got one of {origin[:100]!r}"
             raise Refused(403, message, code="bad_origin")
 
+    def _check_empty(self, headers: dict[bytes, bytes]) -> None:
+        if not _is_empty(headers):
+            raise Refused(400, "expected no body here; leave it out", code="unexpected_body")
+
     def _check_kind(self, headers: dict[bytes, bytes]) -> None:
-        length = headers.get(b"content-length", b"")
-        if b"transfer-encoding" not in headers and length in (b"", b"0"):
+        if _is_empty(headers):
             return
         kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
         if kind != b"application/json":
@@ -233,6 +240,7 @@ class Guard:
         if headers.get(b"content-encoding", b"identity").lower() != b"identity":
             message = "expected a body that is not compressed (no Content-Encoding)"
             raise Refused(415, message, code="unsupported_media_type")
+        length = headers.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 15 or int(length) > self.settings.body_bytes):
             raise self._too_large()
 
@@ -322,8 +330,14 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
+def _is_empty(headers: dict[bytes, bytes]) -> bool:
+    none = headers.get(b"content-length", b"") in (b"", b"0")
+    return none and b"transfer-encoding" not in headers
+
+
 def _reason(status: int) -> str:
     return {
+        400: "body",
         401: "token",
         403: "host",
         408: "slow",

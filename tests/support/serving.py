@@ -6,7 +6,8 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,6 +15,25 @@ from urllib.parse import urlsplit
 from gato.rollouts import serve
 from gato.rollouts.agent import Agent
 from gato.rollouts.serve_limits import Settings
+
+CHAT = "/v1/chat/completions"
+ASKED = {"model": "tiny", "messages": [{"role": "user", "content": "red"}], "max_tokens": 2}
+LONG = {**ASKED, "max_tokens": 10_000}  # the likeliest of random weights goes round in circles
+NARROW: dict[str, Any] = {
+    "rows": 1,
+    "waiting": 1,
+    "requests": 6,
+    "body_bytes": 40_000,
+    "body_seconds": 0.5,
+    "head_seconds": 0.5,
+    "seconds": 2.0,
+    "max_tokens": 1_000_000,
+    "characters": 2000,
+    "images": 2,
+    "image_bytes": 20_000,
+    "image_pixels": 64 * 64,
+}
+"""Settings of a server with small bounds."""
 
 
 @contextmanager
@@ -90,3 +110,20 @@ def received(connection: socket.socket) -> tuple[int, dict[str, str], Any]:
     if headers.get("content-type", "").startswith("application/json") and body:
         return int(first.split()[1]), headers, json.loads(body)
     return int(first.split()[1]), headers, body
+
+
+def figure(address: str, name: str) -> float:
+    """Return one of the server's figures."""
+    page = ask(address, "/metrics", method="GET")[2].decode()
+    lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    return float(lines.get(name, 0))
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Return whether something comes true in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True

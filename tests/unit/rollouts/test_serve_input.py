@@ -5,14 +5,21 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
+import threading
 import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from serve_world import picture, uri
+from serve_world import make_agent, picture, uri
+from serving import ASKED, CHAT, NARROW, ask, serving, until
 
 from gato.rollouts import watch
+from gato.rollouts.agent import Agent
 from gato.rollouts.data_uri import MOST_SCANS, Budget
 from gato.rollouts.serve_json import MAX_VALUES, strict_json
 from gato.rollouts.serve_limits import Refused
@@ -75,3 +82,135 @@ def test_a_jpeg_of_many_scans_is_refused_and_one_of_some_costs_more():
 def test_numbers_that_json_has_not_are_null_in_events():
     told = watch.event("step", {"reward": float("nan"), "tokens": [{"x": float("inf")}, 0.5]})
     assert told == b'event: step\ndata: {"reward": null, "tokens": [{"x": null}, 0.5]}\n\n'
+
+
+# ---- pictures of a server --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def agent(text_model: bytes) -> Agent:
+    return make_agent(text_model)
+
+
+@pytest.fixture(scope="module")
+def address(agent: Agent) -> Iterator[str]:
+    with serving(agent) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def narrow(agent: Agent) -> Iterator[str]:
+    """Return the address of a server with small bounds."""
+    with serving(agent, **NARROW) as address:
+        yield address
+
+
+def shown(url: object) -> dict:
+    part = {"type": "image_url", "image_url": {"url": url}}
+    return {**ASKED, "messages": [{"role": "user", "content": [part]}]}
+
+
+class Opened:
+    """Files, connections and programs that the process opens while it is watched."""
+
+    on = False
+    seen: list[tuple[str, str]] = []  # noqa: RUF012
+    hooked = False
+
+    @classmethod
+    def hook(cls, event: str, args: tuple) -> None:
+        watched = ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.exec")
+        if (
+            cls.on
+            and event in watched
+            and threading.current_thread() is not threading.main_thread()
+        ):
+            cls.seen.append((event, repr(args)[:200]))
+
+
+@pytest.fixture
+def opened(address: str) -> Iterator[list[tuple[str, str]]]:
+    """Return what the server's threads open during a test."""
+    if not Opened.hooked:
+        sys.addaudithook(Opened.hook)  # which can never be taken away
+        Opened.hooked = True
+    ask(address, CHAT, shown(uri(picture(0))))  # what is imported late is imported now
+    Opened.seen.clear()
+    Opened.on = True
+    yield Opened.seen
+    Opened.on = False
+
+
+ADDRESSES = [
+    *("file:///etc/passwd", "/etc/passwd", "../../etc/passwd", "http://127.0.0.1:9/x.png"),
+    *("https://example.org/x.png", "ftp://example.org/x", "\\\\host\\share", "s3://bucket/x"),
+    *(
+        "data:text/html;base64,PGI+",
+        "data:image/png,rawbytes",
+        "data:image/svg+xml;base64,PHN2Zz4=",
+    ),
+    *("data:image/png;base64,file:///etc/passwd", "DATA:image/png;base64,", "data:,", "", "x" * 99),
+    *(None, 7, ["data:image/png;base64,AAAA"], {"url": "x"}, "data:image/png;base64,\u00e9"),
+]
+
+
+@pytest.mark.parametrize("url", ADDRESSES, ids=[f"{i}" for i in range(len(ADDRESSES))])
+def test_no_path_and_no_address_is_ever_opened(address, opened, url):
+    status, _, told = ask(address, CHAT, shown(url))
+    assert status == 400
+    assert told["error"]["message"]
+    assert not opened
+
+
+def test_the_hook_sees_what_is_opened(address, opened):
+    threading.Thread(target=lambda: Path("/etc/passwd").read_bytes()).start()
+    assert until(lambda: any("passwd" in args for _, args in opened))
+
+
+def bomb(width: int, height: int) -> str:
+    """Return a tiny PNG that says it is huge."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        sums = zlib.crc32(kind + data).to_bytes(4, "big")
+        return len(data).to_bytes(4, "big") + kind + data + sums
+
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    pixels = zlib.compress(bytes(10_000))
+    raw = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size + b"\x08\x02\x00\x00\x00")
+    raw += chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return "data:image/png;base64," + base64.b64encode(raw).decode()
+
+
+@pytest.mark.parametrize(("width", "height"), [(60_000, 60_000), (30_000, 1000), (2**31 - 1, 1)])
+def test_bombs_are_refused_by_their_headers(address, width, height):
+    began = time.monotonic()
+    status, _, told = ask(address, CHAT, shown(bomb(width, height)))
+    assert (status, told["error"]["code"]) == (400, "invalid_image")
+    assert time.monotonic() - began < 2.0
+
+
+def test_pictures_have_bounds_together(narrow):
+    small, large = uri(picture(0, 32, 32)), uri(picture(0, 128, 32))
+    assert ask(narrow, CHAT, shown(small))[0] == 200
+    assert (
+        "pixels" in ask(narrow, CHAT, shown(uri(picture(0, 65, 64), "jpeg")))[2]["error"]["message"]
+    )
+
+    def many(*urls: str) -> dict:
+        parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        return {**ASKED, "messages": [{"role": "user", "content": [p]} for p in parts]}
+
+    assert ask(narrow, CHAT, many(small, small))[0] == 200
+    assert "images" in ask(narrow, CHAT, many(small, small, small))[2]["error"]["message"]
+    grey = Image.new("L", (64, 64))
+    file = io.BytesIO()
+    grey.save(file, "png")
+    whole = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    assert "more pixels" in ask(narrow, CHAT, many(whole, small))[2]["error"]["message"]
+    assert "bytes" in ask(narrow, CHAT, shown(large + "A" * 20_000))[2]["error"]["message"]
+
+
+def test_large_bodies_are_not_read_where_everything_waits(address):
+    raw = json.dumps({"task": "made/arm-v0", "seed": 0, "x": ["y"] * 9000}).encode()
+    status, _, told = ask(address, "/v1/watch", raw)
+    assert (status, told["error"]["code"]) == (413, "body_too_large")
