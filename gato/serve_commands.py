@@ -14,7 +14,7 @@ Arguments = argparse.Namespace
 
 def serve(chosen: Arguments) -> None:
     """Serve a checkpoint until the process is asked to end."""
-    from gato.rollouts.serve_limits import Settings
+    from gato.rollouts.serve_limits import Settings, is_loopback
 
     settings = Settings(
         host=chosen.host,
@@ -39,6 +39,9 @@ def serve(chosen: Arguments) -> None:
 
     def ready(address: str) -> None:
         print(f"serving {settings.name} at {address} (Ctrl-C ends)", file=sys.stderr, flush=True)
+        if not is_loopback(settings.host):
+            told = "plain HTTP shows the token and all else to the network; put TLS in front of it"
+            print(f"gato: {told}", file=sys.stderr, flush=True)
 
     run(agent, settings, ready)
 

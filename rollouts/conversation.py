@@ -28,6 +28,10 @@ Message = Mapping[str, Any]
 ROLES = ("system", "user", "assistant")
 
 
+class TooLong(ValueError):
+    """A conversation whose last turn alone is more than the model remembers."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What the model reads before the assistant's next turn."""
@@ -53,7 +57,8 @@ def prepare(
         max_tokens: the most that are to be written.
 
     Raises:
-        ValueError: for messages of another form, and where the last turn alone is too long.
+        ValueError: for messages of another form.
+        TooLong: where the last turn alone is too long.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1; got {max_tokens}")
@@ -70,7 +75,7 @@ def prepare(
         if kept and used + len(piece) + room > memory:
             break
         if used + len(piece) > memory:
-            raise ValueError(
+            raise TooLong(
                 f"the model remembers {memory} tokens; the last turn takes {len(piece)} and what "
                 f"stands around it {used}. Use shorter words or smaller images (16 x 16 pixels "
                 f"are one token)."

@@ -18,7 +18,7 @@ from gato.rollouts import serve_captions, serve_embeddings, serve_openai, serve_
 from gato.rollouts.agent import Agent
 from gato.rollouts.serve_actions import Sessions
 from gato.rollouts.serve_guard import Guard
-from gato.rollouts.serve_limits import MAX_HEAD_BYTES, Refused, Settings
+from gato.rollouts.serve_limits import MAX_HEAD_BYTES, Refused, Settings, failure
 from gato.rollouts.serve_metrics import missing
 from gato.rollouts.serve_work import Service
 
@@ -155,8 +155,7 @@ async def _http_error(request: Any, error: Any) -> Any:
 
 async def _failure(request: Any, error: Exception) -> Any:
     # Starlette raises it again afterwards, and `Guard` writes it to the log.
-    message = "the server failed; its log says how"
-    return await _refusal(request, Refused(500, message, code="internal_error"))
+    return await _refusal(request, failure())
 
 
 # ---- the process -----------------------------------------------------------------------------

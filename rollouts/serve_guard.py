@@ -26,6 +26,7 @@ from gato.rollouts.serve_limits import (
     Refused,
     Settings,
     busy,
+    failure,
     is_loopback,
     out_of_time,
 )
@@ -136,8 +137,7 @@ class Guard:
             await answer.refuse(refused, close=True)
         except Exception:
             log.exception("%s %r failed", scope["method"], scope["path"])
-            wrong = Refused(500, "the server failed; its log says how", code="internal_error")
-            await answer.refuse(wrong, close=True)
+            await answer.refuse(failure(), close=True)
         finally:
             for clean in scope[CLEANUP]:
                 clean()

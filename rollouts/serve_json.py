@@ -199,7 +199,7 @@ class Fields:
         """Refuse fields that would change the answer, unless they have a value that does not."""
         for name, values in harmless.items():
             value = self.take(name)
-            if value is not None and not any(value == v for v in values):
+            if value is not None and not any(_same(value, v) for v in values):
                 path = self.path(name)
                 raise Refused(
                     400,
@@ -215,6 +215,10 @@ class Fields:
                 path = self.path(name[:100])
                 message = f"unknown field {path!r}"
                 raise Refused(400, message, param=path, code="unknown_parameter")
+
+
+def _same(value: Any, other: Any) -> bool:
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
 
 
 def kind(value: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 CLEANUP = "gato.cleanup"
 """Key of the scope: functions that are called when a request is over, however it ended."""
 MAX_HEAD_BYTES = 16 << 10
+SHORTEST_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """What clients must show; None asks for none, which only loopback may."""
     name: str = "gato"
     """The model's name in requests."""
@@ -70,14 +72,26 @@ class Settings:
             raise ValueError("expected a token of printable ASCII characters")
         if self.token is not None and not self.token.strip():
             raise ValueError("expected a token; got an empty one. Leave it out to ask for none")
+        if self.token is not None and self.token != self.token.strip():
+            raise ValueError("expected a token without spaces around it, which clients cannot show")
         if self.token is None and not is_loopback(self.host):
             raise ValueError(
                 f"expected a token for {self.host!r}, which other machines can reach; got none. "
                 f"Give --token-file FILE (or --token T), or listen on 127.0.0.1"
             )
-        for name in ("rows", "waiting", "sessions", "requests", "max_tokens", "choices"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if self.token and len(self.token) < SHORTEST_TOKEN and not is_loopback(self.host):
+            raise ValueError(
+                f"expected a token of at least {SHORTEST_TOKEN} characters for {self.host!r}, "
+                f"which other machines can reach and guess at; got {len(self.token)}"
+            )
+        if not 0 <= self.port < 1 << 16:
+            raise ValueError(f"port must be from 0 to 65535; got {self.port}")
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if one.name.endswith("seconds") and not (0 < value < math.inf):
+                raise ValueError(f"{one.name} must be above 0 and finite; got {value}")
+            if one.type == "int" and one.name != "port" and value < 1:
+                raise ValueError(f"{one.name} must be at least 1; got {value}")
 
 
 def is_loopback(host: str) -> bool:
@@ -131,4 +145,11 @@ def busy(what: str) -> Refused:
 def out_of_time(settings: Settings) -> Refused:
     """Return the refusal of what takes too long."""
     message = f"no answer within {settings.seconds:g} seconds"
-    return Refused(503, message, code="timeout", retry_after=5)
+    refused = Refused(503, message, code="timeout", retry_after=5)
+    refused.headers["x-should-retry"] = "false"  # OpenAI's clients would ask twice more, at once
+    return refused
+
+
+def failure() -> Refused:
+    """Return the refusal of what only the server's log explains."""
+    return Refused(500, "the server failed; its log says how", code="internal_error")

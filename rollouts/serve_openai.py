@@ -4,6 +4,10 @@ A request is read in three steps, so that what it asks for is refused by name be
 asked: its fields (`ChatRequest`), its messages as ours, its prefix (`Agent.prepare`). Beside what
 OpenAI tells, an answer has a field ``gato``: the seed it was drawn with, and how many turns were
 dropped because the model does not remember as much; a header says so too.
+
+Where it differs: temperature is 0 unless told otherwise (OpenAI's is 1), an answer without
+``max_tokens`` may take what the memory leaves, system messages are read before all others wherever
+they stand, and names of users (``name``) are not told to the model.
 """
 
 from __future__ import annotations
@@ -12,12 +16,12 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gato.rollouts.conversation import Prepared
+from gato.rollouts.conversation import Prepared, TooLong
 from gato.rollouts.data_uri import Budget
 from gato.rollouts.engine import Sampling, TokenLogprob
 from gato.rollouts.messages import fitting
@@ -47,10 +51,10 @@ UNSUPPORTED: Mapping[str, Sequence[Any]] = {
     "logit_bias": ({},),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": ("none",),
-    "verbosity": (),
+    "reasoning_effort": ("none", "medium"),
+    "verbosity": ("medium",),
     "web_search_options": (),
-    "top_k": (-1,),
+    "top_k": (-1, 0),
     "min_p": (0,),
     "best_of": (1,),
     "suffix": (),
@@ -59,6 +63,8 @@ UNSUPPORTED: Mapping[str, Sequence[Any]] = {
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 STOPS, STOP_LENGTH, TOP_LOGPROBS, MAX_SEED = 4, 200, 20, (1 << 63) - 1
 DROPPED_HEADER = "X-Gato-Dropped-Turns"
+ALIVE_SECONDS = 10.0
+"""Silence of a stream after which a comment is sent, so that nothing on the way closes it."""
 EVENT_STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 LOWEST = -9999.0
 """What OpenAI tells for the logarithm of a probability of zero, which JSON has not."""
@@ -68,17 +74,18 @@ LOWEST = -9999.0
 class ChatRequest:
     """What is asked for."""
 
-    model: str
     samplings: tuple[Sampling, ...]
     """One per answer."""
     messages: list[dict[str, Any]]
     stream: bool
     include_usage: bool
     """Whether a stream ends with the counts of tokens."""
+    as_fits: bool
+    """Whether an answer may be as long as the memory leaves room, up to what `samplings` say."""
 
 
-def chat_request(value: Any, settings: Settings) -> ChatRequest:
-    """Return what a body asks for.
+def chat_request(value: Any, service: Service) -> ChatRequest:
+    """Return what a body asks for; its messages, which may cost most, are looked at last.
 
     Raises:
         Refused: naming the field at fault.
@@ -87,7 +94,8 @@ def chat_request(value: Any, settings: Settings) -> ChatRequest:
     model = fields.need("model")
     if not isinstance(model, str):
         raise fields.wrong("model", "a string")
-    messages = _messages(fields, settings)
+    service.check_model(model)
+    given = fields.need("messages")
     stream = fields.flag("stream")
     options = fields.take("stream_options")
     include = False
@@ -96,18 +104,20 @@ def chat_request(value: Any, settings: Settings) -> ChatRequest:
         include = inner.flag("include_usage")
         inner.only("include_obfuscation")
         inner.done()
-    samplings = _samplings(fields, settings)
+    as_fits = not ("max_tokens" in fields or "max_completion_tokens" in fields)
+    samplings = _samplings(fields, service.settings)
     fields.only(*HARMLESS)
     fields.refuse(UNSUPPORTED)
     fields.done()
-    return ChatRequest(model, samplings, messages, stream, include)
+    messages = _messages(given, fields, service.settings)
+    return ChatRequest(samplings, messages, stream, include, as_fits)
 
 
 def _samplings(fields: Fields, settings: Settings) -> tuple[Sampling, ...]:
     most = 1 << 31
     asked = fields.whole("max_tokens", 1, most)
     newer = fields.whole("max_completion_tokens", 1, most)
-    length = min(newer or asked or Sampling.max_tokens, settings.max_tokens)
+    length = min(newer or asked or settings.max_tokens, settings.max_tokens)
     temperature = fields.number("temperature", 0.0, 2.0) or 0.0
     top_p = fields.number("top_p", 0.0, 1.0)
     if top_p == 0.0:
@@ -145,8 +155,7 @@ def _stop(fields: Fields) -> tuple[str, ...]:
     return tuple(given)
 
 
-def _messages(fields: Fields, settings: Settings) -> list[dict[str, Any]]:
-    given = fields.need("messages")
+def _messages(given: Any, fields: Fields, settings: Settings) -> list[dict[str, Any]]:
     if not isinstance(given, list) or not given:
         raise fields.wrong("messages", "a list of one or more messages")
     contents = [m.get("content") for m in given if isinstance(m, dict)]
@@ -166,6 +175,14 @@ def _messages(fields: Fields, settings: Settings) -> list[dict[str, Any]]:
                 param="messages",
                 code="string_above_max_length",
             )
+    # The model has seen system messages at the beginning only; clients add some later on.
+    made.sort(key=lambda message: message["role"] != "system")
+    if made[-1]["role"] != "user":
+        raise fields.wrong(
+            "messages",
+            "a conversation whose last message is the user's, which is then answered (an answer "
+            "is not gone on with: ask for more in a message of the user's)",
+        )
     return made
 
 
@@ -220,12 +237,18 @@ def _image(fields: Fields, budget: Budget) -> np.ndarray:
 
 
 def _prepared(body: bytes, service: Service) -> tuple[ChatRequest, Prepared]:
-    asked = chat_request(strict_json(body), service.settings)
-    service.check_model(asked.model)
+    asked = chat_request(strict_json(body), service)
+    most, memory = asked.samplings[0].max_tokens, service.agent.model.config.memory
+    room = min(most, Sampling.max_tokens, memory // 2) if asked.as_fits else most
     try:
-        made = service.agent.prepare(asked.messages, asked.samplings[0].max_tokens)
+        made = service.agent.prepare(asked.messages, room)
     except ValueError as error:
-        raise Refused(400, str(error), param="messages") from error
+        code = "context_length_exceeded" if isinstance(error, TooLong) else None
+        raise Refused(400, str(error), param="messages", code=code) from error
+    if asked.as_fits:
+        fits = min(max(memory - len(made.prefix), room), most)
+        samplings = tuple(replace(one, max_tokens=fits) for one in asked.samplings)
+        asked = replace(asked, samplings=samplings)
     return asked, made
 
 
@@ -287,12 +310,14 @@ async def _events(
         start = {"role": "assistant", "content": "", "refusal": None}
         yield chunk([choice(i, start, None, None)], gato=extra)
     try:
-        async for i, delta in writing.deltas():
+        async for i, delta in writing.deltas(ALIVE_SECONDS):
             told = _logprobs(delta.logprobs) if shown and delta.logprobs else None
             if delta.text or told:
                 yield chunk([choice(i, {"content": delta.text}, told, None)])
             if delta.finish:
                 yield chunk([choice(i, {}, None, delta.finish)])
+            elif not (delta.tokens or delta.text):
+                yield b": still here\n\n"
     except Refused as refused:  # the status is sent already
         yield _event(refused.to_json())
         return

@@ -10,6 +10,7 @@ model's thread |                                    ids
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Delta, Sampling
 from gato.rollouts.model_thread import Busy, ModelThread, NoSession, Ticket
-from gato.rollouts.serve_limits import Refused, Settings, busy, out_of_time
+from gato.rollouts.serve_limits import Refused, Settings, busy, failure, out_of_time
 from gato.rollouts.serve_metrics import Meter
 from gato.tokenizers.stream import TokenSequence
 
@@ -49,12 +50,12 @@ class Service:
         """Return what `function` makes of a request, worked out beside the event loop.
 
         Raises:
-            Refused: with status 400 where it raises ValueError or TypeError.
+            Refused: with status 400 where it raises ValueError.
         """
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._pool, function, *args)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise Refused(400, str(error)) from error
 
     async def result(self, future: Callable[[], Future[Result]]) -> Result:
@@ -66,8 +67,8 @@ class Service:
         """
         try:
             async with asyncio.timeout(self.settings.seconds):
-                # shielded: what the model has begun is not undone by a client that goes away
-                return await asyncio.shield(asyncio.wrap_future(future()))
+                # what has not begun when the client goes, or its time is over, is never done
+                return await asyncio.wrap_future(future())
         except TimeoutError as error:
             raise out_of_time(self.settings) from error
         except Busy as error:
@@ -107,6 +108,7 @@ class Writing:
         self._queue: asyncio.Queue[tuple[int, Delta]] = asyncio.Queue()
         self._open: dict[int, Ticket] = {}
         self.read, self.written = len(prefix), 0
+        self._counted = False
         try:
             for i, sampling in enumerate(samplings):
                 self._open[i] = service.model.write(prefix, sampling, self._sink(i))
@@ -124,8 +126,11 @@ class Writing:
 
         return sink
 
-    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+    async def deltas(self, alive: float = math.inf) -> AsyncIterator[tuple[int, Delta]]:
         """Yield (which text, what is new of it) until all have ended.
+
+        Args:
+            alive: seconds after which nothing new is told, too.
 
         Raises:
             Refused: where the model fails or its time is over.
@@ -133,8 +138,11 @@ class Writing:
         while self._open:
             left = max(self._end - self._loop.time(), 0.0)
             try:
-                i, delta = await asyncio.wait_for(self._queue.get(), left)
+                i, delta = await asyncio.wait_for(self._queue.get(), min(left, alive))
             except TimeoutError as error:
+                if self._loop.time() < self._end:
+                    yield next(iter(self._open)), Delta("", 0)
+                    continue
                 self.close()
                 raise out_of_time(self._service.settings) from error
             self.written += delta.tokens
@@ -142,13 +150,16 @@ class Writing:
                 del self._open[i]
             if delta.finish == "error":
                 self.close()
-                status = 400 if isinstance(delta.error, ValueError) else 500
-                raise Refused(status, str(delta.error) or "the model failed", code="model_error")
+                raise failure()  # what a request may get wrong has been found before
+            if not self._open:
+                self.close()
             yield i, delta
-        self._service.meter.tokens(self.read, self.written)
 
     def close(self) -> None:
         """Forget the texts that have not ended; their rows are free at the next step."""
         for ticket in self._open.values():
             self._service.model.cancel(ticket)
         self._open = {}
+        if not self._counted:  # whether they ended well, or the client did not wait
+            self._counted = True
+            self._service.meter.tokens(self.read, self.written)

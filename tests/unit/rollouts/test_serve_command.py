@@ -40,6 +40,34 @@ def test_options_become_settings(started, capsys):
     told = capsys.readouterr()
     assert not told.out
     assert "serving arm at http://127.0.0.1:1" in told.err
+    assert "plain HTTP" not in told.err
+    assert cli.main(["serve", "x", "--host", "0.0.0.0", "--token", "a-secret"]) == 0
+    assert "plain HTTP shows the token" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--timeout", "0"], "above 0"),
+        (["--timeout", "-1"], "above 0"),
+        (["--timeout", "nan"], "above 0"),
+        (["--timeout", "inf"], "finite"),
+        (["--port", "70000"], "from 0 to 65535"),
+        (["--token", " a "], "without spaces"),
+        (["--host", "0.0.0.0", "--token", "short"], "at least 8 characters"),
+    ],
+)
+def test_bounds_that_are_none_are_refused(started, capsys, given, told):
+    assert cli.main(["serve", "x", *given]) == cli.BAD_INPUT
+    assert told in capsys.readouterr().err
+    assert not started
+
+
+def test_settings_do_not_show_the_token():
+    assert "a-secret" not in repr(Settings(token="a-secret"))
+    for name in ("body_bytes", "image_pixels", "stall_seconds", "grace_seconds"):
+        with pytest.raises(ValueError, match=name):
+            Settings(**{name: 0})
 
 
 def test_a_token_comes_from_a_file_and_one_that_others_read_is_told(started, tmp_path, capsys):
