@@ -32,7 +32,10 @@ LEXICON = 32
 NAMED = 0.2
 """Share of training records whose words are the digits' own names, for the sake of the eye: what
 looks alike is then soon the same, which bound words alone teach slowly."""
-REPEATED = 0.3
+GLOSSED = 0.3
+"""Share that say the digit's name behind the bound word, "dako three": so that a word soon knows
+which picture stood before it, by which it is found again."""
+REPEATED = 0.2
 """Share of training records that show one picture of each digit again and again: to look back for
 the same picture is learnt sooner than for the same digit."""
 
@@ -51,12 +54,14 @@ def records(split: Split, seed: int, count: int | None = None) -> Iterator[dict[
         kind = rng.random() if split == "train" else 1.0
         if kind < NAMED:
             names = [NUMBERS[digit] for digit in chosen]
-        count = rng.choice(SHORTER) if split == "train" else SHOTS
-        shown = [rng.randrange(2) for _ in range(count + 1)]
+        elif kind < NAMED + GLOSSED:
+            names = [f"{w} {NUMBERS[d]}" for w, d in zip(names, chosen, strict=True)]
+        shots = rng.choice(SHORTER) if split == "train" else SHOTS
+        shown = [rng.randrange(2) for _ in range(shots + 1)]
         for i in range(1, SHOTS if split == "heldout" else 1 + rng.randrange(2), 2):
             shown[i] = 1 - shown[i - 1]
         drawn = [(_picture(split, chosen[which], rng), names[which]) for which in shown]
-        if NAMED <= kind < NAMED + REPEATED:
+        if NAMED + GLOSSED <= kind < NAMED + GLOSSED + REPEATED:
             drawn = [drawn[shown.index(which)] for which in shown]
         yield pairs(drawn, digits=chosen, words=names)
 
