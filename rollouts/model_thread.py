@@ -27,7 +27,7 @@ import torch
 
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Delta, Engine, Sampling
-from gato.rollouts.sessions import Busy, NoSession, Session, Sessions, settle
+from gato.rollouts.sessions import Busy, Decision, NoSession, Session, Sessions, State, settle
 from gato.tokenizers.stream import TokenSequence
 
 __all__ = ["Busy", "ModelThread", "NoSession", "Ticket"]
@@ -186,6 +186,15 @@ class ModelThread:
         if future is not None and future.set_running_or_notify_cancel():
             future.set_exception(NoSession(f"session {id!r} was closed"))
 
+    def session(self, id: str) -> State:
+        """Return how far a session is.
+
+        Raises:
+            NoSession: where there is none.
+        """
+        with self._changed:
+            return self._sessions.state(id)
+
     def reset_session(self, id: str, seed: int | None = None) -> None:
         """Let a session's next observation be the first of an episode.
 
@@ -200,11 +209,11 @@ class ModelThread:
         with self._asking():
             self._sessions.reset(id, seed)
 
-    def act(self, id: str, observation: Any) -> Future[Any]:
+    def act(self, id: str, observation: Any) -> Decision:
         """Return what will be the action; sessions that wait are decided in one batch.
 
         The future fails with ValueError for an observation outside its space, which the session
-        then has not seen.
+        then has not seen. Cancelled before it is begun, the session has not seen it either.
 
         Raises:
             NoSession: where there is none.
@@ -305,6 +314,8 @@ class ModelThread:
                 ticket = self._running[number]
                 if delta.finish is not None:
                     del self._running[number]
+                if delta.finish == "error":
+                    log.error("the model failed at one text", exc_info=delta.error)
                 self._tell(ticket, delta)
 
     def _lose(self, turn: _Turn, error: Exception) -> None:

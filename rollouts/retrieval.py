@@ -53,7 +53,7 @@ def embed_images(agent: Reader, images: Sequence[np.ndarray]) -> np.ndarray:
     Raises:
         ValueError: for a checkpoint without a contrastive head, or what is no picture.
     """
-    return _embedded(agent, [agent.serializer.caption(checked(i), None) for i in images], "shown")
+    return embed(agent, [sequence_of(agent, image) for image in images], "shown")
 
 
 def embed_texts(agent: Reader, texts: Sequence[str]) -> np.ndarray:
@@ -64,7 +64,27 @@ def embed_texts(agent: Reader, texts: Sequence[str]) -> np.ndarray:
     """
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"expected a list of texts; got {texts!r:.100}")
-    return _embedded(agent, [agent.serializer.document(text) for text in texts], "said")
+    return embed(agent, [sequence_of(agent, text) for text in texts], "said")
+
+
+def sequence_of(agent: Reader, thing: np.ndarray | str) -> TokenSequence:
+    """Return how a picture or a text is read to be embedded; the model has no part in it.
+
+    Raises:
+        ValueError: for a checkpoint without a contrastive head, what is no picture, or what is
+            longer than the model remembers.
+    """
+    if not has_head(agent):
+        raise _headless(agent)
+    serializer, most = agent.serializer, agent.model.config.memory
+    said = isinstance(thing, str)
+    sequence = serializer.document(thing) if said else serializer.caption(checked(thing), None)
+    if len(sequence) > most:
+        raise ValueError(
+            f"the model remembers {most} tokens and one of these takes {len(sequence)}; use a "
+            f"smaller picture (16 x 16 pixels are one token) or a shorter text."
+        )
+    return sequence
 
 
 def rank(queries: np.ndarray, items: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
@@ -87,22 +107,18 @@ def scale_of(agent: Reader) -> float:
 
 
 @torch.inference_mode()
-def _embedded(agent: Reader, sequences: Sequence[TokenSequence], side: str) -> np.ndarray:
-    """Return the embedding of each sequence's last state."""
+def embed(agent: Reader, sequences: Sequence[TokenSequence], side: str) -> np.ndarray:
+    """Return float32 (n, E), unit vectors of what `sequence_of` returned.
+
+    Args:
+        agent: a loaded checkpoint.
+        sequences: all of pictures, or all of texts.
+        side: ``shown`` of pictures, ``said`` of texts.
+    """
     model, head = agent.model, agent.model.contrast
     if head is None:
-        raise ValueError(
-            f"{agent.name} has no contrastive head, which embeds pictures and words; train with "
-            f"contrast above 0 in a corpus of captions (--corpora.0.contrast 1)."
-        )
-    most = model.config.memory
-    for sequence in sequences:
-        if len(sequence) > most:
-            raise ValueError(
-                f"the model remembers {most} tokens and one of these takes {len(sequence)}; use a "
-                f"smaller picture (16 x 16 pixels are one token) or a shorter text."
-            )
-    embed = head.embed_shown if side == "shown" else head.embed_said
+        raise _headless(agent)
+    turned = head.embed_shown if side == "shown" else head.embed_said
     device = model.table.weight.device
     found = np.zeros((len(sequences), head.said.out_features), np.float32)
     length = max(ROW, *(len(s) for s in sequences)) if sequences else ROW
@@ -118,8 +134,15 @@ def _embedded(agent: Reader, sequences: Sequence[TokenSequence], side: str) -> n
                 ends.append(at - 1)
                 members.append(i)
         states = model(batch.to(device))[torch.tensor(ends, device=device)]
-        found[members] = embed(states).cpu().numpy()
+        found[members] = turned(states).cpu().numpy()
     return found
+
+
+def _headless(agent: Reader) -> ValueError:
+    return ValueError(
+        f"{agent.name} has no contrastive head, which embeds pictures and words; train with "
+        f"contrast above 0 in a corpus of captions (--corpora.0.contrast 1)."
+    )
 
 
 def _batches(sequences: Sequence[TokenSequence], length: int) -> list[list[list[int]]]:

@@ -13,10 +13,8 @@ environment is ever made: the spaces are those that the checkpoint was trained w
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
@@ -28,6 +26,7 @@ from gato.rollouts.serve_json import Fields, strict_json
 from gato.rollouts.serve_limits import Refused, busy
 from gato.rollouts.serve_values import from_json, to_json
 from gato.rollouts.serve_work import Result, Service
+from gato.rollouts.sessions import Decision, State
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -36,27 +35,16 @@ if TYPE_CHECKING:
 MAX_SEED = (1 << 63) - 1
 
 
-@dataclass
-class Session:
-    """A robot somewhere, and how far it is."""
-
-    id: str
-    task: str
-    used: float
-    """When it was last asked something, on the clock that only runs forward."""
-    created: int
-    steps: int = 0
-    """Actions since its episode began."""
-    waits: bool = False
-    """Whether it waits for an action."""
-
-
 class Sessions:
-    """The open sessions and their endpoints."""
+    """The sessions that were opened here, and their endpoints.
+
+    How far they are, and whether they are still there, the model's thread knows.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._known: dict[str, Session] = {}
+        self._created: dict[str, int] = {}
+        """When each was opened, in seconds since 1970."""
 
     # ---- endpoints ---------------------------------------------------------------------------
 
@@ -82,18 +70,17 @@ class Sessions:
         """List the open sessions."""
         from starlette.responses import JSONResponse
 
-        await self._expire()
-        return JSONResponse(
-            {"object": "list", "data": [self._told(s) for s in self._known.values()]}
-        )
+        states = [(id, self._state(id)) for id in tuple(self._created)]
+        data = [self._told(id, state) for id, state in states if state is not None]
+        return JSONResponse({"object": "list", "data": data})
 
     async def open(self, request: Request) -> Response:
         """Open a session."""
         from starlette.responses import JSONResponse
 
         fields = Fields(await self._service.read(strict_json, await request.body()))
-        session = await self._opened(fields)
-        return JSONResponse(self._told(session), status_code=201)
+        id = self._opened(fields)
+        return JSONResponse(self._told(id, self._named(id)), status_code=201)
 
     async def act(self, request: Request) -> Response:
         """Take an observation, answer with an action."""
@@ -104,20 +91,22 @@ class Sessions:
         observation = fields.need("observation")
         if ("session" in fields) == ("task" in fields):
             raise Refused(400, "expected either 'session' or 'task'", param="session")
-        task = self._task(fields) if "task" in fields else self._one(fields).task
+        new = "task" in fields
+        task = self._task(fields) if new else self._named(_id(fields)).task
         # A session is only opened for an observation that can be read.
         space = self._service.agent.serializer.tasks[task].task.observation_space
         seen = await self._service.read(_observed, space, observation, self._service)
-        new = "task" in fields
-        session = await self._opened(fields) if new else self._one(fields)
-        fields.done()
+        id = self._opened(fields) if new else _id(fields)
+        # From here to the answer, what opens a session closes it, or nobody would ever know of it.
         try:
-            action = await self._acted(session, seen)
-        except Refused:
+            fields.done()
+            deciding = self._asked(lambda: self._service.model.act(id, seen), id)
+            action = await self._decided(deciding)
+        except BaseException:  # whoever goes away cancels
             if new:
-                await self._forget(session)
+                self._forget(id)
             raise
-        told = {"object": "action", "session": session.id, "step": session.steps}
+        told = {"object": "action", "session": id, "step": deciding.step}
         return JSONResponse({**told, "action": to_json(action)})
 
     async def reset(self, request: Request) -> Response:
@@ -128,32 +117,30 @@ class Sessions:
         fields = Fields(await self._service.read(strict_json, body) if body else {})
         seed = fields.whole("seed", 0, MAX_SEED)
         fields.done()
-        session = self._named(request.path_params["id"])
-        if session.waits:
-            raise _waiting(session)
-        await self._ask(lambda: self._service.model.reset_session(session.id, seed))
-        session.steps, session.used = 0, time.monotonic()
-        return JSONResponse(self._told(session))
+        id = request.path_params["id"]
+        self._named(id)
+        self._asked(lambda: self._service.model.reset_session(id, seed), id)
+        return JSONResponse(self._told(id, self._named(id)))
 
     async def close(self, request: Request) -> Response:
         """Close a session."""
         from starlette.responses import JSONResponse
 
-        session = self._named(request.path_params["id"])
-        await self._forget(session)
-        return JSONResponse({"id": session.id, "object": "action.session", "deleted": True})
+        id = request.path_params["id"]
+        self._named(id)
+        self._forget(id)
+        return JSONResponse({"id": id, "object": "action.session", "deleted": True})
 
     # ---- what they share ---------------------------------------------------------------------
 
-    def _told(self, session: Session) -> dict[str, Any]:
-        idle = self._service.settings.idle_seconds - (time.monotonic() - session.used)
+    def _told(self, id: str, state: State) -> dict[str, Any]:
         return {
-            "id": session.id,
+            "id": id,
             "object": "action.session",
-            "task": session.task,
-            "created": session.created,
-            "steps": session.steps,
-            "expires_in": round(max(idle, 0.0), 1),
+            "task": state.task,
+            "created": self._created[id],
+            "steps": state.steps,
+            "expires_in": round(state.left, 1),
         }
 
     def _task(self, fields: Fields) -> str:
@@ -164,81 +151,67 @@ class Sessions:
             raise Refused(404, f"{message}; got {task!r:.100}", param="task", code="task_not_found")
         return task
 
-    def _one(self, fields: Fields) -> Session:
-        name = fields.need("session")
-        if not isinstance(name, str):
-            raise fields.wrong("session", "a string")
-        return self._named(name)
+    def _state(self, id: str) -> State | None:
+        """Return how far a session is; None where it has ended, or was never opened here."""
+        if id not in self._created:
+            return None
+        try:
+            return self._service.model.session(id)
+        except NoSession:
+            del self._created[id]
+            return None
 
-    def _named(self, name: str) -> Session:
-        if name not in self._known:
-            message = "expected an open session; there is none of that id, or no longer"
-            raise Refused(404, message, param="session", code="session_not_found")
-        return self._known[name]
+    def _named(self, id: str) -> State:
+        state = self._state(id)
+        if state is None:
+            raise _gone()
+        return state
 
-    async def _opened(self, fields: Fields) -> Session:
+    def _opened(self, fields: Fields) -> str:
         task = self._task(fields)
         seed = fields.whole("seed", 0, MAX_SEED) or 0
         temperature = fields.number("temperature", 0.0, 100.0)
         fields.done()
-        await self._expire()
-        model = self._service.model
-        id = await self._ask(lambda: model.open_session(task, seed=seed, temperature=temperature))
-        session = Session(id, task, time.monotonic(), int(time.time()))
-        self._known[id] = session
-        return session
-
-    async def _acted(self, session: Session, observation: Any) -> Any:
-        if session.waits:
-            raise _waiting(session)
-        service = self._service
         try:
-            future = service.model.act(session.id, observation)
-        except NoSession as error:
-            self._known.pop(session.id, None)
-            raise _gone() from error
-        except ValueError as error:
-            raise _waiting(session) from error
-        session.waits, session.used = True, time.monotonic()
-        loop = asyncio.get_running_loop()
-
-        def decided(_: Any) -> None:  # also where the client has not waited for it
-            session.waits, session.used = False, time.monotonic()
-
-        future.add_done_callback(lambda f: loop.call_soon_threadsafe(decided, f))
-        try:
-            action = await service.result(lambda: future)
-        except NoSession as error:
-            self._known.pop(session.id, None)
-            raise _gone() from error
-        session.waits = False
-        session.steps += 1
-        return action
-
-    async def _ask(self, function: Callable[[], Result]) -> Result:
-        """Return what the model's thread answers, which may be busy for a moment."""
-        try:
-            return await asyncio.to_thread(function)
+            id = self._service.model.open_session(task, seed=seed, temperature=temperature)
         except Busy as error:
             raise busy(str(error)) from error
+        except ValueError as error:
+            raise Refused(400, str(error)) from error
+        for other in tuple(self._created):  # those that have ended are forgotten here too
+            self._state(other)
+        self._created[id] = int(time.time())
+        return id
+
+    def _asked(self, function: Callable[[], Result], id: str) -> Result:
+        """Return what is asked of an open session, which may be waiting for an action."""
+        try:
+            return function()
         except NoSession as error:
             raise _gone() from error
         except ValueError as error:
-            raise Refused(400, str(error)) from error
+            message = f"session {id} waits for an action already; one at a time"
+            raise Refused(409, message, param="session", code="session_busy") from error
 
-    async def _forget(self, session: Session) -> None:
-        self._known.pop(session.id, None)
+    async def _decided(self, deciding: Decision) -> Any:
         try:
-            await self._ask(lambda: self._service.model.close_session(session.id))
-        except Refused as refused:
-            if refused.status != 404:  # gone already: what was wanted
-                raise
+            return await self._service.result(lambda: deciding)
+        except NoSession as error:  # closed while it waited
+            raise _gone() from error
 
-    async def _expire(self) -> None:
-        """Close sessions that nobody has used for long; they hold memory of the model."""
-        last = time.monotonic() - self._service.settings.idle_seconds
-        for session in [s for s in self._known.values() if s.used < last and not s.waits]:
-            await self._forget(session)
+    def _forget(self, id: str) -> None:
+        self._created.pop(id, None)
+        try:
+            self._service.model.close_session(id)
+        except (NoSession, RuntimeError):  # it, or the model's thread, has ended: as was wanted
+            return
+
+
+def _id(fields: Fields) -> str:
+    id = fields.need("session")
+    if not isinstance(id, str):
+        raise fields.wrong("session", "a string")
+    return id
 
 
 def _observed(space: gym.Space, value: Any, service: Service) -> Any:
@@ -250,11 +223,6 @@ def _observed(space: gym.Space, value: Any, service: Service) -> Any:
         raise Refused(400, str(error), param="observation") from error
 
 
-def _waiting(session: Session) -> Refused:
-    message = f"session {session.id} waits for an action already; one at a time"
-    return Refused(409, message, param="session", code="session_busy")
-
-
 def _gone() -> Refused:
-    message = "the session has been closed"
+    message = "expected an open session; there is none of that id, or no longer"
     return Refused(404, message, param="session", code="session_not_found")

@@ -43,6 +43,26 @@ def settle(future: Future[Any], error: Exception) -> None:
         return
 
 
+class Decision(Future[Any]):
+    """What will be an action."""
+
+    step: int
+    """Which of its episode it is, from 1."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far a session is."""
+
+    task: str
+    steps: int
+    """Actions since its episode began."""
+    waits: bool
+    """Whether it waits for an action."""
+    left: float
+    """Seconds until it has ended, if nothing is asked of it."""
+
+
 @dataclass(eq=False)
 class Session:
     """One of them."""
@@ -58,8 +78,10 @@ class Session:
     """Whether its row still plays what another session did."""
     fresh: bool = True
     """Whether what it observes next is the first of an episode."""
+    steps: int = 0
+    """Actions since its episode began."""
     observation: Any = None
-    future: Future[Any] | None = field(default=None, repr=False)
+    future: Decision | None = field(default=None, repr=False)
     """What it waits for."""
 
 
@@ -124,6 +146,13 @@ class Sessions:
         self._open[id] = Session(task, row, seed, temperature, self.clock())
         return id
 
+    def state(self, id: str) -> State:
+        """Return how far a session is; this does not count as use."""
+        s = self._found(id)
+        waits = s.future is not None
+        left = self.idle_seconds - (0.0 if waits else self.clock() - s.used)
+        return State(s.task, s.steps, waits, max(left, 0.0))
+
     def close(self, id: str) -> Future[Any] | None:
         """End a session, and return what it waits for that will now never come."""
         session = self._found(id)
@@ -139,13 +168,16 @@ class Sessions:
         if seed is not None:
             np.random.default_rng(seed)
         session.fresh, session.seed = True, session.seed if seed is None else seed
+        session.steps = 0
 
-    def ask(self, id: str, observation: Any) -> Future[Any]:
+    def ask(self, id: str, observation: Any) -> Decision:
         """Let a session wait for an action."""
         session = self._idle(id)
-        session.observation, session.future = observation, Future()
+        future = Decision()
+        future.step = session.steps + 1
+        session.observation, session.future = observation, future
         self.asked.append(session)
-        return session.future
+        return future
 
     def decide(self, asked: Sequence[Session]) -> None:
         """Give sessions their actions; what is wrong with one is given to this one alone."""
@@ -223,6 +255,7 @@ class Sessions:
         with self.lock:
             future, session.future, session.observation = session.future, None, None
             session.used = self.clock()
+            session.steps += error is None
         assert future is not None
         if error is None:
             future.set_result(action)
