@@ -44,7 +44,8 @@ def quickstart_run() -> TrainConfig:
 def few_shot() -> TrainConfig:
     """Return the run that learns to learn from examples, on the corpus ``bindings``.
 
-    A picture is one token: with four, nothing emerged in the same time.
+    A picture is one token. That a word is looked up among the examples comes late and at once, if
+    it comes: see the lab log for how often.
     """
     return TrainConfig(
         model=ModelConfig(
@@ -53,7 +54,7 @@ def few_shot() -> TrainConfig:
             heads=3,
             head_dim=64,
             ffn_width=384,
-            context=40,
+            context=48,
             qk_norm=True,
         ),
         optim=OptimConfig(lr=3e-3, warmup=100, cooldown=0.4),

@@ -20,7 +20,7 @@ import numpy as np
 from gato.envs.corpora import digits
 from gato.envs.corpora.common import NUMBERS, Split, check_split, pairs, stream
 
-COUNTS = {"train": 30_000, "heldout": 400}
+COUNTS = {"train": 60_000, "heldout": 400}
 SHOTS = 8
 """Pairs before the last one."""
 SHORTER = (2, 2, 2, 3, 4, 8)
