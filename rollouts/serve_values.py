@@ -101,6 +101,11 @@ def _listed(value: Any, shape: tuple[int, ...], path: str) -> np.ndarray:
     told = f"numbers of shape {shape}"
     if not isinstance(value, list | int | float):
         raise _wrong(path, told, value)
+    level = [value]
+    while level:  # before numpy looks: it would give every text the room of the longest
+        if not all(isinstance(one, list | int | float) for one in level):
+            raise ValueError(f"expected {path} as {told}; got something else among them")
+        level = [one for some in level if isinstance(some, list) for one in some]
     try:
         array = np.array(value)
     except (ValueError, OverflowError) as error:  # ragged, or too many dimensions

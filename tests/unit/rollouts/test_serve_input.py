@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from PIL import Image
 from serve_world import make_agent, picture, uri
 from serving import ASKED, CHAT, NARROW, ask, serving, until
@@ -23,6 +25,7 @@ from gato.rollouts.agent import Agent
 from gato.rollouts.data_uri import MOST_SCANS, Budget
 from gato.rollouts.serve_json import MAX_VALUES, strict_json
 from gato.rollouts.serve_limits import Refused
+from gato.rollouts.serve_values import from_json
 
 
 def object_of(keys: list[str]) -> bytes:
@@ -79,6 +82,40 @@ def test_a_jpeg_of_many_scans_is_refused_and_one_of_some_costs_more():
     assert Budget(1, 1 << 20, 64 * 64).picture(uri(picture(1, 64, 64))).shape == (64, 64, 3)
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a part of a PNG."""
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+
+def test_notes_beside_a_picture_cost_no_more_than_their_bytes():
+    """Pillow 10 to 12 took 4 GB for the first, and the square of its length for the second."""
+    file = io.BytesIO()
+    Image.new("L", (8, 8)).save(file, "png")
+    raw, tags = file.getvalue(), 2000
+    at, after = raw.index(b"IDAT") - 4, 8 + 2 + 12 * tags + 4
+    exif = b"II*\0" + struct.pack("<IH", 8, tags)  # all tags are of the same bytes
+    exif += b"".join(struct.pack("<HHII", 1000 + i, 7, 1 << 21, after) for i in range(tags))
+    noted = raw[:at] + chunk(b"eXIf", exif + bytes(4 + (1 << 21))) + raw[at:]
+    file = io.BytesIO()
+    Image.new("P", (8, 8)).save(file, "gif")
+    gif = file.getvalue()
+    at = gif.index(b",", 13 + 3 * (2 << (gif[10] & 7)))
+    told = gif[:at] + b"!\xfe" + (b"\xff" + b"x" * 255) * (16 << 10) + b"\0" + gif[at:]
+    for form, one in (("png", noted), ("gif", told)):
+        sent = f"data:image/{form};base64," + base64.b64encode(one).decode()
+        began = time.perf_counter()
+        assert Budget(1, 8 << 20, 64).picture(sent).shape == (8, 8, 3)
+        assert time.perf_counter() - began < 1.0
+
+
+def test_texts_among_numbers_take_no_room():
+    space = spaces.Box(0, 1, (4,), np.float32)
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match="something else among them"):
+        from_json(space, ["x" * 1_000_000, *[""] * 300], Budget(1, 1, 1))
+    assert time.perf_counter() - began < 0.1  # 1.2 GB, where each has the room of the longest
+
+
 def test_numbers_that_json_has_not_are_null_in_events():
     told = watch.event("step", {"reward": float("nan"), "tokens": [{"x": float("inf")}, 0.5]})
     assert told == b'event: step\ndata: {"reward": null, "tokens": [{"x": null}, 0.5]}\n\n'
@@ -89,7 +126,7 @@ def test_numbers_that_json_has_not_are_null_in_events():
 
 @pytest.fixture(scope="module")
 def agent(text_model: bytes) -> Agent:
-    return make_agent(text_model)
+    return make_agent(text_model, contrast=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +165,19 @@ class Opened:
             cls.seen.append((event, repr(args)[:200]))
 
 
+@pytest.fixture(scope="module")
+def warm(address: str) -> None:
+    """Have imported what is imported late."""
+    for path in ASKING:
+        assert ask(address, path, asking(path, uri(picture(0, 32, 16))))[0] == 200
+
+
 @pytest.fixture
-def opened(address: str) -> Iterator[list[tuple[str, str]]]:
+def opened(warm: None) -> Iterator[list[tuple[str, str]]]:
     """Return what the server's threads open during a test."""
     if not Opened.hooked:
         sys.addaudithook(Opened.hook)  # which can never be taken away
         Opened.hooked = True
-    ask(address, CHAT, shown(uri(picture(0))))  # what is imported late is imported now
     Opened.seen.clear()
     Opened.on = True
     yield Opened.seen
@@ -154,11 +197,33 @@ ADDRESSES = [
 ]
 
 
+def asking(path: str, url: object) -> dict:
+    """Return a request that shows a picture to an endpoint."""
+    part = {"type": "image_url", "image_url": {"url": url}}
+    room = {"camera": url, "grid": [0, 1], "mission": "", "turned": 0}
+    return {
+        CHAT: shown(url),
+        "/v1/captions": {"image": url},
+        "/v1/embeddings": {"model": "tiny", "input": [part]},
+        "/v1/actions": {"task": "made/room-v0", "observation": room},
+    }[path]
+
+
+ASKING = (CHAT, "/v1/captions", "/v1/embeddings", "/v1/actions")
+
+
+@pytest.mark.parametrize("path", ASKING)
 @pytest.mark.parametrize("url", ADDRESSES, ids=[f"{i}" for i in range(len(ADDRESSES))])
-def test_no_path_and_no_address_is_ever_opened(address, opened, url):
-    status, _, told = ask(address, CHAT, shown(url))
+def test_no_path_and_no_address_is_ever_opened(address, opened, url, path):
+    status, _, told = ask(address, path, asking(path, url))
     assert status == 400
     assert told["error"]["message"]
+    assert not opened
+
+
+@pytest.mark.parametrize("path", ASKING)
+def test_pictures_in_requests_are_seen(address, opened, path):
+    assert ask(address, path, asking(path, uri(picture(0, 32, 16))))[0] == 200
     assert not opened
 
 
@@ -169,10 +234,6 @@ def test_the_hook_sees_what_is_opened(address, opened):
 
 def bomb(width: int, height: int) -> str:
     """Return a tiny PNG that says it is huge."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        sums = zlib.crc32(kind + data).to_bytes(4, "big")
-        return len(data).to_bytes(4, "big") + kind + data + sums
 
     size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     pixels = zlib.compress(bytes(10_000))
