@@ -31,7 +31,7 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -290,6 +290,18 @@ def _check_image(image: Any) -> None:
         raise ValueError(
             f"expected an image uint8 (H, W, 3), H and W multiples of {PATCH}; got {got}."
         )
+
+
+def images_of(record: Mapping[str, Any]) -> Iterator[np.ndarray]:
+    """Yield the images of a record, in their order."""
+    if "image" in record:
+        yield record["image"]
+    for pair in record.get("pairs", ()):
+        yield from images_of(pair)
+    for message in record.get("messages", ()):
+        for part in message["content"]:
+            if not isinstance(part, str):  # words alone, as people write messages
+                yield from images_of(part)
 
 
 def _map_images(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:

@@ -129,4 +129,4 @@ def per_record(records: Sequence[int], values: Sequence[Any]) -> Figure:
     rows = {number: np.zeros(2) for number in records}
     for number, value in zip(records, values, strict=True):
         rows[number] += (float(value), 1.0)
-    return Figure(np.array(list(rows.values())).reshape(-1, 2))
+    return Figure(np.array(list(rows.values())).reshape(-1, 2), records=list(rows))

@@ -146,13 +146,13 @@ def _overlaps(asked: Sequence[Question]) -> dict[str, Figure]:
     if not asked or not has_sacrebleu():
         return {}
     said, wanted = [q["said"] for q in asked], [q["wanted"] for q in asked]
-    numbers = np.unique([q["record"] for q in asked], return_inverse=True)[1]
+    records, numbers = np.unique([q["record"] for q in asked], return_inverse=True)
     found = {}
     for name in ("bleu", "chrf"):
         rows = overlap_rows(name, said, wanted)
         sums = np.zeros((numbers.max() + 1, rows.shape[1]))
         np.add.at(sums, numbers, rows)
-        found[name] = Figure(sums, name)
+        found[name] = Figure(sums, name, records.tolist())
     return found
 
 

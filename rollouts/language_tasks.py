@@ -31,7 +31,7 @@ from gato.envs.corpora import registry as corpora
 from gato.envs.files import stores_below
 from gato.envs.mirror import mirror
 from gato.envs.readers import importing
-from gato.envs.records import RecordStore
+from gato.envs.records import RecordStore, images_of
 from gato.envs.remote import is_remote
 from gato.envs.store import open_store
 from gato.rollouts.agent import Agent
@@ -41,6 +41,8 @@ from gato.selection import divide
 
 RECORDS = 200
 """Made of a corpus where no number is asked for."""
+OF_PICTURES = ("caption", "classify", "retrieve")
+"""Kinds that read a picture once, with all its texts."""
 REPEATS = 1000
 """Records in a row that were there before, or are of another kind, after which no new ones are
 looked for: a corpus such as the digits is a list."""
@@ -220,13 +222,25 @@ def measure(
 
 
 def _groups(records: Sequence[Record]) -> tuple[int, ...]:
-    """Return which records belong together, by number; nothing where each is on its own."""
-    named = [(r.get("meta") or {}).get("group") for r in records]
-    if not any(name is not None for name in named):
-        return ()
-    numbers: dict[str, int] = {}
-    keys = [f"alone {i}" if n is None else json.dumps(n) for i, n in enumerate(named)]
-    return tuple(numbers.setdefault(key, len(numbers)) for key in keys)
+    """Return which records belong together, by number; nothing where each is on its own.
+
+    As in stores, those of one ``meta["group"]`` do, and else those whose first picture is the same.
+    """
+    numbers: dict[Any, int] = {}
+    keys = [_together(record, i) for i, record in enumerate(records)]
+    found = tuple(numbers.setdefault(key, len(numbers)) for key in keys)
+    return found if len(numbers) < len(records) else ()
+
+
+def _together(record: Record, number: int) -> Any:
+    """Return what records have in common that belong together."""
+    named = (record.get("meta") or {}).get("group")
+    if named is not None:
+        return json.dumps(named, sort_keys=True)
+    first = next(images_of(record), None)
+    if first is None:
+        return number
+    return first.shape, hashlib.sha256(np.ascontiguousarray(first).tobytes()).digest()
 
 
 def summary(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -252,7 +266,7 @@ def _made(kind: str, name: str, seed: int, wanted: int) -> list[Record]:
     for record in endless:
         if len(found) >= wanted or in_vain >= REPEATS:
             break
-        key = _picture(record) if kind in ("caption", "classify") else identity(record)
+        key = _picture(record) if kind in OF_PICTURES else identity(record)
         in_vain += 1
         if KINDS[kind].fits(record) and key not in found:
             found[key], in_vain = record, 0
@@ -348,7 +362,7 @@ def _read(
         number, items = groups[place]
         found = (stores[number][int(i)] for i in items)
         fitting = [record for record in found if KINDS[kind].fits(record)]
-        yield from _joined(fitting) if kind == "caption" else fitting
+        yield from _joined(fitting) if kind in OF_PICTURES else fitting
 
 
 def _joined(captions: Iterable[Record]) -> Iterator[Record]:

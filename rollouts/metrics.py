@@ -3,8 +3,8 @@
 A metric is kept as its statistics per record, from whose sums over the records its value follows:
 of a share, how many were right and how many were asked; of BLEU, the counts of matching words. So
 intervals are a bootstrap over records (of what is asked about one record, all is drawn together; so
-are records that belong together, as frames of one game), and two results on the same records are
-compared by drawing the same records for both.
+are records that belong together, as frames of one game or questions about one picture), and two
+results on the same records are compared by drawing the same records for both.
 
 Convention: intervals cover 95%, are percentiles of `RESAMPLES` draws, and there is none for fewer
 than `FEWEST` records. Where all records came out alike, drawing them anew would make an interval of
@@ -54,6 +54,14 @@ class Figure:
     """(N, S) statistics, one row per record; (N,) is one number per record, whose mean is taken."""
     of: str = "share"
     """How sums over records become the value: one of `AGGREGATES`."""
+    records: Sequence[int] | None = None
+    """Which record each row is of, where not every record has one."""
+
+
+def truths(record: Record) -> list[str]:
+    """Return the true texts of a caption, each once: its own, and ``meta["references"]``."""
+    more = (record.get("meta") or {}).get("references", ())
+    return list(dict.fromkeys([record["text"], *more]))
 
 
 def divided(tasks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -89,19 +97,21 @@ def summed_up(figure: Figure, seed: int = 0, groups: Sequence[int] = ()) -> dict
     Args:
         figure: the metric.
         seed: of the bootstrap.
-        groups: of its records, which are drawn together; without effect on a metric of a part of
-            the records.
+        groups: of all records: those of one number are drawn together.
     """
     rows = np.asarray(figure.rows, float)
     if rows.ndim == 1:
         rows = np.stack([rows, np.ones_like(rows)], 1)  # (N, 2)
     value = float(AGGREGATES[figure.of](rows.sum(0, keepdims=True))[0])
-    return {
+    told = {
         "value": value if math.isfinite(value) else None,
-        "ci95": _interval(_together(rows, groups), figure.of, value, seed),
+        "ci95": _interval(_together(rows, groups, figure.records), figure.of, value, seed),
         "of": figure.of,
         "per_record": [[_plain(x) for x in row] for row in rows.tolist()],
     }
+    if figure.records is not None and list(figure.records) != list(range(len(rows))):
+        told["records"] = [int(number) for number in figure.records]
+    return told
 
 
 def difference(
@@ -125,7 +135,7 @@ def difference(
         return result
     result["difference"] = second["value"] - first["value"]
     a, b = (
-        _together(np.asarray(f["per_record"], float), g)
+        _together(np.asarray(f["per_record"], float), g, f.get("records"))
         for f, g in zip((first, second), groups, strict=True)
     )
     if min(len(a), len(b)) < FEWEST:
@@ -138,12 +148,15 @@ def difference(
     return result | {"ci95": ends, "significant": not ends[0] <= 0.0 <= ends[1]}
 
 
-def _together(rows: np.ndarray, groups: Sequence[int]) -> np.ndarray:
-    """Return the sums of rows that belong together."""
-    if len(groups) != len(rows):
+def _together(
+    rows: np.ndarray, groups: Sequence[int], records: Sequence[int] | None = None
+) -> np.ndarray:
+    """Return the sums of rows that belong together; row by row the records are as `Figure` says."""
+    if not len(groups):
         return rows
-    numbers = np.unique(groups, return_inverse=True)[1]
-    sums = np.zeros((len(set(groups)), rows.shape[1]))
+    of_rows = np.asarray(groups)[np.arange(len(rows)) if records is None else list(records)]
+    found, numbers = np.unique(of_rows, return_inverse=True)
+    sums = np.zeros((len(found), rows.shape[1]))
     np.add.at(sums, numbers, rows)
     return sums
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gato.rollouts.agent import Agent
 from gato.rollouts.generate import foreseen, generate
-from gato.rollouts.metrics import Record
+from gato.rollouts.metrics import Record, truths
 from gato.tokenizers.stream import TokenSequence, concatenate
 
 Question = dict[str, Any]
@@ -64,11 +64,11 @@ def _questions(agent: Agent, record: Record, index: int, max_tokens: int) -> lis
     """Return what is asked about one record: the text to go on from and the answer wanted."""
     meta = record.get("meta") or {}
     if record["kind"] == "caption":
-        truths = list(dict.fromkeys([record["text"], *meta.get("references", ())]))
-        item = {"record": index, "kind": "caption", "asked": "", "wanted": truths}
+        wanted = truths(record)
+        item = {"record": index, "kind": "caption", "asked": "", "wanted": wanted}
         shown = agent.serializer.caption(record["image"], None)
         fits = len(shown) <= agent.model.config.memory
-        item |= {"people": truths, "image": record["image"], "cut": False}
+        item |= {"people": wanted, "image": record["image"], "cut": False}
         return [{**item, "prefix": shown if fits else None}]
     if record["kind"] != "conversation":
         return []

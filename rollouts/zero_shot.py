@@ -8,21 +8,22 @@ nearest to the picture's; it needs the contrastive head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gato.rollouts.choices import judge
 from gato.rollouts.conversation import checked
-from gato.rollouts.metrics import SAMPLES, Figure, Options, Record, measured
+from gato.rollouts.metrics import SAMPLES, Figure, Options, Record, measured, truths
 from gato.rollouts.retrieval import Reader, embed_images, embed_texts, has_head, scale_of
 
 HOW = ("contrast", "likelihood")
 SLOT = "{}"
 """Where a label stands in a template."""
 AMONG = 30
-"""Labels that those of unseen pairs are told apart from, their own included."""
+"""Labels that those of unseen pairs are told apart from, their own included; more where those
+alone are more."""
 OF = 50
 """Candidates of a retrieval."""
 
@@ -101,9 +102,9 @@ def classify(
 def accuracy(
     agent: Reader, records: Sequence[Record], labels: Sequence[str], how: str | None = None
 ) -> float:
-    """Return how often the label that is chosen is a caption record's own."""
+    """Return how often the label that is chosen is true of a caption record."""
     found = probabilities(agent, [r["image"] for r in records], labels, how).argmax(1)
-    right = [labels[k] == r["text"] for k, r in zip(found, records, strict=True)]
+    right = [labels[k] in truths(r) for k, r in zip(found, records, strict=True)]
     return float(np.mean(right))
 
 
@@ -111,49 +112,46 @@ def accuracy(
 
 
 def classes(agent: Reader, records: Sequence[Record], options: Options) -> dict[str, Any]:
-    """Measure how often the label that is chosen of all is a picture's own caption.
+    """Measure how often the label that is chosen of all is a picture's own, or one of them.
 
     The labels are ``options.choices`` or, without these, all captions of the records. ``accuracy``
     is that of the way by default, beside that of each way by its name. Where records say
     (``meta["unseen"]``) that what they show was never shown together in training, ``unseen`` is the
     accuracy on these alone, among `AMONG` labels: all of theirs, and others drawn by the seed.
     """
-    labels = list(options.choices) or sorted({r["text"] for r in records})
-    strange = next((r["text"] for r in records if r["text"] not in labels), None)
+    own = [truths(record) for record in records]
+    labels = list(options.choices) or sorted({text for texts in own for text in texts})
+    strange = next((texts[0] for texts in own if not set(texts) & set(labels)), None)
     if strange is not None:
         raise ValueError(f"expected --choices with every record's label; {strange!r} is missing.")
     ways = [how for how in HOW if how == "likelihood" or has_head(agent)]
     unseen = [i for i, r in enumerate(records) if (r.get("meta") or {}).get("unseen")]
-    fewer = among(labels, [records[i]["text"] for i in unseen], options.seed)
+    theirs = [text for i in unseen for text in own[i] if text in labels]
+    fewer = among(labels, theirs, options.seed)
     figures: dict[str, Figure] = {}
     said: list[int] = []
     for how in sorted(ways, key=lambda how: how != way(agent)):  # by default first
         found = probabilities(agent, [r["image"] for r in records], labels, how)
-        right = found.argmax(1) == [labels.index(r["text"]) for r in records]
-        if not said:
-            figures["accuracy"], said = Figure(right), found.argmax(1).tolist()
-        figures[f"accuracy_{how}"] = Figure(right)
+        chosen = found.argmax(1).tolist()
+        right = [labels[k] in texts for k, texts in zip(chosen, own, strict=True)]
+        said = said or chosen
+        figures.setdefault("accuracy", Figure(np.array(right)))
+        figures[f"accuracy_{how}"] = Figure(np.array(right))
         if unseen:
-            hit = [
-                fewer[k] == records[i]["text"]
-                for i, k in zip(
-                    unseen,
-                    found[unseen][:, [labels.index(label) for label in fewer]].argmax(1),
-                    strict=True,
-                )
-            ]
-            figures.setdefault("unseen", Figure(np.array(hit)))
-            figures[f"unseen_{how}"] = Figure(np.array(hit))
+            few = found[unseen][:, [labels.index(label) for label in fewer]].argmax(1).tolist()
+            hit = [fewer[k] in own[i] for i, k in zip(unseen, few, strict=True)]
+            figures.setdefault("unseen", Figure(np.array(hit), records=unseen))
+            figures[f"unseen_{how}"] = Figure(np.array(hit), records=unseen)
     samples = [
         {
             "kind": "label",
             "asked": "",
             "said": labels[k],
-            "wanted": [record["text"]],
-            "right": labels[k] == record["text"],
+            "wanted": texts,
+            "right": labels[k] in texts,
             "image": record["image"],
         }
-        for record, k in zip(records, said, strict=True)
+        for record, texts, k in zip(records, own, said, strict=True)
     ]
     shown = sorted(samples, key=lambda s: bool(s["right"]))[:SAMPLES]
     more = {"unseen_among": len(fewer)} if unseen else {}
@@ -161,7 +159,7 @@ def classes(agent: Reader, records: Sequence[Record], options: Options) -> dict[
 
 
 def among(labels: Sequence[str], unseen: Sequence[str], seed: int = 0) -> list[str]:
-    """Return `AMONG` labels: all the unseen ones, and others drawn by the seed."""
+    """Return the unseen labels and others drawn by the seed, `AMONG` together if not more."""
     own = sorted(set(unseen))
     others = [label for label in labels if label not in own]
     drawn = np.random.default_rng([seed, 1]).permutation(len(others))
@@ -171,43 +169,65 @@ def among(labels: Sequence[str], unseen: Sequence[str], seed: int = 0) -> list[s
 def retrieve(agent: Reader, records: Sequence[Record], options: Options) -> dict[str, Any]:
     """Measure how often a caption finds its own picture among `OF`, and a picture its caption.
 
-    The candidates of a record are it and others with captions of their own, no two the same, drawn
-    by the seed anew for each; all captions where there are fewer. An equal score counts as worse.
+    The candidates of a record are it and others that share no caption with it, no two of one
+    picture or one caption, drawn by the seed anew for each; all where there are fewer. An equal
+    score counts as worse. Of a picture with several captions any is right, and each is looked for.
     """
+    own = [truths(record) for record in records]
     by_text: dict[str, list[int]] = {}
-    for i, record in enumerate(records):
-        by_text.setdefault(record["text"], []).append(i)
+    for i, words in enumerate(own):
+        for text in words:
+            by_text.setdefault(text, []).append(i)
     texts = list(by_text)
-    if len(texts) < 2:
-        raise ValueError(f"expected records with different captions; got only {texts}")
+    number = {text: k for k, text in enumerate(texts)}
     shown = embed_images(agent, [r["image"] for r in records])
     said = embed_texts(agent, texts)
-    number = {text: k for k, text in enumerate(texts)}
-    most = min(OF, len(texts))
-    found_texts, found_images = [], []
-    for i, record in enumerate(records):
+    most = min(OF, len(texts), len(records))
+    found_texts: list[int] = []  # of each record, the place of its best caption
+    found_images = []  # and that of the picture for each of its captions
+    for i, words in enumerate(own):
+        alike = {number[t] for text in words for j in by_text[text] for t in own[j]}
+        others = np.delete(np.arange(len(texts)), sorted(alike))
         rng = np.random.default_rng([options.seed, i])
-        own = number[record["text"]]
-        others = rng.permutation(np.delete(np.arange(len(texts)), own))[: most - 1]
-        pictures = [by_text[texts[k]][rng.integers(len(by_text[texts[k]]))] for k in others]
-        found_texts.append(1 + (shown[i] @ said[others].T >= shown[i] @ said[own]).sum())
-        found_images.append(1 + (said[own] @ shown[pictures].T >= said[own] @ shown[i]).sum())
-    places = {"text": np.array(found_texts), "image": np.array(found_images)}
+        candidates, pictures = _candidates(rng, others, texts, by_text, most - 1)
+        if not candidates:
+            raise ValueError(f"expected pictures with different captions; got only {words}")
+        mine = said[[number[text] for text in words]]  # (c, E)
+        near = mine @ shown[i]  # (c,)
+        found_texts.append(1 + int((shown[i] @ said[candidates].T >= near.max()).sum()))
+        found_images.append(1 + (mine @ shown[pictures].T >= near[:, None]).sum(1))
     figures = {
-        f"{what}_recall_at_{k}": Figure(ranks <= k)
+        f"{what}_recall_at_{k}": Figure(np.array([np.mean(np.asarray(r) <= k) for r in places]))
         for k in (1, 5)
-        for what, ranks in places.items()
+        for what, places in (("text", found_texts), ("image", found_images))
     }
     samples = [
         {
             "kind": "retrieval",
             "asked": f"place of its caption among {most}",
             "said": str(rank),
-            "wanted": [record["text"]],
-            "right": bool(rank == 1),
+            "wanted": words,
+            "right": rank == 1,
             "image": record["image"],
         }
-        for record, rank in zip(records, found_texts, strict=True)
+        for record, words, rank in zip(records, own, found_texts, strict=True)
     ]
     shown_first = sorted(samples, key=lambda s: bool(s["right"]))[:SAMPLES]
     return measured(figures, shown_first, options, among=most)
+
+
+def _candidates(
+    rng: np.random.Generator,
+    others: np.ndarray,
+    texts: Sequence[str],
+    by_text: Mapping[str, Sequence[int]],
+    most: int,
+) -> tuple[list[int], list[int]]:
+    """Return different texts and a picture of each, no two the same, of at most `most` records."""
+    drawn: dict[int, int] = {}  # picture -> text
+    for k in rng.permutation(others).tolist():
+        if len(drawn) == most:
+            break
+        having = by_text[texts[k]]
+        drawn.setdefault(having[rng.integers(len(having))], k)
+    return list(drawn.values()), list(drawn)

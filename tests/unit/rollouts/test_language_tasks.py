@@ -27,7 +27,7 @@ from gato.rollouts.evaluate import evaluate
 from gato.rollouts.generate import generate, score
 from gato.rollouts.language_tasks import identity, matching, measure, records_of
 from gato.rollouts.measures import KINDS, MEASURES
-from gato.rollouts.metrics import Options, divided
+from gato.rollouts.metrics import Figure, Options, divided, summed_up
 from gato.rollouts.report import comparison_report, report
 
 from .test_report import Page, require_alone
@@ -128,6 +128,9 @@ def test_captions_of_one_picture_are_one_record(tmp_path: Path) -> None:
     assert [identity(r) for r in some] == [
         identity(r) for r in records_of(f"caption/{folder}", SEED, 5).records
     ]
+    for kind in ("classify", "retrieve"):
+        same = records_of(f"{kind}/{folder}", SEED).records
+        assert [identity(r) for r in same] == [identity(r) for r in found]
     assert len(records_of(f"chat/{folder}", SEED).records) == 1
     assert len(records_of(f"text/{folder}", SEED).records) == 1
     with pytest.raises(ValueError, match=r"records for vqa .* found none: .*caption"):
@@ -540,6 +543,21 @@ def test_records_of_one_group_are_drawn_together(reader: Agent, tmp_path: Path) 
     assert plain["groups"] == []
     ends, narrow = (r["metrics"]["exact"]["ci95"] for r in (row, plain))
     assert np.ptp(ends) > 1.5 * np.ptp(narrow)
+
+
+def test_questions_about_one_picture_are_drawn_together(reader: Agent, tmp_path: Path) -> None:
+    asked = [(i // 5, f"which {i % 5}?") for i in range(40)]
+    about = [talk(words, "x", image=picture(i)) for i, words in asked]
+    said = reader.answers([r["messages"][:1] for r in about], LONGEST)
+    records = [
+        talk(words, text if i % 2 else "other", image=picture(i))
+        for (i, words), text in zip(asked, said, strict=True)
+    ]
+    task = f"vqa/{store(tmp_path / 'asked', records)}"
+    row = measure(reader, [task], SEED)[task]
+    assert row["groups"] == [i for i, _ in asked]
+    one = Figure(np.array([[5.0 * (i % 2), 5.0] for i in range(8)]))  # a row for each picture
+    assert row["metrics"]["exact"]["ci95"] == summed_up(one)["ci95"]
 
 
 def test_measuring_takes_pictures_out_of_the_result(reader: Agent, folder: str) -> None:

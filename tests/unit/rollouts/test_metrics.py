@@ -206,8 +206,21 @@ def test_records_that_belong_together_are_drawn_together() -> None:
         np.ptp(difference(alone, other, True, 0, g)["ci95"]) for g in (((), ()), (groups, groups))
     ]
     assert spread[1] > 2 * spread[0]
-    part = Figure(np.ones(7) * (np.arange(7) % 2))
-    assert summed_up(part, 0, groups.tolist()) == summed_up(part)
+
+
+def test_a_figure_of_some_records_is_drawn_by_their_groups() -> None:
+    rng = np.random.default_rng(4)
+    games = (rng.random(20) < 0.6).astype(float)
+    groups = np.repeat(np.arange(40), 5).tolist()  # the figure knows every other game alone
+    records = [i for i in range(200) if groups[i] % 2]
+    figure = Figure(np.repeat(games, 5), records=records)
+    found = summed_up(figure, 0, groups)
+    np.testing.assert_allclose(found["ci95"], summed_up(Figure(games))["ci95"])
+    assert found["records"] == records
+    other = summed_up(Figure(np.repeat(1 - games, 5), records=records), 0, groups)
+    few, many = (difference(found, other, True, 0, g)["ci95"] for g in ((groups, groups), ((), ())))
+    assert np.ptp(few) > 1.5 * np.ptp(many)
+    assert "records" not in summed_up(Figure(games, records=range(20)))
 
 
 def test_perplexity_is_of_all_tokens() -> None:

@@ -225,6 +225,57 @@ def test_recall_counts_what_comes_first(agent, monkeypatch):
     assert {row["value"] for row in told["metrics"].values()} == {0.0}
 
 
+def slow_places(record: int, pictures: np.ndarray, texts: dict, own: list) -> tuple[int, list]:
+    """The place of a picture's best caption among all of others, and of it for each of its own."""
+    near = {text: pictures[record] @ texts[text] for text in texts}
+    best = max(near[text] for text in own[record])
+    strange = [t for i, told in enumerate(own) if i != record for t in told]
+    place = 1 + sum(near[text] >= best for text in strange)
+    others = [i for i in range(len(pictures)) if i != record]
+    return place, [1 + sum(pictures[i] @ texts[t] >= near[t] for i in others) for t in own[record]]
+
+
+def test_any_caption_of_a_picture_is_right_and_none_is_another(agent, monkeypatch):
+    rng = np.random.default_rng(0)
+    own = [[f"{word} of {i}" for word in ("one", "two", "three")] for i in range(12)]
+    pictures = rng.normal(size=(12, 8))
+    texts = {t: p + rng.normal(size=8) for p, told in zip(pictures, own, strict=True) for t in told}
+    made = [
+        {"kind": "caption", "image": IMAGES[i], "text": t[0], "meta": {"references": t[1:]}}
+        for i, t in enumerate(own)
+    ]
+    number = {id(r["image"]): i for i, r in enumerate(made)}
+    vectors(
+        monkeypatch,
+        lambda given: pictures[[number[id(image)] for image in given]],
+        lambda given: np.stack([texts[text] for text in given]),
+    )
+    told = retrieve(agent, made, Options())
+    assert told["among"] == 12
+    assert told["samples"][0]["wanted"] in own
+    slow = [slow_places(i, pictures, texts, own) for i in range(12)]
+    for k in (1, 5):
+        value = np.mean([np.mean(np.array(places) <= k) for _, places in slow])
+        assert told["metrics"][f"image_recall_at_{k}"]["value"] == pytest.approx(value)
+        # of the others' captions one each is a candidate: never worse than among all of them
+        least = np.mean([place <= k for place, _ in slow])
+        assert told["metrics"][f"text_recall_at_{k}"]["value"] >= least
+    assert told["metrics"]["image_recall_at_1"]["value"] > 0.3, "its own captions are no others"
+    shared = [{**r, "meta": {"references": ["the same"]}} for r in made]
+    texts["the same"] = np.ones(8)
+    with pytest.raises(ValueError, match="pictures with different captions"):
+        retrieve(agent, shared, Options())
+
+
+def test_any_caption_of_a_picture_is_its_label(agent):
+    made = [{**r, "meta": {"references": ["a thing"]}} for r in records(6)]
+    told = classes(agent, made, Options(choices=("a thing", "no such")))
+    labels = ["a thing", "no such"]
+    found = probabilities(agent, [r["image"] for r in made], labels).argmax(1)
+    assert told["metrics"]["accuracy"]["value"] == np.mean(found == 0)
+    assert "a thing" in classes(agent, made, Options())["labels"]
+
+
 def test_recall_of_chance_is_chance(agent, monkeypatch):
     rng = np.random.default_rng(0)
     drawn = lambda given: rng.normal(size=(len(given), 8))  # noqa: E731
@@ -233,7 +284,7 @@ def test_recall_of_chance_is_chance(agent, monkeypatch):
     for what in ("text", "image"):
         assert told[f"{what}_recall_at_1"]["value"] == pytest.approx(0.02, abs=0.02)
         assert told[f"{what}_recall_at_5"]["value"] == pytest.approx(0.10, abs=0.05)
-    with pytest.raises(ValueError, match="records with different captions"):
+    with pytest.raises(ValueError, match="pictures with different captions"):
         retrieve(agent, records(1), Options())
 
 
