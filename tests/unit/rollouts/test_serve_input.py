@@ -9,6 +9,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,14 +34,14 @@ def object_of(keys: list[str]) -> bytes:
     return ("{" + ",".join(f"{json.dumps(key)}:0" for key in keys) + "}").encode()
 
 
-@pytest.mark.parametrize("again", [0, 7999])
+@pytest.mark.parametrize("again", [0, 19_999])
 def test_a_key_twice_is_found_in_one_pass(again):
-    keys = [f"k{i}" for i in range(8000)]
+    keys = [f"k{i}" for i in range(20_000)]
     began = time.perf_counter()
     with pytest.raises(Refused, match=f"got 'k{again}' twice"):
         strict_json(object_of([*keys, keys[again]]))
-    assert time.perf_counter() - began < 0.2  # a second and more, where each key looks at all
-    assert len(strict_json(object_of(keys))) == 8000
+    assert time.perf_counter() - began < 2.0  # eight and more, where each key looks at all
+    assert len(strict_json(object_of(keys))) == 20_000
 
 
 @pytest.mark.parametrize("one", [b"{}", b"[]", b"0"])
@@ -49,7 +50,7 @@ def test_as_many_values_as_would_fill_the_memory_are_not_made(one):
     began = time.perf_counter()
     with pytest.raises(Refused, match=f"at most {MAX_VALUES} values"):
         strict_json(raw)
-    assert time.perf_counter() - began < 0.5
+    assert time.perf_counter() - began < 1.5
     assert len(strict_json(b"[" + b",".join([one] * 1000) + b"]")) == 1000
 
 
@@ -110,10 +111,12 @@ def test_notes_beside_a_picture_cost_no_more_than_their_bytes():
 
 def test_texts_among_numbers_take_no_room():
     space = spaces.Box(0, 1, (4,), np.float32)
-    began = time.perf_counter()
+    tracemalloc.start()
     with pytest.raises(ValueError, match="something else among them"):
-        from_json(space, ["x" * 1_000_000, *[""] * 300], Budget(1, 1, 1))
-    assert time.perf_counter() - began < 0.1  # 1.2 GB, where each has the room of the longest
+        from_json(space, ["x" * 100_000, *[""] * 300], Budget(1, 1, 1))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 1 << 20  # 120 MB, where each has the room of the longest
 
 
 def test_numbers_that_json_has_not_are_null_in_events():
