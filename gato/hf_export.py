@@ -5,7 +5,8 @@
     tokenizer.json, tokenizer_config.json   the text model, with our control tokens
 
 ``<bos>`` and ``<eos>`` take the places of the family's own where the model began with one; roles of
-a conversation, and what it lacks of these two, stand behind its text. On text, logits are equal.
+a conversation, and what it lacks of these two, stand behind its last token, where its table may
+have had rows of padding. On text, logits are equal.
 Images, actions and all other ids are left behind.
 """
 
@@ -46,7 +47,7 @@ class _Ids:
     names: dict[str, str]
     """What each is called there."""
     added: list[str]
-    """Those that stand behind the text, in their order."""
+    """Those that stand behind the last token, in their order."""
     rows: int
     """Ids in all."""
 
@@ -119,20 +120,30 @@ def export(checkpoint: Checkpoint, out: Path) -> list[str]:
     return notes
 
 
+def _known(text: Text) -> dict[str, int]:
+    """Return the ids of a text model by what they are called; rows of padding are not."""
+    spelled = {text.pieces.describe(i): i for i in range(text.vocabulary)}
+    if isinstance(text.pieces, HuggingFacePieces):
+        return {name: i for name, i in spelled.items() if i in text.pieces.pieces}
+    assert isinstance(text.pieces, SentencePieces)
+    return {name: i for name, i in spelled.items() if i < text.pieces.used}
+
+
 def _placed(text: Text) -> _Ids:
     """Return where control tokens go: to the family's own places, else behind the text."""
-    known = {text.pieces.describe(i): i for i in range(text.vocabulary)}
+    known = _known(text)
     at, names, added = dict[str, int](), dict[str, str](), list[str]()
     for name, own in reversed(own_ids(text).items()):  # where both are one token, it is the end
         if own not in at.values():
             at[name], names[name] = own, text.pieces.describe(own)
+    used = max(known.values()) + 1
     for name in (*(n for n, _ in CONTROLS), *(f"<{role}>" for role in ROLES)):
         if name not in at:
             if name in known:
                 raise ValueError(f"the text model has a piece {name!r} of its own")
-            at[name], names[name] = text.vocabulary + len(added), name
+            at[name], names[name] = used + len(added), name
             added.append(name)
-    return _Ids(at, names, added, text.vocabulary + len(added))
+    return _Ids(at, names, added, max(text.vocabulary, used + len(added)))
 
 
 def _tables(
@@ -141,7 +152,8 @@ def _tables(
     """Return the embeddings (rows, D) that are read, and those that make logits if they differ."""
 
     def taken(table: Tensor) -> Tensor:
-        rows = torch.cat([table[slice(*span)], table.new_zeros(len(ids.added), table.shape[1])])
+        more = ids.rows - (span[1] - span[0])
+        rows = torch.cat([table[slice(*span)], table.new_zeros(more, table.shape[1])])
         for name, at in ids.at.items():
             rows[at] = table[controls[name]]
         return rows
@@ -160,7 +172,7 @@ def _tokenizer(text: Text, ids: _Ids) -> dict[str, Any]:
         ValueError: where it would cut text otherwise.
     """
     if isinstance(text.pieces, HuggingFacePieces):
-        described: dict[str, Any] = json.loads(text.pieces.content)
+        described: dict[str, Any] = text.pieces.complete(json.loads(text.pieces.content))
     else:
         assert isinstance(text.pieces, SentencePieces)
         if text.about:
@@ -174,8 +186,16 @@ def _tokenizer(text: Text, ids: _Ids) -> dict[str, Any]:
         *(described.get("added_tokens") or []),
         *({"id": ids.at[name], "content": name, "special": True, **flags} for name in ids.added),
     ]
+    theirs = library().Tokenizer.from_str(json.dumps(described))
+    # the library gives added tokens numbers of its own, whatever the file says
+    wrong = [name for name, i in ids.at.items() if theirs.token_to_id(ids.names[name]) != i]
+    if wrong:
+        raise ValueError(
+            f"this checkpoint's tokenizer.json leaves ids out, so that {wrong[0]} cannot stand "
+            f"where its row does; it cannot be written with more tokens"
+        )
     if isinstance(text.pieces, SentencePieces):
-        _require_same(text, described)
+        _require_same(text, theirs)
     return described
 
 
@@ -223,9 +243,8 @@ def _unigram(pieces: SentencePieces, ids: _Ids) -> dict[str, Any]:
     }
 
 
-def _require_same(text: Text, described: Mapping[str, Any]) -> None:
+def _require_same(text: Text, theirs: Any) -> None:
     """Raise ValueError where a tokenizer.json cuts text otherwise than the text model does."""
-    theirs = library().Tokenizer.from_str(json.dumps(described))
     own = [text.bytes_of(i).decode("utf-8", "ignore") for i in range(text.vocabulary)]
     step = 7  # pieces that seldom stand together
     samples = ["".join(own[k::step]) for k in range(step)] + ["".join(own), "\n é 🙂  "]

@@ -48,21 +48,21 @@ def model_fields(
     try:
         _require_known(described, family, where)
         base, scaling = _rope(described, family, where)
-        heads, width = int(described["num_attention_heads"]), int(described["hidden_size"])
-        layers = int(described["num_hidden_layers"])
-        every = int(described.get("no_rope_layer_interval") or 4)  # of SmolLM3, else not asked for
+        heads, width = (_whole(described, n) for n in ("num_attention_heads", "hidden_size"))
+        layers = _whole(described, "num_hidden_layers")
+        last = f"model.layers.{layers - 1}.input_layernorm.weight"
+        if last not in tensors:  # before anything of that size is made
+            raise Refused(f"{where}: its weights lack {last!r}, of {layers} layers")
+        every = _whole(described, "no_rope_layer_interval", 4)  # of SmolLM3, else not asked for
         turned = described.get("no_rope_layers") or [(i + 1) % every for i in range(layers)]
         tied = described.get("tie_word_embeddings")
-        last = f"model.layers.{layers - 1}.input_layernorm.weight"
-        if layers < 1 or last not in tensors:  # before a model of that size is made
-            raise ValueError(f"{where}: its weights lack {last!r}, of {layers} layers")
         return {
             "layers": layers,
             "width": width,
             "heads": heads,
-            "head_dim": int(described.get("head_dim") or width // heads),
-            "kv_heads": int(described.get("num_key_value_heads") or heads),
-            "ffn_width": 2 * int(described["intermediate_size"]),
+            "head_dim": _whole(described, "head_dim", width // heads),
+            "kv_heads": _whole(described, "num_key_value_heads", heads),
+            "ffn_width": 2 * _whole(described, "intermediate_size"),
             "ffn": "swiglu",
             "qk_norm": family == "qwen3",
             "qkv_bias": family == "qwen2",
@@ -75,10 +75,24 @@ def model_fields(
             "norm_eps": float(described.get("rms_norm_eps", 1e-6)),
             "plain_text": True,
         }
+    except Refused:
+        raise
     except KeyError as error:
         raise ValueError(f"{where}: config.json is damaged: {error} is missing") from error
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(f"{where}: config.json is damaged: {error}") from error
+
+
+class Refused(ValueError):
+    """What a configuration says is clear, and not built here."""
+
+
+def _whole(described: Mapping[str, Any], name: str, else_: int | None = None) -> int:
+    """Return a whole number of a configuration, or `else_` where it says none or 0."""
+    found = described[name] if else_ is None else described.get(name) or else_
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ValueError(f"expected {name} as a whole number of at least 1; got {found!r:.40}")
+    return found
 
 
 def _require_known(described: Mapping[str, Any], family: str, where: Any) -> None:
@@ -93,7 +107,7 @@ def _require_known(described: Mapping[str, Any], family: str, where: Any) -> Non
     }
     for name, is_so in refused.items():
         if is_so:
-            raise ValueError(
+            raise Refused(
                 f"{where}: a {family} model with {name} = {described[name]!r:.80} is not built "
                 f"here; expected one without (full attention, silu, no biases but Qwen2's own, "
                 f"weights not quantised). Take another model of the family."
@@ -108,7 +122,7 @@ def _rope(described: Mapping[str, Any], family: str, where: Any) -> tuple[float,
     partial = rope.get("partial_rotary_factor", described.get("partial_rotary_factor", 1.0))
     if kind not in ("default", "llama3") or partial not in (None, 1.0):
         told = f"rope scaling {kind!r}" if partial in (None, 1.0) else "partial rotation"
-        raise ValueError(
+        raise Refused(
             f"{where}: expected rotary positions as they are or scaled as Llama 3's ('llama3'); "
             f"got {told}, which is not built here. Take a model without."
         )

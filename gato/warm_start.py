@@ -23,6 +23,7 @@ from gato.config import TrainConfig
 from gato.hf_folder import ROLES, HuggingFaceFolder, own_ids
 from gato.model import GatoModel
 from gato.parts import is_added, plain
+from gato.tokenizers.hf_text import HuggingFacePieces
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.text import Text
@@ -109,7 +110,7 @@ class HuggingFaceStart:
     def settle(self, config: TrainConfig) -> TrainConfig:
         """Return the run with the sizes of the trunk; how its ids are embedded is the preset's."""
         model = dataclasses.replace(config.model, **self.folder.fields)
-        origin, rows = str(self.path.resolve()), self.folder.rows
+        origin, rows = str(self.path.resolve()), self.text.vocabulary
         return dataclasses.replace(config, model=model, text_pieces=rows, init_from=origin)
 
     def serializer(self, codec: CodecOptions) -> Serializer:
@@ -126,13 +127,19 @@ class HuggingFaceStart:
             own[name].copy_(value)
         first, stop = serializer.layout.span("text")
         families = self._family_ids()
+        spelled = self._lacking()
         for name, table in tables.items():
             if table is None:
                 continue
             rows = own[f"{name}.weight"]
             deviation, mean = torch.std_mean(table, dim=0)
-            rows.copy_(torch.randn_like(rows) * deviation + mean)
-            rows[first:stop] = table
+            rows.normal_().mul_(deviation).add_(mean)  # no second table in memory
+            # the model's own rows, but those that now spell what its tokenizer leaves out
+            kept = [i for i in range(len(table)) if i not in spelled]
+            if len(kept) == len(table):
+                rows[first : first + len(table)] = table
+            else:
+                rows[[first + i for i in kept]] = table[kept]
             for token, ids in families.items():
                 rows[serializer.control[token]] = table[ids].mean(0)
         told = ", ".join(
@@ -142,9 +149,21 @@ class HuggingFaceStart:
         most, context = self.folder.described.get("max_position_embeddings"), model.config.context
         sizes = f"{stop - first:,} rows of text and {model.config.layers} blocks"
         notes = [f"begun with {sizes} of {self.path}" + (f"; {told}" if told else "")]
+        if spelled:
+            notes.append(
+                f"its tokenizer leaves {len(spelled)} of the bytes of UTF-8 out of a text; they "
+                f"have ids of their own now, which mean nothing yet"
+            )
         if isinstance(most, int) and most < context:
             notes.append(f"rows of {context} tokens are longer than the {most} it was made for")
         return notes
+
+    def _lacking(self) -> frozenset[int]:
+        """Return the ids of bytes that the folder's tokenizer has none for."""
+        pieces = self.text.pieces
+        if not isinstance(pieces, HuggingFacePieces):
+            return frozenset()
+        return frozenset(pieces.completed.values())
 
     def _family_ids(self) -> dict[str, list[int]]:
         """Return of some control tokens the ids that the model has for them, if it has any."""
@@ -156,7 +175,8 @@ class HuggingFaceStart:
             if whole in known:
                 found[f"<{role}>"] = [known[whole]]
             elif begun:
-                found[f"<{role}>"] = [begun[0], *map(int, self.text.text_ids(role))]
+                spelt = (int(i) for i in self.text.text_ids(role))
+                found[f"<{role}>"] = [begun[0], *(i for i in spelt if i not in self._lacking())]
         return found
 
 

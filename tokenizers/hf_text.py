@@ -9,6 +9,8 @@ as it was and no text ever becomes a special token:
 - the file's Unicode normalisation (Qwen's NFC) is left out; text that is in that form already, as
   nearly all is, gets the same ids
 - Llama's sign for a space (U+2581), where text holds it, is spelled as bytes
+- bytes that the file has no id for, as SmolLM2's has none for 0xF1, get ids behind its own: the
+  library would leave them out of a text without a word
 
 No code of the folder is run, and nothing is fetched.
 """
@@ -23,7 +25,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 SPACE = "\u2581"
+_BYTES = bytes([*range(0xC0), *range(0xC2, 0xF5)])
+"""The bytes that UTF-8 has: no string needs another."""
+_EVERY = (
+    *map(chr, range(0xC0)),
+    *(chr(b % 32 << 6) for b in range(0xC3, 0xE0)),
+    *("\u0800", *(chr(b % 16 << 12) for b in range(0xE1, 0xF0))),
+    *("\U00010000", *(chr(b % 8 << 18) for b in range(0xF1, 0xF5))),
+)
+"""Characters that take every one of these bytes."""
 _PROBES = (
+    "".join(_EVERY),
     "  two  spaces  ",
     "\ue000\U0001f9ff",
     "ﬁ \u2460 e\u0301 \uff21\n\t.",
@@ -60,6 +72,7 @@ class HuggingFacePieces:
         Args:
             content: of the file.
             rows: rows of the embedding that its ids index; by default as many as there are ids.
+                Bytes that the file lacks take rows past its ids, and more than these if need be.
 
         Raises:
             ValueError: for a file that is damaged, of another kind, or that changes text.
@@ -67,40 +80,47 @@ class HuggingFacePieces:
         self.content = content
         self.prefixed = False
         """Whether a space stands before every text that is read."""
+        self._rows = rows
         try:
             described = _read(content)
-            self._tokenizer = self._made(described)
+            self._kind(described)
             self._take(described)
+            used = max(self.pieces) + 1
+            if rows is None or used <= rows:
+                self._complete(used)
+                self._tokenizer = self._made(described)
         except (KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ValueError(f"tokenizer.json is damaged: {error!r}") from error
-        used = max(self.pieces) + 1
-        self.size = used if rows is None else rows
-        if self.size < used:
+        if rows is not None and rows < used:
             raise ValueError(
                 f"the tokenizer has ids up to {used - 1}, the model's embedding {rows} rows: they "
                 f"do not belong together"
             )
+        self.size = max(rows or 0, used + len(self.completed))
         self._check()
         self._spans = self._ranges()
 
-    def _made(self, described: dict[str, Any]) -> Any:
-        """Return the library's tokenizer, without what would change text or make it special."""
+    def _kind(self, described: dict[str, Any]) -> None:
+        """Learn how bytes are written; raise ValueError where they are not."""
         model = described["model"]
         if model.get("type", "BPE") != "BPE":
             raise ValueError(
                 f"expected a tokenizer.json of kind BPE (those of Llama, Qwen and SmolLM are); got "
                 f"{model.get('type')!r}"
             )
-        pre = described.get("pre_tokenizer")
-        self.byte_level = _has(pre, "ByteLevel")
+        self.byte_level = _has(described.get("pre_tokenizer"), "ByteLevel")
         if not (self.byte_level or model.get("byte_fallback")):
             raise ValueError(
                 "expected a tokenizer.json that spells what it has no piece for as bytes: one with "
                 "a ByteLevel pre_tokenizer or byte_fallback; got neither"
             )
-        bare = {**described, "truncation": None, "padding": None, "post_processor": None}
+
+    def _made(self, described: dict[str, Any]) -> Any:
+        """Return the library's tokenizer, without what would change text or make it special."""
+        bare = self.complete(described)
+        bare |= {"truncation": None, "padding": None, "post_processor": None}
         bare["normalizer"] = self._without_prefix(described.get("normalizer"), _NORMALIZERS)
-        bare["pre_tokenizer"] = self._without_prefix(pre, None)
+        bare["pre_tokenizer"] = self._without_prefix(described.get("pre_tokenizer"), None)
         kind = library().Tokenizer
         try:
             made = kind.from_str(json.dumps(bare))
@@ -129,10 +149,34 @@ class HuggingFacePieces:
         names = sorted((re.escape(name) for name in self.special if name), key=len, reverse=True)
         self._named = re.compile(f"(?={'|'.join(names)})") if names else None
 
-    def __getstate__(self) -> tuple[bytes, int]:
-        return self.content, self.size
+    def _complete(self, used: int) -> None:
+        """Give every byte of UTF-8 an id, those that have none the ids from `used` on."""
+        if self.byte_level:
+            names = {b: character for character, b in _BYTES_OF.items()}
+        else:
+            names = {b: f"<0x{b:02X}>" for b in range(256)}
+        there = {piece: i for i, piece in self.pieces.items() if i not in self._special_ids}
+        self._byte_ids = {b: there[names[b]] for b in range(256) if names[b] in there}
+        lacking = [b for b in _BYTES if b not in self._byte_ids]
+        self.completed: dict[str, int] = {names[b]: used + k for k, b in enumerate(lacking)}
+        """The bytes without an id in the file, as it would write them, and the ids they have."""
+        for b in lacking:
+            at = self._byte_ids[b] = self.completed[names[b]]
+            self.pieces[at], self._spelled[at] = names[b], bytes([b])
 
-    def __setstate__(self, state: tuple[bytes, int]) -> None:
+    def complete(self, described: dict[str, Any]) -> dict[str, Any]:
+        """Return the file's content with an id for every byte of UTF-8."""
+        if not self.completed:
+            return dict(described)
+        model, added = described["model"], described.get("added_tokens") or []
+        # the library counts added tokens on from its vocabulary: there they keep their ids
+        vocab = {**model["vocab"], **{t["content"]: t["id"] for t in added}, **self.completed}
+        return {**described, "model": {**model, "vocab": vocab}}
+
+    def __getstate__(self) -> tuple[bytes, int | None]:
+        return self.content, self._rows
+
+    def __setstate__(self, state: tuple[bytes, int | None]) -> None:
         self.__init__(*state)  # type: ignore[misc]  # the library's own copy forgets settings
 
     def encode(self, text: str) -> list[int]:
@@ -229,16 +273,7 @@ class HuggingFacePieces:
         return piece.replace(SPACE, " ").encode()
 
     def _check(self) -> None:
-        """Raise ValueError where some byte has no id, or a text would not come back."""
-        single = {s[0]: i for i, s in self._spelled.items() if len(s) == 1}
-        if not self.byte_level:
-            written = {p: i for i, p in self.pieces.items()}
-            single = {b: written[n] for b in range(256) if (n := f"<0x{b:02X}>") in written}
-        self._byte_ids = single
-        if len(single) < 256:
-            raise ValueError(
-                f"expected a tokenizer.json with an id for each of the 256 bytes; got {len(single)}"
-            )
+        """Raise ValueError where a text would not come back."""
         for probe in (*_PROBES, *self.special):
             if self.decode(self.encode(probe)) != probe:
                 raise ValueError(

@@ -43,6 +43,7 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("Llama", "pieces", {"tie_word_embeddings": False, "rms_norm_eps": 1e-5}),
     "llama3": ("Llama", "bytes", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
     "smollm2": ("Llama", "bytes", {"tie_word_embeddings": True, "head_dim": 16}),
+    "smollm2_base": ("Llama", "lossy", {"tie_word_embeddings": True, "head_dim": 16}),
     "qwen2": ("Qwen2", "qwen", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", "qwen", {"tie_word_embeddings": False, "head_dim": 32}),
     "smollm3": ("SmolLM3", "bytes", {"tie_word_embeddings": True, "no_rope_layers": [1, 0, 1]}),
@@ -60,7 +61,10 @@ def sentences(count: int = 400, first: int = 0) -> Iterator[str]:
 
 
 def tokenizer(kind: str) -> Any:
-    """Return a `tokenizers.Tokenizer` of one of the kinds that the families have."""
+    """Return a `tokenizers.Tokenizer` of one of the kinds that the families have.
+
+    ``lossy`` is what SmolLM2's is: it has ids for those bytes alone that were in its text.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, trainers
     from tokenizers import pre_tokenizers as pre
 
@@ -69,7 +73,7 @@ def tokenizer(kind: str) -> Any:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     made = Tokenizer(models.BPE())
     made.decoder = decoders.ByteLevel()
-    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=kind == "bytes")
+    byte_level = pre.ByteLevel(add_prefix_space=False, use_regex=kind != "qwen")
     made.pre_tokenizer = pre.Sequence([pre.Digits(individual_digits=True), byte_level])
     if kind == "qwen":
         made.normalizer = normalizers.NFC()
@@ -77,7 +81,7 @@ def tokenizer(kind: str) -> Any:
     trainer = trainers.BpeTrainer(
         vocab_size=340,
         special_tokens=[] if kind == "qwen" else special,
-        initial_alphabet=pre.ByteLevel.alphabet(),
+        initial_alphabet=[] if kind == "lossy" else pre.ByteLevel.alphabet(),
         show_progress=False,
     )
     made.train_from_iterator(sentences(), trainer)
@@ -145,7 +149,8 @@ def make(name: str, folder: Path, seed: int = 0, **options: Any) -> Any:
         name: one of `MODELS`.
         folder: a new one.
         seed: of the weights.
-        **options: of the configuration, instead of the model's own.
+        **options: of the configuration, instead of the model's own. ``padding`` is how many rows
+            the embedding has that no id indexes.
     """
     with quiet():
         import transformers
@@ -153,11 +158,14 @@ def make(name: str, folder: Path, seed: int = 0, **options: Any) -> Any:
         family, kind, own = MODELS[name]
         cut = tokenizer(kind)
         first, end = ("<s>", "</s>") if kind == "pieces" else ("<|endoftext|>", "<|im_end|>")
+        if kind == "lossy":
+            end = first
         fast = transformers.PreTrainedTokenizerFast(
             tokenizer_object=cut, bos_token=first, eos_token=end
         )
         fast.save_pretrained(str(folder))
-        sizes = {**SIZES, "vocab_size": len(fast) + 5, **own, **options}  # five rows of padding
+        rows = len(fast) + options.pop("padding", 0 if kind == "lossy" else 5)
+        sizes = {**SIZES, "vocab_size": rows, **own, **options}
         ids = {"bos_token_id": fast.bos_token_id, "eos_token_id": fast.eos_token_id}
         config = getattr(transformers, f"{family}Config")(**sizes, **ids, pad_token_id=None)
         torch.manual_seed(seed)
