@@ -5,7 +5,8 @@
 
 What is shown costs nothing more, for captions stand in the batch already. Each different text of
 them is written once more, alone, in rows behind the others; what does not fit there is left out,
-with its pictures. Nothing else of the batch changes.
+with its pictures. Of a picture that stands there with several texts only the first counts: each is
+true of it, and would be pushed away for the others' sake. Nothing else of the batch changes.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Matcher:
         used = [0] * len(words)
         ends: list[int] = []  # of each text, where it ends
         known: dict[bytes, int] = {}
+        told: dict[bytes, bytes] = {}  # the text of each picture
         pairs: list[tuple[int, int, int]] = []
         for i, row in enumerate(rows):
             start = i * n
@@ -83,15 +85,15 @@ class Matcher:
                 half = self.halves(sequence) if self.weights[corpus] else None
                 if half is not None:
                     at, said = half
-                    key = said.ids.tobytes()
-                    if key not in known:
+                    key, picture = said.ids.tobytes(), _picture(sequence)
+                    if key not in known and picture not in told:
                         place = next((r for r, u in enumerate(used) if u + len(said) <= n), None)
                         if place is not None:
                             words[place].append(said)
                             used[place] += len(said)
                             known[key] = len(ends)
                             ends.append((len(rows) + place) * n + used[place] - 1)
-                    if key in known:
+                    if key in known and told.setdefault(picture, key) == key:
                         pairs.append((start + at, known[key], corpus))
                 start += len(sequence)
         if not pairs:
@@ -99,3 +101,12 @@ class Matcher:
         shown_at, which, corpora = np.array(pairs, np.int64).T
         weight = np.array(self.weights, np.float32)[corpora]
         return words, Matches(shown_at, np.array(ends, np.int64), which, weight, corpora)
+
+
+def _picture(sequence: TokenSequence) -> bytes:
+    """Return what a caption shows: equal for equal pictures alone."""
+    return b"".join(
+        f"{kind} {name} {array.dtype} {array.shape}".encode() + array.tobytes()
+        for kind, rows in sorted(sequence.payload.items())
+        for name, array in ((name, np.asarray(values)) for name, values in sorted(rows.items()))
+    )

@@ -160,7 +160,13 @@ def _notes(agent: Agent, asked: Sequence[Question], overlap: bool = True) -> dic
     """Return what a person should know of the figures; nothing where all is as it should be."""
     notes = [NO_SACREBLEU] if overlap and not has_sacrebleu() else []
     memory = agent.model.config.memory
-    if lost := sum(q["prefix"] is None for q in asked):
+    odd = [q["cannot"] for q in asked if q["cannot"]]
+    if odd:
+        notes.append(
+            f"{len(odd)} of {len(asked)} questions take more than the {memory} tokens that the "
+            f"model remembers and cannot be shortened ({odd[0]}); they count as answered wrongly"
+        )
+    if lost := sum(q["prefix"] is None for q in asked) - len(odd):
         notes.append(
             f"{lost} of {len(asked)} questions take more than the {memory} tokens that the model "
             f"remembers; they count as answered wrongly"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from gato.rollouts.agent import Agent
+from gato.rollouts.conversation import TooLong
 from gato.rollouts.generate import foreseen, generate
 from gato.rollouts.metrics import Record, truths
 from gato.tokenizers.stream import TokenSequence, concatenate
@@ -20,7 +21,8 @@ from gato.tokenizers.stream import TokenSequence, concatenate
 Question = dict[str, Any]
 """What was asked about a record (its number), the answers ``wanted``, what was ``said``, whether it
 was ``right``; ``people``, what several people answered; ``choices``, and the ``image`` shown; and
-``prefix``, what the model reads before it answers, None where that is more than it remembers."""
+``prefix``, what the model reads before it answers, None where that is more than it remembers;
+``cannot``, why that could not be shortened, if not for its length."""
 
 
 def ask(agent: Agent, records: Sequence[Record], max_tokens: int) -> list[Question]:
@@ -69,7 +71,7 @@ def _questions(agent: Agent, record: Record, index: int, max_tokens: int) -> lis
         shown = agent.serializer.caption(record["image"], None)
         fits = len(shown) <= agent.model.config.memory
         item |= {"people": wanted, "image": record["image"], "cut": False}
-        return [{**item, "prefix": shown if fits else None}]
+        return [{**item, "prefix": shown if fits else None, "cannot": ""}]
     if record["kind"] != "conversation":
         return []
     messages, found = record["messages"], []
@@ -78,7 +80,7 @@ def _questions(agent: Agent, record: Record, index: int, max_tokens: int) -> lis
     people, choices = (_per_turn(meta.get(k), len(turns)) for k in ("answers", "choices"))
     for number, i in enumerate(turns):
         wanted = text_of(messages[i])
-        prefix, cut = _prefix(agent, messages[:i], max_tokens)
+        prefix, cut, cannot = _prefix(agent, messages[:i], max_tokens)
         found.append(
             {
                 "record": index,
@@ -90,6 +92,7 @@ def _questions(agent: Agent, record: Record, index: int, max_tokens: int) -> lis
                 "image": _picture(messages[:i]),
                 "prefix": prefix,
                 "cut": cut,
+                "cannot": cannot,
             }
         )
     return found
@@ -111,16 +114,20 @@ def _per_turn(told: Any, turns: int) -> list[list[str]]:
 
 def _prefix(
     agent: Agent, messages: Sequence[dict[str, Any]], max_tokens: int
-) -> tuple[TokenSequence | None, bool]:
-    """Return what stands before an answer, and whether its first turns were left out to fit."""
+) -> tuple[TokenSequence | None, bool, str]:
+    """Return what stands before an answer, whether its first turns were left out to fit, and why
+    they could not be.
+    """
     parts = [agent.serializer.conversation(messages)]
     whole = concatenate([*parts, agent.serializer.control_piece("<assistant>")])
     if len(whole) <= agent.model.config.memory:
-        return whole, False
+        return whole, False, ""
     try:
-        return agent.prepare(messages, max_tokens).prefix, True
-    except ValueError:  # not even the last turn fits
-        return None, False
+        return agent.prepare(messages, max_tokens).prefix, True, ""
+    except TooLong:  # not even the last turn fits
+        return None, False, ""
+    except ValueError as error:  # nothing that is made of turns
+        return None, False, str(error)
 
 
 def _picture(messages: Sequence[dict[str, Any]]) -> np.ndarray | None:

@@ -188,8 +188,9 @@ def test_what_is_no_whole_caption_is_no_pair(matched, tiny_text_model):
 
 def test_words_that_do_not_fit_are_left_out_with_their_pictures(matched, tiny_text_model):
     serializer = make_serializer(matched, tiny_text_model)
-    image = np.zeros((16, 32, 3), np.uint8)
-    row = [(0, serializer.caption(image, text)) for text in ("red", "blue", "red", "green")]
+    images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 32, 3), np.uint8)
+    texts = ("red", "blue", "red", "green")
+    row = [(0, serializer.caption(i, text)) for i, text in zip(images, texts, strict=True)]
     lengths = [len(serializer.document(text)) for text in ("red", "blue", "green")]
     matcher = Matcher((1.0,), serializer.control, lengths[0] + lengths[2], rows=1)
     words, matches = matcher.match([row])
@@ -197,6 +198,20 @@ def test_words_that_do_not_fit_are_left_out_with_their_pictures(matched, tiny_te
     assert [w.ids.tolist() for w in words[0]] == [serializer.document(t).ids.tolist() for t in kept]
     assert matches.said.tolist() == [0, 0, 1] if "green" in kept else [0, 1, 0]
     assert matcher.match([[(0, serializer.document("red"))]]) == ([[]], None)
+
+
+def test_of_a_picture_with_several_texts_one_is_matched(matched, tiny_text_model):
+    serializer = make_serializer(matched, tiny_text_model)
+    box, ball = np.zeros((16, 32, 3), np.uint8), np.ones((16, 32, 3), np.uint8)
+    told = ((box, "red"), (ball, "blue"), (box, "green"), (box, "red"), (ball.copy(), "red"))
+    row = [(0, serializer.caption(image, text)) for image, text in told]
+    words, matches = Matcher((1.0,), serializer.control, 96, rows=1).match([row])
+    kept = [serializer.document(text).ids.tolist() for text in ("red", "blue")]
+    assert [w.ids.tolist() for w in words[0]] == kept, "green is true of the box as well"
+    ends = np.cumsum([len(sequence) for _, sequence in row])
+    starts = ends - [len(sequence) for _, sequence in row]
+    assert matches.shown_at.tolist() == [starts[i] + 3 for i in (0, 1, 3)]
+    assert matches.said.tolist() == [0, 1, 0]
 
 
 def test_a_corpus_without_captions_is_refused(matched, tiny_text_model):

@@ -267,6 +267,11 @@ def test_what_the_model_cannot_remember_counts_as_wrong_and_is_told(reader: Agen
     long = MEASURES["chat"](reader, [talk(*turns)], Options())
     assert "asked without the first turns" in long["notes"][0]
     assert "wrongly" not in long["notes"][0]
+    odd = talk(*turns)
+    odd["messages"].insert(4, {"role": "system", "content": [{"type": "text", "text": "be kind"}]})
+    told = MEASURES["chat"](reader, [odd], Options())["notes"]
+    assert any("cannot be shortened (system messages stand before all others" in n for n in told)
+    assert not any("remembers; they count" in n for n in told)
     first = reader.prepare(talk(*turns)["messages"][:-1], 64)
     assert first.dropped > 0
     said = generate(reader.model, reader.serializer, [first.prefix], max_tokens=LONGEST)
