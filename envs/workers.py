@@ -35,20 +35,48 @@ START_SECONDS = 300.0
 """Silence that is allowed a worker while it starts: its imports may wait for a busy disk."""
 
 
+class _OneThreadEach:
+    """Variables of the environment that are changed while anybody is inside."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before: dict[str, str | None] = {}
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+                self._before = {name: os.environ.get(name) for name in names}
+                os.environ.update(dict.fromkeys(names, "1"))
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside:
+                return
+            for name, value in self._before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+_one_thread_each = _OneThreadEach()
+
+
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Let processes started inside use one thread each: the workers are the parallelism."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
+    """Let processes started inside use one thread each: the workers are the parallelism.
+
+    Several threads may be inside; the last that leaves puts the environment back.
+    """
+    _one_thread_each.enter()
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        _one_thread_each.leave()
 
 
 def die_with_parent() -> None:
@@ -130,6 +158,13 @@ class Pool:
             if isinstance(answer, Raised):
                 raise answer.error
         return answers
+
+    def kill(self) -> None:
+        """Kill the worker processes, from any thread; who waits for them is told of their death."""
+        for worker in self._workers:
+            if worker is not None:
+                with contextlib.suppress(ValueError):  # it is being closed already
+                    worker.process.kill()
 
     def close(self) -> None:
         """End the worker processes, whatever they are doing."""

@@ -51,21 +51,15 @@ def router(
 ) -> APIRouter:
     """Return the routes of the module, to be included in an application.
 
-    It has to turn `Refused` into an answer and to keep out who may not ask.
+    It has to turn `Refused` into an answer, to keep out who may not ask, and to call what is
+    under `CLEANUP` when a request is over.
 
     Args:
         model_thread: decides.
         agent: whose checkpoint it is.
         settings: bounds.
     """
-    from fastapi import APIRouter
-
-    watchers = Watchers(model_thread, agent, settings or WatchSettings())
-    routes = APIRouter()
-    routes.add_route("/v1/tasks", watchers.tasks, ["GET"])
-    routes.add_route("/v1/watch", watchers.watch, ["POST"])
-    routes.add_route("/v1/watch/{id}", watchers.change, ["POST"])
-    return routes
+    return Watchers(model_thread, agent, settings or WatchSettings()).router()
 
 
 @dataclass(frozen=True)
@@ -114,6 +108,21 @@ class Watchers:
         self._watched: dict[str, Watching] = {}
         """By id; one is there until its simulator's process has ended."""
 
+    def router(self) -> APIRouter:
+        """Return the routes of the module."""
+        from fastapi import APIRouter
+
+        routes = APIRouter()
+        routes.add_route("/v1/tasks", self.tasks, ["GET"])
+        routes.add_route("/v1/watch", self.watch, ["POST"])
+        routes.add_route("/v1/watch/{id}", self.change, ["POST"])
+        return routes
+
+    def stop(self) -> None:
+        """End all that is being watched."""
+        for watching in list(self._watched.values()):
+            watching.stop()
+
     # ---- requests ----------------------------------------------------------------------------
 
     async def tasks(self, request: Request) -> Response:
@@ -135,6 +144,8 @@ class Watchers:
 
     async def watch(self, request: Request) -> Response:
         """Play a task as long as the client listens."""
+        from starlette.responses import StreamingResponse
+
         asked = self._asked(await _fields(request))
         if len(self._watched) >= self.settings.watchers:
             raise busy(f"{self.settings.watchers} episodes are being watched already")
@@ -145,14 +156,20 @@ class Watchers:
         except Busy as error:
             raise busy(str(error)) from error
         id, channel = secrets.token_urlsafe(12), Channel()
-        watching = Watching(self._thread, self._agent, session, asked, self.settings, channel)
-        self._watched[id] = watching
-        if CLEANUP in request.scope:
-            request.scope[CLEANUP].append(watching.stop)
-        watching.start(lambda: self._watched.pop(id, None))
+        try:
+            watching = Watching(self._thread, self._agent, session, asked, self.settings, channel)
+            self._watched[id] = watching
+            watching.start(lambda: self._watched.pop(id, None))
+        except BaseException:  # no thread can be had, say
+            self._watched.pop(id, None)
+            self._thread.close_session(session)
+            raise
+        request.scope[CLEANUP].append(watching.stop)
         about = self._tasks[asked.task].to_json()
         start = {**about, "id": id, "task": asked.task, "rate": asked.rate}
-        return _stream(watching, _events(channel, start))
+        return StreamingResponse(
+            _events(channel, start), media_type="text/event-stream", headers=EVENT_STREAM
+        )
 
     async def change(self, request: Request) -> Response:
         """Pause, go on, step, restart or change the speed of one that is being watched."""
@@ -208,20 +225,6 @@ async def _fields(request: Request) -> Fields:
         message = f"expected a body of at most {MAX_BYTES} bytes here"
         raise Refused(413, message, code="body_too_large")
     return Fields(strict_json(body))
-
-
-def _stream(watching: Watching, events: AsyncIterator[bytes]) -> Response:
-    """Return an answer with which the watching ends, however it ends."""
-    from starlette.responses import StreamingResponse
-
-    class Watched(StreamingResponse):
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            try:
-                await super().__call__(scope, receive, send)
-            finally:  # a generator that is not asked any more would not know
-                watching.stop()
-
-    return Watched(events, media_type="text/event-stream", headers=EVENT_STREAM)
 
 
 async def _events(channel: Channel, start: Mapping[str, Any]) -> AsyncIterator[bytes]:

@@ -163,10 +163,11 @@ class Watching:
         threading.Thread(target=self._run, args=[done], name="watching", daemon=True).start()
 
     def stop(self) -> None:
-        """End soon; a step that is being taken is waited for."""
+        """End soon, whatever the simulator is doing: one that only starts may take minutes."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
+        self._pool.kill()
         self._channel.free()
 
     def change(
@@ -208,24 +209,36 @@ class Watching:
                 seed = self._next_seed(seed)
         except _Over as over:
             reason = str(over)
-        except (ValueError, WorkerDiedError) as error:
-            reason = str(error)
-        except TimeoutError:
-            reason = f"no action came within {self._settings.step_seconds:g} seconds"
         except Exception as error:
-            log.exception("watching %s failed", self._asked.task)
-            reason = f"{type(error).__name__}: {error}"
+            reason = self._reason(error)
         finally:
-            self._close()
-            done()
-            self._channel.end(("end", {"reason": reason}))
+            try:
+                self._close()
+            except Exception:
+                log.exception("a watched episode did not end as it should")
+            finally:
+                done()
+                self._channel.end(("end", {"reason": reason}))
+
+    def _reason(self, error: Exception) -> str:
+        """Return why it ends, where that was not meant."""
+        if self._stopped:  # and its process with it
+            return "stopped"
+        if isinstance(error, TimeoutError):
+            return f"no action came within {self._settings.step_seconds:g} seconds"
+        if isinstance(error, ValueError | WorkerDiedError):
+            return str(error)
+        log.error("watching %s failed", self._asked.task, exc_info=error)
+        return f"{type(error).__name__}: {error}"
 
     def _close(self) -> None:
-        self._pool.close()
         try:
-            self._model.close_session(self._session)
-        except (NoSession, RuntimeError):  # idle for too long, or the model's thread has ended
-            log.info("the session of a watched episode was closed before it")
+            self._pool.close()
+        finally:
+            try:
+                self._model.close_session(self._session)
+            except (NoSession, RuntimeError):  # idle for too long, or the model's thread has ended
+                log.info("the session of a watched episode was closed before it")
 
     def _next_seed(self, seed: int) -> int:
         with self._changed:
@@ -274,6 +287,9 @@ class Watching:
     def _ask(self, message: Message) -> Scene:
         """Return what the simulator's process answers."""
         self._pool.send(0, message)
+        with self._changed:
+            if self._stopped:  # while there was no process yet that could be killed
+                raise _Over("stopped")
         answer: Scene | WorkerDiedError = self._pool.receive()[0][1]
         if isinstance(answer, WorkerDiedError):
             raise answer

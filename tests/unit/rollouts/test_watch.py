@@ -30,7 +30,7 @@ from gato.model_config import ModelConfig
 from gato.rollouts import watch
 from gato.rollouts.agent import Agent
 from gato.rollouts.model_thread import ModelThread
-from gato.rollouts.serve_limits import Refused
+from gato.rollouts.serve_limits import CLEANUP, Refused
 from gato.rollouts.token_view import TokenView
 from gato.rollouts.watching import WatchSettings
 from gato.tokenizers.describe import describe
@@ -157,6 +157,7 @@ async def ask(app: Any, method: str, path: str, body: Any = None) -> AsyncIterat
         "headers": [(b"content-type", b"application/json")],
         "server": ("127.0.0.1", 80),
         "client": ("127.0.0.1", 1),
+        CLEANUP: [],
     }
     work = asyncio.ensure_future(app(scope, receive, send))
     try:
@@ -165,7 +166,11 @@ async def ask(app: Any, method: str, path: str, body: Any = None) -> AsyncIterat
         yield answer
     finally:
         answer.gone.set()
-        await work
+        try:
+            await work
+        finally:
+            for clean in scope[CLEANUP]:
+                clean()
 
 
 async def get(app: Any, method: str, path: str, body: Any = None) -> tuple[int, Any, Any]:
