@@ -63,7 +63,7 @@ class Answer:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Return an image file as uint8 (H, W, 3), shrunk where it has too many patches.
+    """Return an image file as uint8 (H, W, 3), in the size in which data are imported.
 
     Raises:
         ValueError: for a file that is missing or not an image.

@@ -11,35 +11,26 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gato.envs.readers.pictures import open_image
+from gato.envs.readers.reader import LONGEST, PATCH, fit_image
 from gato.rollouts.conversation import Message
 
-MAX_PATCHES = 64
-"""Larger pictures are shrunk to as many 16 x 16 patches, so that they leave room for words."""
+MAX_PATCHES = (LONGEST // PATCH) ** 2
+"""Of a picture, so that it leaves room for words."""
 
 
-def fitting(picture: np.ndarray, patches: int = MAX_PATCHES) -> np.ndarray:
-    """Return a picture, uint8 (H, W, 3), shrunk where it has more patches than that.
+def fitting(picture: np.ndarray) -> np.ndarray:
+    """Return a picture of any size, uint8 (H, W, 3), as the model reads it.
 
-    The same pixels wherever a picture comes from, so that it is answered about in the same way.
+    It is brought to the size that it has in records, and so was trained on: what is said about a
+    file in a chat is what is said about it in an evaluation.
     """
-    from PIL import Image
-
-    height, width = picture.shape[:2]
-    if math.ceil(width / 16) * math.ceil(height / 16) <= patches:
-        return picture
-    scale = (patches * 256 / (width * height)) ** 0.5
-    most = 16 * patches
-    width, height = (min(most, max(16, int(n * scale) // 16 * 16)) for n in (width, height))
-    longest = 16 * (patches // (min(width, height) // 16))
-    size = min(width, longest), min(height, longest)
-    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BOX), np.uint8)
+    return np.asarray(fit_image(picture))
 
 
 def to_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -26,6 +26,8 @@ import numpy as np
 from gato.envs.episode import Episode, TaskSpec
 
 PATCH = 16
+LONGEST = 128
+"""Pixels of the longer side of a picture at most, where no size is asked for."""
 MAX_PIXELS = 178_956_970 // 2
 """Pictures of more pixels are refused before they are decoded; Pillow warns from there on."""
 MAX_NUMBERS = 1 << 24
@@ -137,7 +139,9 @@ def joined(location: str, sources: Sequence[Source], broken: Sequence[BadItem]) 
     )
 
 
-def fit_image(image: np.ndarray, size: tuple[int, int] | None = None, longest: int = 128) -> Any:
+def fit_image(
+    image: np.ndarray, size: tuple[int, int] | None = None, longest: int = LONGEST
+) -> Any:
     """Return a picture, uint8 (H, W), (H, W, 1|3|4), as records hold them: RGB in whole patches.
 
     Args:

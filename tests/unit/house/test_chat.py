@@ -22,8 +22,10 @@ from PIL import Image
 
 from gato import cli, screen, terminal
 from gato.config import TrainConfig
+from gato.envs.readers import vqa
 from gato.envs.readers.chat import open_source
 from gato.envs.readers.reader import ReadOptions
+from gato.envs.records import images_of
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Sampling
 from gato.rollouts.look import Sight
@@ -169,6 +171,20 @@ def test_settings_are_changed_and_told(agent: Agent) -> None:
     assert {usage.split()[0].strip(",") for usage, _ in HELP} == {
         *COMMANDS, "/image", "/quit", "//...",
     }  # fmt: skip
+
+
+def test_a_picture_is_the_same_in_chat_as_in_data(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for size in ((200, 40), (640, 480), (30, 50), (16, 3000), (48, 48)):
+        folder = tmp_path / f"{size[0]}"
+        folder.mkdir()
+        file = folder / "one.png"
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), np.uint8)).save(file)
+        asked = [{"image": "one.png", "question": "what?", "answer": "noise"}]
+        (folder / "asked.json").write_text(json.dumps(asked))
+        (record,) = vqa.open_source(str(folder / "asked.json"), ReadOptions()).read()
+        (picture,) = images_of(record)
+        assert np.array_equal(terminal.read_image(file), picture)
 
 
 def test_a_seed_says_the_same_again(agent: Agent) -> None:
