@@ -1,25 +1,19 @@
-"""Requests that mean no good, made from a seed, and what a server made of them.
-
-Each is bytes for a socket and how they are sent. `play` sends many at once, with good requests
-between them whose answers are known.
-"""
+"""Requests that mean no good, made from a seed: bytes for a socket, and how they are sent."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
-import io
 import json
 import random
-import zlib
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
+from bombs import data_uri, noted_gif, noted_png, progressive, stored, told_size
+from gymnasium import Space
+
+from gato.rollouts.serve_values import to_json
 
 CHAT, ACTIONS, EMBED = "/v1/chat/completions", "/v1/actions", "/v1/embeddings"
 PATHS = (CHAT, ACTIONS, EMBED, "/v1/actions/sessions", "/v1/watch", "/v1/captions")
@@ -79,27 +73,31 @@ class Hostile:
     """Whether it is only strange: an answer is as good as a refusal."""
 
 
-@dataclass
-class Outcome:
-    """What came of many requests."""
-
-    statuses: Counter[int] = field(default_factory=Counter)
-    by_kind: Counter[tuple[str, int]] = field(default_factory=Counter)
-    wrong: list[str] = field(default_factory=list)
-    """What should not have been."""
-
-
 class Maker:
     """Makes hostile requests; the same for the same seed."""
 
-    def __init__(self, seed: int, address: str, model: str) -> None:
+    def __init__(
+        self, seed: int, address: str, model: str, tasks: Mapping[str, Space] | None = None
+    ) -> None:
+        """Make requests to a server.
+
+        Args:
+            seed: of what they are.
+            address: of the server.
+            model: its name.
+            tasks: those it knows, and the spaces of what is observed.
+        """
         self.random = random.Random(seed)
+        self.tasks = {"no/such-v0": None, **(tasks or {})}
+        for space in (tasks or {}).values():
+            space.seed(seed)
         self.host, self.model = urlsplit(address).netloc, model
         self.kinds: list[Callable[[], Hostile]] = [
             *(self.broken, self.cut, self.nested, self.wrong_types, self.wrong_types, self.unknown),
             *(self.control, self.forged, self.numbers, self.surrogates, self.twice, self.huge),
             *(self.picture, self.bomb, self.damaged, self.observation, self.bytes, self.http),
-            *(self.head, self.slow, self.early, self.length, self.method),
+            *(self.head, self.slow, self.early, self.length, self.method, self.empty),
+            *(self.observation, self.scans, self.notes, self.unread, self.large_twice),
         ]
 
     def next(self) -> Hostile:
@@ -228,55 +226,80 @@ class Maker:
         )
         return self.sent("huge", value)
 
-    def shown(self, url: Any) -> dict[str, Any]:
+    def shown(self, kind: str, url: Any, **more: Any) -> Hostile:
+        """Return a request that shows a picture to one of those that look at some."""
         part = {"type": "image_url", "image_url": {"url": url}}
-        return self.chat(
-            messages=[{"role": "user", "content": [part, {"type": "text", "text": "a"}]}]
-        )
+        path = self.random.choice((CHAT, CHAT, "/v1/captions", EMBED, ACTIONS))
+        if path == ACTIONS:
+            task, seen = self.seen()
+            value = {"task": task, "observation": self.with_leaf(seen, url)}
+            return self.sent(kind, value, path, may_pass=True)  # where a text was one, say
+        values = {
+            CHAT: self.chat(messages=[{"role": "user", "content": [part]}]),
+            "/v1/captions": {"image": url, "max_tokens": 3},
+            EMBED: {"model": self.model, "input": ["a", part]},
+        }
+        return self.sent(kind, values[path], path, **more)
 
     def picture(self) -> Hostile:
-        return self.sent("address", self.shown(self.random.choice(URLS)))
+        return self.shown("address", self.random.choice(URLS))
+
+    def seen(self) -> tuple[str, Any]:
+        """Return a task, and an observation of it as it should be."""
+        task = self.random.choice([*self.tasks])
+        space = self.tasks[task]
+        return task, 0 if space is None else to_json(space.sample())
+
+    def with_leaf(self, value: Any, other: Any) -> Any:
+        """Return a value with one of its parts, however deep, replaced."""
+        if isinstance(value, dict) and value and self.random.random() < 0.9:
+            key = self.random.choice([*value])
+            return {**value, key: self.with_leaf(value[key], other)}
+        if isinstance(value, list) and value and self.random.random() < 0.7:
+            at = self.random.randrange(len(value))
+            return [*value[:at], self.with_leaf(value[at], other), *value[at + 1 :]]
+        return other
 
     def bomb(self) -> Hostile:
-        def chunk(kind: bytes, data: bytes) -> bytes:
-            return (
-                len(data).to_bytes(4, "big")
-                + kind
-                + data
-                + zlib.crc32(kind + data).to_bytes(4, "big")
-            )
-
         width, height = self.random.choice(
             [(60_000, 60_000), (2**31 - 1, 2**31 - 1), (20_000, 2_000), (0, 5)]
         )
-        size = width.to_bytes(4, "big") + height.to_bytes(4, "big") + b"\x08\x02\0\0\0"
-        raw = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size)
+        raw = told_size(width, height, self.random.choice([0, 1 << 22]))
+        return self.shown("bomb", data_uri("png", raw))
+
+    def scans(self) -> Hostile:
+        side = self.random.choice([64, 1024])
+        return self.shown("scans", data_uri("jpeg", progressive(np.zeros((side, side), "u1"), 200)))
+
+    def notes(self) -> Hostile:
         if self.random.random() < 0.5:
-            raw += chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 22)))
-        raw += chunk(b"IDAT", zlib.compress(bytes(100_000))) + chunk(b"IEND", b"")
-        return self.sent(
-            "bomb", self.shown("data:image/png;base64," + base64.b64encode(raw).decode())
-        )
+            return self.shown("notes", data_uri("gif", noted_gif(2000)), may_pass=True)
+        return self.shown("notes", data_uri("png", noted_png(1000, 200_000)), may_pass=True)
 
     def damaged(self) -> Hostile:
         form = self.random.choice(["png", "jpeg", "webp", "gif"])
-        file = io.BytesIO()
         pixels = np.frombuffer(self.junk(24 * 24 * 3), np.uint8).reshape(24, 24, 3)
-        Image.fromarray(pixels).save(file, form)
-        raw = bytearray(file.getvalue())
+        raw = bytearray(stored(pixels, form))
         for _ in range(self.random.randint(1, 20)):
             raw[self.random.randrange(len(raw))] = self.random.randrange(256)
         if self.random.random() < 0.3:
             raw = raw[: self.random.randrange(len(raw))]
-        url = f"data:image/{form};base64,{base64.b64encode(raw).decode()}"
-        return self.sent("damaged", self.shown(url), may_pass=True)
+        return self.shown("damaged", data_uri(form, bytes(raw)), may_pass=True)
 
     def observation(self) -> Hostile:
-        value = self.random.choice(VALUES)
+        task, seen = self.seen()
+        for _ in range(self.random.randint(1, 2)):
+            seen = self.with_leaf(seen, self.random.choice((*VALUES, *URLS)))
         asked = self.random.choice(
-            [{"task": "gym/CartPole-v1"}, {"task": "../../x"}, {"session": "no"}, {}]
+            [
+                *[{"task": task}] * 6,
+                {"task": "../../x"},
+                {"session": "no"},
+                {},
+                {"task": task, "seed": -1},
+            ]
         )
-        return self.sent("observation", {**asked, "observation": value}, ACTIONS)
+        return self.sent("observation", {**asked, "observation": seen}, ACTIONS, may_pass=True)
 
     def bytes(self) -> Hostile:
         return self.sent(
@@ -320,8 +343,17 @@ class Maker:
         return Hostile("slow", [raw[:cut], raw[cut : cut + 3]], pause=0.05)
 
     def early(self) -> Hostile:
-        stream = self.chat(stream=True, max_tokens=200)
-        raw = self.request(CHAT, json.dumps(stream).encode())
+        task, seen = self.seen()
+        path, value = self.random.choice(
+            [
+                (CHAT, self.chat(stream=True, max_tokens=200)),
+                (CHAT, self.chat(max_tokens=200)),
+                (ACTIONS, {"task": task, "observation": seen}),
+                ("/v1/actions/sessions", {"task": task}),
+                (EMBED, {"model": self.model, "input": ["red", "blue"]}),
+            ]
+        )
+        raw = self.request(path, json.dumps(value).encode())
         cut = self.random.choice([len(raw), len(raw), len(raw) // 2, 10])
         return Hostile("early", [raw[:cut]], leaves=True, pause=self.random.choice([0.0, 0.02]))
 
@@ -335,82 +367,26 @@ class Maker:
         name = self.random.choice([b"PUT", b"PATCH", b"DELETE", b"TRACE", b"BREW", b"OPTIONS"])
         return Hostile("method", [raw.replace(b"POST", name, 1)])
 
+    def empty(self) -> Hostile:
+        """A body is announced where there is none, and never comes."""
+        path = self.random.choice(["/health", "/", "/page/app.js", "/v1/models", "/nothing"])
+        method = self.random.choice(["GET", "OPTIONS"])
+        told = self.random.choice(["Content-Length: 10", "Transfer-Encoding: chunked"])
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {self.host}", told, "", ""]
+        return Hostile("empty", ["\r\n".join(lines).encode()])
+
+    def unread(self) -> Hostile:
+        """Much is asked for and nothing is read."""
+        page = plain(b"/page/style.css").replace(b"Connection: close\r\n", b"")
+        page = page.replace(b"localhost", self.host.encode())
+        return Hostile("unread", [page * 30], leaves=True, pause=0.2)
+
+    def large_twice(self) -> Hostile:
+        keys = [f"k{i}" for i in range(30_000)]
+        raw = ",".join(f'"{key}":0' for key in [*keys, keys[-1]])
+        return self.sent("twice", f"{{{raw}}}".encode(), self.random.choice(PATHS))
+
 
 def plain(path: bytes) -> bytes:
     """Return a request of a path."""
     return b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-
-
-async def answered(address: str, hostile: Hostile, timeout: float) -> bytes | None:
-    """Send one request and return all that comes back; None where the client left."""
-    at = urlsplit(address)
-    reader, writer = await asyncio.open_connection(at.hostname, at.port)
-    try:
-        for part in hostile.parts:
-            writer.write(part)
-            await writer.drain()
-            if hostile.pause:
-                await asyncio.sleep(hostile.pause)
-        if hostile.leaves:
-            return None
-        return await asyncio.wait_for(reader.read(-1), timeout)
-    except (ConnectionResetError, BrokenPipeError):
-        return b""
-    finally:
-        writer.transport.abort()
-
-
-def judge(hostile: Hostile, answer: bytes | None, outcome: Outcome) -> None:
-    """Count an answer, and keep it where it should not have been."""
-    if answer is None:
-        outcome.by_kind[hostile.kind, -1] += 1
-        return
-    status = int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.1 ") else 0
-    outcome.statuses[status] += 1
-    outcome.by_kind[hostile.kind, status] += 1
-    reason = answer.partition(b"\r\n\r\n")[2].strip()
-    right = 400 <= status < 500 and reason  # 0 where nothing came
-    if hostile.may_pass:
-        right = right or 200 <= status < 300
-    if not right:
-        outcome.wrong.append(
-            f"{hostile.kind} {status}: {hostile.parts[0][:300]!r} -> {answer[:300]!r}"
-        )
-
-
-async def play(
-    address: str,
-    model: str,
-    count: int,
-    seed: int,
-    *,
-    together: int = 16,
-    good: Callable[[], bool] | None = None,
-    timeout: float = 30.0,
-) -> Outcome:
-    """Send `count` hostile requests, so many at once, and a good one every hundred.
-
-    Args:
-        address: of the server.
-        model: its name.
-        count: how many.
-        seed: of what is sent.
-        together: connections at once.
-        good: asks something good and returns whether the answer is right.
-        timeout: seconds that one answer may take.
-    """
-    maker, outcome = Maker(seed, address, model), Outcome()
-    numbers = iter(range(1, count + 1))
-
-    async def worker() -> None:
-        for number in numbers:
-            hostile = maker.next()
-            try:
-                judge(hostile, await answered(address, hostile, timeout), outcome)
-            except TimeoutError:
-                outcome.wrong.append(f"{hostile.kind}: no answer to {hostile.parts[0][:300]!r}")
-            if number % 100 == 0 and good is not None and not await asyncio.to_thread(good):
-                outcome.wrong.append(f"a good request after {number} was not answered right")
-
-    await asyncio.gather(*(worker() for _ in range(together)))
-    return outcome

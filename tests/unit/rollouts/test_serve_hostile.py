@@ -14,8 +14,8 @@ from typing import Any
 
 import openai
 import pytest
-from hostile import play
-from serve_world import make_agent
+from hostile_play import play
+from serve_world import ARM, ROOM, make_agent
 from serving import ask, serving
 
 from gato.memory import give_back, resident
@@ -26,12 +26,12 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def agent(text_model: bytes) -> Agent:
-    return make_agent(text_model)
+    return make_agent(text_model, contrast=0.5)
 
 
 @pytest.fixture(scope="module")
 def address(agent: Agent) -> Iterator[str]:
-    bounds = {"body_seconds": 1.0, "head_seconds": 1.0, "body_bytes": 1 << 20}
+    bounds = {"body_seconds": 1.0, "head_seconds": 1.0, "body_bytes": 1 << 20, "idle_seconds": 1.0}
     with serving(agent, **bounds) as address:
         yield address
 
@@ -68,9 +68,10 @@ def test_hostile_requests_are_refused_and_harm_nothing(address, request, caplog)
     count = request.config.getoption("--hostile")
     caplog.set_level(logging.ERROR)
     right, threads, after = said(address, 1), threading.active_count(), []
+    tasks = {spec.id: spec.observation_space for spec in (ARM, ROOM)}
     for half in range(2):  # what is allocated once is allocated by the first
-        made = play(address, "tiny", count // 2, seed=half, good=lambda: said(address, 1) == right)
-        outcome = asyncio.run(made)
+        good = {"good": lambda: said(address, 1) == right, "tasks": tasks}
+        outcome = asyncio.run(play(address, "tiny", count // 2, seed=half, **good))
         print(sorted(outcome.statuses.items()), f"{held():.0f} MB")
         assert not outcome.wrong, "\n".join(outcome.wrong[:5])
         assert not any(status >= 500 for status in outcome.statuses)
