@@ -88,8 +88,12 @@ def app(agent: Agent, settings: Settings | None = None) -> Server:
     inner.add_exception_handler(Refused, _refusal)
     inner.add_exception_handler(HTTPException, _http_error)
     inner.add_exception_handler(Exception, _failure)
-    _add_routes(inner, service)
-    return Server(inner, service)
+    try:
+        _add_routes(inner, service)
+        return Server(inner, service)
+    except BaseException:
+        service.close()
+        raise
 
 
 def _add_routes(inner: "FastAPI", service: Service) -> None:
@@ -105,6 +109,8 @@ def _add_routes(inner: "FastAPI", service: Service) -> None:
         inner.add_api_route(path, handle, methods=methods, response_model=None)
 
     async def health(service: Service, request: Request) -> Response:
+        if not service.model.alive:
+            raise Refused(503, "the model has failed; the server's log says how", code="model_dead")
         return JSONResponse({"status": "ok"})
 
     async def metrics(service: Service, request: Request) -> Response:
@@ -128,7 +134,10 @@ def _add_routes(inner: "FastAPI", service: Service) -> None:
         ("DELETE", "/sessions/{id}", sessions.close),
     ):
         add(method, f"/v1/actions{path}", _alone(endpoint))
-    inner.include_router(watch.router(service.model, service.agent))
+    watchers = watch.Watchers(service.model, service.agent)
+    service.lasting.append(watchers.stop)
+    for method, path, endpoint in watchers.endpoints:
+        add(method, path, _alone(endpoint))
     inner.include_router(serve_page.router())
 
 
@@ -202,7 +211,13 @@ def run(
         timeout_graceful_shutdown=int(max(settings.grace_seconds, 1)),
     )
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # `Guard` says what matters
-    server = uvicorn.Server(config)
+
+    class Ending(uvicorn.Server):
+        async def shutdown(self, sockets: Any = None) -> None:
+            application.service.end_lasting()  # an hour's watching is not waited for
+            await super().shutdown(sockets)
+
+    server = Ending(config)
     host, port = listener.getsockname()[:2]
     ended = threading.Event()
     if stop is not None:

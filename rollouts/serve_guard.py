@@ -43,7 +43,7 @@ OPEN = ("/health", "/", "/favicon.ico")
 OPEN_BELOW = "/page/"
 """Paths without a token: whether the server lives, and the web page, which asks for the token."""
 LASTING = "/v1/watch"
-"""Paths below which an answer may last as long as its client listens."""
+"""The path where an answer may last as long as its client listens."""
 MAX_HEADERS = 100
 GONE = 499
 """Status under which requests are counted whose client went away."""
@@ -70,8 +70,8 @@ class Gone(Exception):
 class Counts(Protocol):
     """What `Guard` tells of every request."""
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count an answered request."""
+    def request(self, route: str, status: int, seconds: float | None) -> None:
+        """Count an answered request, and how long it took if that is known."""
 
     def refused(self, reason: str) -> None:
         """Count a request that was refused before its body was understood."""
@@ -140,9 +140,14 @@ class Guard:
             await answer.refuse(failure(), close=True)
         finally:
             for clean in scope[CLEANUP]:
-                clean()
+                try:
+                    clean()
+                except Exception:  # the others are called all the same, and the request counted
+                    log.exception("tidying up after %s %r failed", scope["method"], scope["path"])
             route = getattr(scope.get("route"), "path", "other")
-            self.counts.request(route, answer.status or GONE, time.perf_counter() - began)
+            # how long somebody listened says nothing of how long requests take
+            seconds = None if scope["path"] == LASTING else time.perf_counter() - began
+            self.counts.request(route, answer.status or GONE, seconds)
 
     async def _handle(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         try:
@@ -152,7 +157,7 @@ class Guard:
             if self.running >= self.settings.requests:
                 raise busy(f"{self.running} requests are under way")
         except Refused as refused:
-            self.counts.refused(_reason(refused.status))
+            self.counts.refused(_reason(refused))
             await self._drain(scope, receive)
             raise
         self.running += 1
@@ -161,7 +166,7 @@ class Guard:
             try:
                 await self._read(receive, parts)
             except Refused as refused:
-                self.counts.refused(_reason(refused.status))
+                self.counts.refused(_reason(refused))
                 if refused.status != 408:
                     await self._drain(scope, receive)
                 raise
@@ -304,9 +309,8 @@ class Guard:
             message: Message = await asyncio.get_running_loop().create_future()  # never
             return message
 
-        lasting = scope["path"].startswith(LASTING)
         # The work itself keeps to `seconds` and says so; this is for what does not.
-        most = None if lasting else self.settings.seconds + 5.0
+        most = None if scope["path"] == LASTING else self.settings.seconds + 5.0
         work = asyncio.ensure_future(self.app(scope, once, answer.send))
         gone = asyncio.ensure_future(_gone(receive))
         try:
@@ -335,7 +339,9 @@ def _is_empty(headers: dict[bytes, bytes]) -> bool:
     return none and b"transfer-encoding" not in headers
 
 
-def _reason(status: int) -> str:
+def _reason(refused: Refused) -> str:
+    if refused.code == "bad_origin":
+        return "origin"
     return {
         400: "body",
         401: "token",
@@ -345,4 +351,4 @@ def _reason(status: int) -> str:
         415: "type",
         429: "busy",
         431: "headers",
-    }[status]
+    }[refused.status]

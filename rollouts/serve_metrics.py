@@ -40,10 +40,11 @@ class Meter:
         gauge = self._prometheus.Gauge(f"gato_{name}", about, registry=self._registry)
         gauge.set_function(value)
 
-    def request(self, route: str, status: int, seconds: float) -> None:
-        """Count an answered request."""
+    def request(self, route: str, status: int, seconds: float | None) -> None:
+        """Count an answered request, and how long it took if that is known."""
         self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        if seconds is not None:
+            self._seconds.labels(route).observe(seconds)
 
     def refused(self, reason: str) -> None:
         """Count a request that was turned away by its head or size."""

@@ -33,6 +33,8 @@ class Service:
         self.meter = Meter()
         self.agent, self.settings = agent, settings
         self.created = int(time.time())
+        self.lasting: list[Callable[[], None]] = []
+        """What ends that which would go on as long as its client listens."""
         self.model = ModelThread(
             agent,
             rows=settings.rows,
@@ -85,8 +87,14 @@ class Service:
             message = f"expected the model {own!r}; got {name[:100]!r}"
             raise Refused(404, message, param="model", code="model_not_found")
 
+    def end_lasting(self) -> None:
+        """End what the server would wait for otherwise when it is to end."""
+        for end in self.lasting:
+            end()
+
     def close(self) -> None:
         """End the threads."""
+        self.end_lasting()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self.model.close()
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import math
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+Endpoint = Callable[["Request"], Awaitable["Response"]]
 RATES = (5.0, 30.0)
 """Steps a second that a task is shown at, unless told otherwise: its own, between these."""
 ALIVE_SECONDS = 10.0
@@ -59,7 +60,12 @@ def router(
         agent: whose checkpoint it is.
         settings: bounds.
     """
-    return Watchers(model_thread, agent, settings or WatchSettings()).router()
+    from fastapi import APIRouter
+
+    routes = APIRouter()
+    for method, path, endpoint in Watchers(model_thread, agent, settings).endpoints:
+        routes.add_route(path, endpoint, [method])
+    return routes
 
 
 @dataclass(frozen=True)
@@ -102,21 +108,23 @@ def rate_of(spec: TaskSpec) -> float:
 class Watchers:
     """Who is watching, and what they may ask for."""
 
-    def __init__(self, model_thread: ModelThread, agent: Agent, settings: WatchSettings) -> None:
-        self._thread, self._agent, self.settings = model_thread, agent, settings
+    def __init__(
+        self, model_thread: ModelThread, agent: Agent, settings: WatchSettings | None = None
+    ) -> None:
+        self._thread, self._agent = model_thread, agent
+        self.settings = settings or WatchSettings()
         self._tasks = {task: known(agent, task) for task in agent.tasks}
         self._watched: dict[str, Watching] = {}
         """By id; one is there until its simulator's process has ended."""
 
-    def router(self) -> APIRouter:
-        """Return the routes of the module."""
-        from fastapi import APIRouter
-
-        routes = APIRouter()
-        routes.add_route("/v1/tasks", self.tasks, ["GET"])
-        routes.add_route("/v1/watch", self.watch, ["POST"])
-        routes.add_route("/v1/watch/{id}", self.change, ["POST"])
-        return routes
+    @property
+    def endpoints(self) -> tuple[tuple[str, str, Endpoint], ...]:
+        """What is to be added to an application: (method, path, endpoint)."""
+        return (
+            ("GET", "/v1/tasks", self.tasks),
+            ("POST", "/v1/watch", self.watch),
+            ("POST", "/v1/watch/{id}", self.change),
+        )
 
     def stop(self) -> None:
         """End all that is being watched."""
