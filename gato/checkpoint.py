@@ -52,7 +52,11 @@ class Checkpoint:
     averaged: bool = False
     """Whether the model has the averaged weights instead of the last step's."""
     data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Of each corpus what it was trained on, as `Corpus.contents` says; empty where unknown."""
+    """Of each corpus what it was trained on, as `Corpus.contents` says; empty where unknown.
+
+    Those of checkpoints that it began with are among them, as ``NAME of CHECKPOINT``, and say
+    beside it how much of them was held out (``validation``).
+    """
 
 
 def build_model(config: TrainConfig, serializer: Serializer) -> GatoModel:
@@ -369,7 +373,9 @@ def _said_well(corpus: dict[str, Any]) -> bool:
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in low_high):
         return False
     stores = corpus.get("stores", {})
-    return all(isinstance(n, int) for p in low_high for n in p) and isinstance(stores, dict)
+    held = corpus.get("validation", 0.0)
+    known = isinstance(stores, dict) and isinstance(held, int | float)
+    return known and all(isinstance(n, int) for p in low_high for n in p)
 
 
 def _state(folder: Path) -> dict[str, dict[str, bytes]]:

@@ -144,6 +144,7 @@ def train(
             serializer = shared_serializer(config, text_model, world, known)
             begin = None if start is None else start.fill
             trainer = Trainer(config, run, device, serializer, world, execution, begin)
+            trainer.before = {} if start is None else start.data()
         trainer.stop = stop
         return trainer.run(on_progress, workers, watching, evaluate)
 
@@ -158,6 +159,8 @@ class Trainer(Stepper):
         self.validator = self._validator(self.corpora) if self.config.validate_every else None
         self.record = Record(self.folder, self.config, self.world)
         self.evaluate: Evaluate | None = None
+        self.before: dict[str, dict[str, Any]] = {}
+        """What the weights that the run began with were trained on."""
 
     @classmethod
     def resumed(
@@ -174,7 +177,9 @@ class Trainer(Stepper):
             config = replace(config, parts=saved.config.parts)
         require_same(saved.config, config, run)
         trainer = cls(config, run, device, saved.serializer, world, execution)
-        require_same_data(saved.data, trainer.contents(), run)
+        own = trainer.contents()
+        require_same_data(saved.data, own, run)
+        trainer.before = {name: said for name, said in saved.data.items() if name not in own}
         trainer.model.load_state_dict(saved.model.state_dict())
         if trainer.average is not None:
             trainer.average.load(load_tensors(saved.path / "ema.safetensors"))
@@ -377,7 +382,7 @@ class Trainer(Stepper):
                 self.optimizers.tensors(self.names),
                 self._counters(),
                 keep=self.config.keep_last,
-                data=self.contents(),
+                data={**self.before, **self.contents()},
                 average=None if self.average is None else self.average.values,
                 best=best,
             )

@@ -13,7 +13,7 @@ import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class WarmStart(Protocol):
 
     def fill(self, model: GatoModel, serializer: Serializer) -> list[str]:
         """Put the weights into a model; return what a person should know."""
+
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Return what the weights were trained on, as a checkpoint says it, where that is known."""
 
 
 def open_start(path: str | Path) -> WarmStart:
@@ -158,6 +161,10 @@ class HuggingFaceStart:
             notes.append(f"rows of {context} tokens are longer than the {most} it was made for")
         return notes
 
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Return nothing: the folder does not say what it was trained on."""
+        return {}
+
     def _lacking(self) -> frozenset[int]:
         """Return the ids of bytes that the folder's tokenizer has none for."""
         pieces = self.text.pieces
@@ -235,7 +242,11 @@ class CheckpointStart:
                 notes.append(f"{name} of {self.path} has no place in this run and is left out")
             elif own[name].shape == value.shape:
                 own[name].copy_(value)
-            elif name in grown and own[name].shape[1:] == value.shape[1:]:
+            elif (
+                name in grown
+                and len(own[name]) >= len(value)
+                and own[name].shape[1:] == value.shape[1:]
+            ):
                 rows = len(value) - (name == "table.weight")  # the last stands for no id
                 own[name][:rows] = value[:rows]
                 if name == "table.weight":
@@ -247,6 +258,17 @@ class CheckpointStart:
                 )
         missing = [name for name in own if name not in weights]
         return notes + ([f"new, beside those weights: {', '.join(missing)}"] if missing else [])
+
+    def data(self) -> dict[str, dict[str, Any]]:
+        """Return what the checkpoint, and what it began with, was trained on."""
+        held = {corpus.name: corpus.validation for corpus in self.saved.config.corpora}
+        return {
+            name if "validation" in contents else f"{name} of {self.saved.path}": {
+                "validation": held.get(name, 0.0),
+                **contents,
+            }
+            for name, contents in self.saved.data.items()
+        }
 
 
 def _places(model: GatoModel) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ import numpy as np
 
 from gato.checkpoint import Checkpoint
 from gato.contents import digests
+from gato.corpus_config import CorpusConfig
 from gato.envs import registry as worlds
 from gato.envs.corpora import registry as corpora
 from gato.envs.files import stores_below
@@ -327,16 +328,20 @@ def _allowed(store: RecordStore, checkpoint: Checkpoint | None, notes: list[str]
     for name, contents in checkpoint.data.items():
         if digest not in contents.get("stores", {}).values():
             continue
-        config = next(c for c in checkpoint.config.corpora if c.name == name)
+        if "validation" in contents:  # of a checkpoint that this one began with
+            config = CorpusConfig(name, "", validation=contents["validation"])
+        else:
+            config = next(c for c in checkpoint.config.corpora if c.name == name)
         if not config.validation:
             raise ValueError(
                 f"expected records that were not trained on; those at {store.path} were, all of "
                 f"them, as corpus {name!r}. Evaluate on others, or train with --validation."
             )
         mask = np.ones(len(store), bool)
-        everything = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)[0]
+        (held,) = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)
+        everything = np.intersect1d(everything, held)
         notes.append(
-            f"{store.path} was trained on: only the {len(everything)} of its {len(store)} records "
+            f"{store.path} was trained on: only the {len(held)} of its {len(store)} records "
             f"are read that the run held out"
         )
     return everything

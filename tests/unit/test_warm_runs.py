@@ -1,0 +1,75 @@
+"""Runs that begin with other weights: what they remember of them, and how they go on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gato.checkpoint import load_checkpoint, point
+from gato.config import TrainConfig
+from gato.corpora import CorpusConfig
+from gato.envs.records import RecordWriter
+from gato.rollouts.evaluate import _refuse_training_seeds
+from gato.rollouts.language_tasks import records_of
+from gato.train import train
+from gato.warm_start import open_start
+
+
+def written(folder: Path, word: str) -> Path:
+    """Write a store of texts."""
+    with RecordWriter(folder, folder.name) as writer:
+        for i in range(40):
+            writer.append(
+                {"kind": "document", "text": f"{word} ball {i} is near the door", "meta": {}}
+            )
+    return folder
+
+
+@pytest.mark.parametrize("held", [0.0, 0.25])
+def test_what_a_checkpoint_began_with_was_trained_on_is_remembered(
+    tiny: TrainConfig, tmp_path: Path, held: float
+) -> None:
+    one, two = written(tmp_path / "one", "red"), written(tmp_path / "two", "blue")
+    first = replace(tiny, steps=1, corpora=(CorpusConfig("text", str(one), validation=held),))
+    began = train(first, tmp_path / "first")
+    start = open_start(tmp_path / "first")
+    second = replace(
+        start.settle(first), steps=2, save_every=1, corpora=(CorpusConfig("text", str(two)),)
+    )
+    saved = train(second, tmp_path / "second", start=start)
+    names = {"text", f"text of {began}"}
+    assert set(load_checkpoint(saved).data) == names
+    point(tmp_path / "second", "latest", tmp_path / "second" / "step-00000001")
+    saved = train(second, tmp_path / "second")  # goes on, with no need of what it began with
+    assert set(load_checkpoint(saved).data) == names
+    start = open_start(tmp_path / "second")
+    third = train(replace(start.settle(second), steps=1), tmp_path / "third", start=start)
+    checkpoint = load_checkpoint(third)
+    assert set(checkpoint.data) == {*names, f"text of {saved}"}
+    others = written(tmp_path / "three", "green")
+    assert len(records_of(f"text/{others}", 1 << 30, None, checkpoint).records) == 40
+    with pytest.raises(ValueError, match="those at .*two were, all of them"):
+        records_of(f"text/{two}", 1 << 30, None, checkpoint)
+    if held:
+        found = records_of(f"text/{one}", 1 << 30, None, checkpoint)
+        assert len(found.records) == 10
+    else:
+        with pytest.raises(ValueError, match="those at .*one were, all of them, as .*text of"):
+            records_of(f"text/{one}", 1 << 30, None, checkpoint)
+
+
+def test_seeds_that_a_checkpoint_began_with_are_refused(tiny: TrainConfig, tmp_path: Path) -> None:
+    train(replace(tiny, steps=1), tmp_path / "first")
+    start = open_start(tmp_path / "first")
+    seeds = {"evaluation_seeds": [1 << 30, (1 << 30) + 3]}
+    start.saved.data["arm"] |= seeds
+    saved = train(replace(start.settle(tiny), steps=1), tmp_path / "second", start=start)
+    checkpoint = load_checkpoint(saved)
+    del checkpoint.data["arm"]  # its own
+    player = SimpleNamespace(checkpoint=checkpoint, name="x")
+    with pytest.raises(ValueError, match=r"corpus 'arm of .*first.* holds episodes of seeds"):
+        _refuse_training_seeds(player, range(1 << 30, (1 << 30) + 1))
+    _refuse_training_seeds(player, range((1 << 30) + 4, (1 << 30) + 9))
