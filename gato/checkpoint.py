@@ -22,7 +22,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -296,6 +296,21 @@ def _missing(folder: Path) -> list[str]:
     missing = [name for name in _REQUIRED if not (folder / name).is_file()]
     texts = (MODEL_FILE, TOKENIZER_FILE)
     return missing + ([] if any((folder / name).is_file() for name in texts) else [MODEL_FILE])
+
+
+def saved_config(run: Path) -> TrainConfig | None:
+    """Return the configuration of the run in a folder; None where there is none.
+
+    Raises:
+        ValueError: where its newest checkpoint cannot be read.
+    """
+    if not (run / "latest").is_file():
+        return None
+    file = resolve(run) / "config.json"
+    try:
+        return cast(TrainConfig, from_json(TrainConfig, json.loads(file.read_bytes())["train"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 def load_checkpoint(

@@ -32,7 +32,7 @@ def train(chosen: Arguments) -> None:
     from gato.envs.files import require_place
     from gato.mixture_file import CorpusNote, read_mixture, require_present, with_mixture
     from gato.presets import preset, with_data
-    from gato.warm_start import require_sizes
+    from gato.warm_start import going_on, require_sizes
 
     set_cache(chosen)
     config, notes = preset(chosen.preset), dict[str, CorpusNote]()
@@ -41,11 +41,15 @@ def train(chosen: Arguments) -> None:
         config, notes = with_mixture(config, mixture), dict(mixture.notes)
     if chosen.data:
         config = with_data(config, chosen.data, add=bool(chosen.mixture))
-    start = _start(chosen)
-    config = config if start is None else start.settle(config)
+    out = chosen.out or Path("runs") / chosen.preset
+    shown = chosen.fields or chosen.parameters or chosen.dry_run is not None
+    begun = None if shown or not chosen.resume else going_on(out, chosen.init_from)
+    start = None if begun is not None else _start(chosen)
+    sized = begun or start
+    config = config if sized is None else sized.settle(config)
     config = _overridden(config, chosen)  # --corpora.0 is the first of those that are trained on
-    if start is not None:
-        require_sizes(start, config)
+    if sized is not None:
+        require_sizes(sized, config)
     if chosen.fields:
         _print_fields(chosen.preset, config)
         return
@@ -61,7 +65,6 @@ def train(chosen: Arguments) -> None:
         _dry_run(config, notes, chosen, start)
         return
     require_present(config.corpora, notes)
-    out = chosen.out or Path("runs") / chosen.preset
     if out.exists() and not out.is_dir():
         raise ValueError(f"expected a folder as --out; {out} is a file.")
     require_place(out, "a folder for the run")

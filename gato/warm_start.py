@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gato.checkpoint import Checkpoint, load_checkpoint
+from gato.checkpoint import Checkpoint, load_checkpoint, saved_config
 from gato.config import TrainConfig
 from gato.hf_folder import ROLES, HuggingFaceFolder, own_ids
 from gato.model import GatoModel
@@ -75,7 +75,7 @@ def open_start(path: str | Path) -> WarmStart:
     )
 
 
-def require_sizes(start: WarmStart, config: TrainConfig) -> None:
+def require_sizes(start: WarmStart | GoesOn, config: TrainConfig) -> None:
     """Raise ValueError where a run was given other sizes than the weights it begins with have."""
     wanted = start.settle(config)
     for part, own, theirs in (
@@ -90,6 +90,55 @@ def require_sizes(start: WarmStart, config: TrainConfig) -> None:
                     f"{part}{field.name} is {b} in {start.path}, whose weights this run begins "
                     f"with; got {a}. Leave it out."
                 )
+
+
+@dataclass(frozen=True)
+class GoesOn:
+    """What a run in its folder began with: it has all of it, and needs no other folder."""
+
+    path: Path
+    config: TrainConfig
+
+    def settle(self, config: TrainConfig) -> TrainConfig:
+        """Return the run with the sizes and codecs that it has."""
+        began = self.config
+        own = {name: getattr(config.model, name) for name in _OF_THE_RUN if name != "loss_chunk"}
+        return dataclasses.replace(
+            config,
+            model=dataclasses.replace(began.model, **own),
+            codec=began.codec,
+            embedders=began.embedders,
+            text_pieces=began.text_pieces,
+            init_from=began.init_from,
+        )
+
+
+def going_on(run: Path, given: Path | None) -> GoesOn | None:
+    """Return the run in a folder where it began with other weights; None where there is none.
+
+    Args:
+        run: the folder.
+        given: the weights that the command names, if it does.
+
+    Raises:
+        ValueError: where it began with others.
+    """
+    try:
+        config = saved_config(run)
+    except ValueError:
+        return None  # told of where it is loaded
+    if config is None or not config.init_from:
+        return None
+    began = Path(config.init_from)
+    if given is not None:
+        folder = given.resolve()
+        folder = folder.parent if folder.name in ("latest", "best") else folder
+        if folder != began and folder not in (began.parent, began.parent.parent):
+            raise ValueError(
+                f"the run in {run} began with the weights of {began}, not of {given}. To go on, "
+                f"leave --init-from out; to begin anew, train into another folder."
+            )
+    return GoesOn(run, config)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from gato import cli
 from gato.checkpoint import load_checkpoint, point
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
@@ -51,13 +53,13 @@ def test_what_a_checkpoint_began_with_was_trained_on_is_remembered(
     assert set(checkpoint.data) == {*names, f"text of {saved}"}
     others = written(tmp_path / "three", "green")
     assert len(records_of(f"text/{others}", 1 << 30, None, checkpoint).records) == 40
-    with pytest.raises(ValueError, match="those at .*two were, all of them"):
+    with pytest.raises(ValueError, match=r"those at .*two were, all of them"):
         records_of(f"text/{two}", 1 << 30, None, checkpoint)
     if held:
         found = records_of(f"text/{one}", 1 << 30, None, checkpoint)
         assert len(found.records) == 10
     else:
-        with pytest.raises(ValueError, match="those at .*one were, all of them, as .*text of"):
+        with pytest.raises(ValueError, match=r"those at .*one were, all of them, as .*text of"):
             records_of(f"text/{one}", 1 << 30, None, checkpoint)
 
 
@@ -73,3 +75,31 @@ def test_seeds_that_a_checkpoint_began_with_are_refused(tiny: TrainConfig, tmp_p
     with pytest.raises(ValueError, match=r"corpus 'arm of .*first.* holds episodes of seeds"):
         _refuse_training_seeds(player, range(1 << 30, (1 << 30) + 1))
     _refuse_training_seeds(player, range((1 << 30) + 4, (1 << 30) + 9))
+
+
+def test_the_same_command_goes_on_whatever_became_of_what_it_began_with(
+    tiny: TrainConfig, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin, run = tmp_path / "begin", tmp_path / "run"
+    data = ["--data", f"arm={stores / 'arm'}", "--workers", "0", "--validation", "0"]
+    sizes = ["--rows", "2", "--model.context", "512", "--steps", "1", "--save-every", "1"]
+    train(replace(tiny, steps=1), begin)
+    line = ["train", "quickstart", *data, *sizes, "--out", str(run)]
+    warm = [*line, "--init-from", str(begin)]
+    assert cli.main(warm) == 0
+    kept = load_checkpoint(run)
+    assert kept.config.init_from.endswith("step-00000001")
+    (begin / "step-00000001").rename(begin / "step-00000002")  # as if it had trained on
+    (begin / "latest").write_text("step-00000002")
+    assert cli.main(warm) == 0
+    shutil.rmtree(begin)
+    assert cli.main(warm) == 0
+    assert cli.main(line) == 0
+    assert load_checkpoint(run).config == kept.config
+    capsys.readouterr()
+    assert cli.main([*line, "--init-from", str(tmp_path / "other")]) == 2
+    assert "leave --init-from out" in capsys.readouterr().err
+    assert cli.main([*line, "--model.layers", "3"]) == 2
+    assert f"model.layers is 2 in {run}" in capsys.readouterr().err
+    assert cli.main([*warm, "--no-resume"]) == 2  # which needs the weights
+    assert "expected --init-from as" in capsys.readouterr().err
