@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gato.printing import print_json
+from gato.screen import shown
 
 Arguments = argparse.Namespace
 
@@ -20,7 +21,9 @@ def chat(chosen: Arguments) -> None:
             stream.reconfigure(errors=errors)
     if chosen.json and chosen.prompt is None:
         raise ValueError("expected --prompt beside --json; a conversation has no figures.")
-    prompt = sys.stdin.read() if chosen.prompt == "-" else chosen.prompt
+    prompt = chosen.prompt
+    if prompt == "-":
+        prompt = sys.stdin.read().removesuffix("\n")  # `echo` ends its line, a person means none
     images = [_image(path) for path in chosen.image]
     from gato import load
     from gato.rollouts.engine import Sampling
@@ -36,7 +39,7 @@ def chat(chosen: Arguments) -> None:
 
     def show(text: str) -> None:
         if not chosen.json:
-            print(text, end="", flush=True)
+            print(shown(text, sys.stdout), end="", flush=True)
 
     answer = said_by(agent, [*before, message(prompt, images)], sampling, show)
     if chosen.json:
@@ -61,7 +64,7 @@ def caption(chosen: Arguments) -> None:
         print_json(rows)
         return
     for row in rows:
-        print(f"{row['image']}: {row['caption']}")
+        print(shown(f"{row['image']}: {row['caption']}", sys.stdout))
 
 
 def classify(chosen: Arguments) -> None:

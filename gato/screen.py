@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return text.translate(_CONTROL)
 
 
+def shown(text: str, out: TextIO) -> str:
+    """Return a text as it is written to `out`: `printable` in a terminal, as it is elsewhere."""
+    return printable(text) if out.isatty() else text
+
+
 def show_picture(picture: np.ndarray, out: TextIO) -> None:
     """Draw a picture, uint8 (H, W, 3), where `out` is a terminal with colours."""
     from rich.console import Console

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from gato.printing import print_json, progress_bar
+from gato.screen import shown
 from gato.telling import tell
 
 
@@ -44,4 +46,4 @@ def search(chosen: argparse.Namespace) -> None:
         )
         return
     for one in found:
-        print(f"{one.score:.3f}  {one.path}")
+        print(shown(f"{one.score:.3f}  {one.path}", sys.stdout))

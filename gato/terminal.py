@@ -29,10 +29,10 @@ from gato.rollouts.conversation import Message, checked_messages
 from gato.rollouts.engine import Sampling
 from gato.rollouts.look import look
 from gato.rollouts.messages import fitting, from_openai, to_openai
-from gato.screen import history, printable, show_picture
+from gato.screen import history, printable, show_picture, shown
 from gato.telling import tell
 
-_IMAGE = re.compile(r"(?:^|(?<=\s))/image(?:\s+(?:\"([^\"]*)\"|'([^']*)'|(\S+)))?")
+_IMAGE = re.compile(r"(?:^|(?<=\s))/image(?!\S)(?:\s+(?:\"([^\"]*)\"|'([^']*)'|(\S+)))?")
 Parts = list[dict[str, Any]]
 TASK = "/task TASK [STEPS [random|policy|expert]]"
 
@@ -282,7 +282,7 @@ class Talk:
             self._say(f"{usage:{width}}  {about}")
 
     def _show(self, text: str) -> None:
-        self.out.write(printable(text) if self.out.isatty() else text)
+        self.out.write(shown(text, self.out))
         self.out.flush()
 
     def _say(self, text: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from gato.checkpoint import Checkpoint, load_checkpoint
 from gato.envs.episode import Episode
 from gato.rollouts import generate, retrieval, zero_shot
-from gato.rollouts.choices import judge
+from gato.rollouts.choices import check_choices, judge
 from gato.rollouts.conversation import Example, Prepared, asked, few_shot, prepare
 from gato.rollouts.conversation import Message as Message
 from gato.rollouts.engine import Delta, Sampling
@@ -165,14 +165,15 @@ class Agent:
     def answers(
         self, conversations: Sequence[Sequence[Message]], max_tokens: int = 64
     ) -> list[str]:
-        """Return the likeliest answer to each conversation, many at once."""
+        """Return the likeliest answer to each conversation, many at once; see `chat`."""
         prefixes = [self.prepare(m, max_tokens).prefix for m in conversations]
         return generate.generate(self.model, self.serializer, prefixes, max_tokens=max_tokens)
 
     def choose(self, messages: Sequence[Message], choices: Sequence[str]) -> dict[str, float]:
         """Return the probability of each of two or more answers to a conversation.
 
-        They compete by their mean log-likelihood per token; see `choices.py`.
+        They compete by their mean log-likelihood per token; see `choices.py`. Of a conversation
+        that leaves no room for the longest, the first turns are left out as in `chat`.
         """
         return self.choose_each([messages], [choices])[0]
 
@@ -180,7 +181,13 @@ class Agent:
         self, conversations: Sequence[Sequence[Message]], choices: Sequence[Sequence[str]]
     ) -> list[dict[str, float]]:
         """Return the probabilities of each conversation's own choices, many at once."""
-        prefixes = [self.prepare(messages).prefix for messages in conversations]
+        for texts in choices:
+            check_choices(texts)
+        longest = [max(len(self.serializer.text(t)) for t in texts) + 1 for texts in choices]
+        prefixes = [
+            self.prepare(messages, room).prefix
+            for messages, room in zip(conversations, longest, strict=True)
+        ]
         scores = judge(self.model, self.serializer, prefixes, choices)
         return [
             dict(zip(texts, found.probabilities().tolist(), strict=True))

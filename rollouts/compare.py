@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gato.rollouts.metrics import AGGREGATES, difference, divided
+from gato.rollouts.metrics import AGGREGATES, COLUMNS, difference, divided
 from gato.rollouts.statistics import (
     Stratified,
     difference_interval,
@@ -72,9 +72,9 @@ def _check_language(name: str, task: Mapping[str, Any], path: Path, advice: str)
     """Raise ValueError for a language task that lacks what it is compared by."""
     metrics, records = task.get("metrics"), task.get("records")
     groups = task.get("groups", [])
-    good = isinstance(groups, list) and all(isinstance(g, int) for g in groups)
-    if good and isinstance(metrics, dict) and isinstance(records, list):
-        if all(_whole(metric) for metric in metrics.values()):
+    if isinstance(metrics, dict) and isinstance(records, list) and isinstance(groups, list):
+        good = len(groups) in (0, len(records)) and all(isinstance(g, int) for g in groups)
+        if good and all(_whole(metric, len(records)) for metric in metrics.values()):
             return
     raise ValueError(
         f"expected metrics, with their statistics per record, of {name!r} in {path}; they are "
@@ -82,8 +82,8 @@ def _check_language(name: str, task: Mapping[str, Any], path: Path, advice: str)
     )
 
 
-def _whole(metric: Any) -> bool:
-    """Return whether a metric has all that it is compared by."""
+def _whole(metric: Any, count: int) -> bool:
+    """Return whether a metric of `count` records, or some of them, has what it is compared by."""
     needed = {"value", "ci95", "of", "per_record"}
     if not isinstance(metric, dict) or not needed <= metric.keys():
         return False
@@ -93,7 +93,15 @@ def _whole(metric: Any) -> bool:
         return False
     value = metric["value"]
     known = isinstance(metric["of"], str) and metric["of"] in AGGREGATES
-    return known and rows.ndim == 2 and (value is None or isinstance(value, int | float))
+    if not known or not (value is None or isinstance(value, int | float)):
+        return False
+    if rows.ndim != 2 or rows.shape[1] != COLUMNS.get(metric["of"], 2):
+        return not len(rows)
+    named = metric.get("records")
+    if named is None:
+        return len(rows) <= count
+    fitting = isinstance(named, list) and len(named) == len(rows)
+    return fitting and all(isinstance(n, int) and 0 <= n < count for n in named)
 
 
 def compare(results: Mapping[str, Result], seed: int = 0) -> dict[str, Any]:
@@ -192,9 +200,11 @@ def _read(rows: Mapping[str, Result], seed: int) -> dict[str, Any]:
     base = rows[first]
     kept = ("value", "ci95", "of")
     names = [m for m in base["metrics"] if all(m in rows[n]["metrics"] for n in others)]
-    paired = all(rows[n]["records"] == base["records"] for n in others)
+    same = ("records", "groups")
+    paired = {n: all(rows[n].get(k, []) == base.get(k, []) for k in same) for n in others}
     return {
-        "paired": paired,
+        "paired": all(paired.values()),
+        "pairs": paired,
         "scores": {
             m: {n: {k: row["metrics"][m][k] for k in kept} for n, row in rows.items()}
             for m in names
@@ -206,7 +216,7 @@ def _read(rows: Mapping[str, Result], seed: int) -> dict[str, Any]:
                     **difference(
                         base["metrics"][m],
                         rows[n]["metrics"][m],
-                        paired,
+                        paired[n] and _of_same(base["metrics"][m], rows[n]["metrics"][m]),
                         seed,
                         (base.get("groups", ()), rows[n].get("groups", ())),
                     ),
@@ -216,6 +226,12 @@ def _read(rows: Mapping[str, Result], seed: int) -> dict[str, Any]:
             for m in names
         },
     }
+
+
+def _of_same(first: Result, second: Result) -> bool:
+    """Return whether two metrics are of the same ones of the same records."""
+    some = first.get("records") == second.get("records")
+    return some and len(first["per_record"]) == len(second["per_record"])
 
 
 def _warnings(
@@ -247,6 +263,10 @@ def _warnings(
         records = [results[n]["tasks"][task]["records"] for n in names]
         if any(r != records[0] for r in records):
             told.append(f"{task} was asked about other records")
+        kept = set.intersection(*(set(results[n]["tasks"][task]["metrics"]) for n in names))
+        for name in names:
+            if more := [m for m in results[name]["tasks"][task]["metrics"] if m not in kept]:
+                told.append(f"only some results have {', '.join(more)} of {task} ({name})")
     for name in names:
         alone = [t for t in results[name]["tasks"] if t not in (*shared, *read)]
         if alone:

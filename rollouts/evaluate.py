@@ -113,6 +113,11 @@ def evaluate(
             seeds that the checkpoint was trained on.
     """
     _check(task_ids, episodes, seed, prompt_steps)
+    if precision is not None and task_ids and all(map(is_language, task_ids)):
+        raise ValueError(
+            f"precision is that of policies, and none of these tasks is played; got {precision}. "
+            f"Leave it out."
+        )
     player = _player(checkpoint, expert, temperature, prompt_store, precision)
     language = [task for task in task_ids if is_language(task)]
     if language and isinstance(player, HostPlayer):
@@ -148,6 +153,7 @@ def evaluate(
         options = options or Options(seed)
         settings["language"] = {"records": records, "max_tokens": options.max_tokens}
         settings["language"] |= {"choices": list(options.choices), "seed": options.seed}
+        settings["language"]["precision"] = _language_precision(player)
         with _threads(threads, 0):
             rows = measure(player, language, first, records, options, progress, gallery)
     played = []
@@ -266,6 +272,12 @@ def _counted(progress: Progress | None, episodes: int) -> Callable[[Played], Non
         progress(played.job.task, counts[played.job.task], episodes)
 
     return tell
+
+
+def _language_precision(player: Agent) -> dict[str, str]:
+    """Return in what numbers texts are judged, and written: no option changes it."""
+    judged = str(player.model.table.weight.dtype).removeprefix("torch.")
+    return {"judged": judged, "written": str(decoding_dtype(player.model)).removeprefix("torch.")}
 
 
 def _about(

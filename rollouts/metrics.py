@@ -209,3 +209,5 @@ AGGREGATES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "chrf": functools.partial(overlap_of, "chrf"),
 }
 """From (R, S) sums of statistics to (R,) values."""
+COLUMNS = {"bleu": 10, "chrf": 18}
+"""Statistics of a record, where they are not two."""

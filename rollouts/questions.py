@@ -2,7 +2,7 @@
 
 A question is answered after the true turns before it. Most answers need no writing: one forward
 over the whole record shows where each of its tokens is the likeliest, as writing greedily would
-have chosen.
+have chosen (where that is done in bfloat16, up to its rounding).
 """
 
 from __future__ import annotations

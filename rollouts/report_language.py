@@ -161,7 +161,9 @@ def compared_section(found: Mapping[str, Any], names: Sequence[str]) -> str:
             lines.append(
                 (text(_name(metric)), *values, *(difference(differing[n]) for n in others))
             )
-        unpaired = "" if row["paired"] else "<p>Not the same records.</p>"
+        strange = ", ".join(name for name, same in row["pairs"].items() if not same)
+        told = f"<p>Not the same records as {text(first)}: {text(strange)}.</p>"
+        unpaired = told if strange else ""
         parts += [f"<h3>{text(task)}</h3>{unpaired}", table(headings, lines)]
     return "\n".join(parts)
 

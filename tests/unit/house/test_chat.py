@@ -27,7 +27,7 @@ from gato.envs.readers.chat import open_source
 from gato.envs.readers.reader import ReadOptions
 from gato.envs.records import images_of
 from gato.rollouts.agent import Agent
-from gato.rollouts.engine import Sampling
+from gato.rollouts.engine import Delta, Sampling
 from gato.rollouts.look import Sight
 from gato.terminal import COMMANDS, HELP, Talk, read_messages
 from gato.train import train
@@ -346,6 +346,27 @@ def test_a_terminal_is_not_obeyed_by_what_a_model_writes(agent: Agent) -> None:
     assert plain.getvalue() == "\x1b[2J"
 
 
+@pytest.mark.parametrize("command", ["chat", "caption"])
+def test_no_command_lets_a_model_write_to_the_terminal(
+    checkpoint: Path, pictures: Path, monkeypatch, command: str
+) -> None:
+    wild = "\x1b[2Jred\n"
+    monkeypatch.setattr(Agent, "write", lambda *_: iter([Delta(wild, 3, (), "stop")]))
+    monkeypatch.setattr(Agent, "captions", lambda *_: [wild])
+    asked = {"chat": ["--prompt", "go"], "caption": [str(pictures / "red.png")]}[command]
+    for out, wanted in ((Terminal(), "␛[2Jred"), (io.StringIO(), "\x1b[2Jred")):
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main([command, str(checkpoint), *asked]) == cli.DONE
+        assert wanted in out.getvalue()
+        assert ("\x1b" in out.getvalue()) == (not out.isatty())
+
+
+def test_words_that_begin_like_a_command_are_words(agent: Agent) -> None:
+    for line in ("what does /images/cat mean?", "see /image-net"):
+        made, _ = talk(agent, line)
+        assert contents(made)[0] == ["user", line]
+
+
 def test_pictures_are_blocks_where_there_are_colours(monkeypatch) -> None:
     picture = np.zeros((64, 128, 3), np.uint8)
     picture[:, :64] = (255, 0, 0)
@@ -403,6 +424,9 @@ def test_a_prompt_comes_from_stdin(checkpoint: Path, monkeypatch, capsys) -> Non
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("go 🙂\nnow".encode())))
     given = ["chat", checkpoint, "--prompt", "-", "--max-tokens", 2, "--json"]
     assert json.loads(run(capsys, *given)[1])["prompt"] == "go 🙂\nnow"
+    for line in (b"go 1\n", b"go 1\r\n", b"go 1"):  # as `echo` ends it, there and elsewhere
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(line)))
+        assert json.loads(run(capsys, *given)[1])["prompt"] == "go 1"
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"go \xff")))
     code, out, err = run(capsys, *given)
     assert (code, out) == (cli.BAD_INPUT, "")

@@ -319,6 +319,22 @@ def test_the_agent_chooses(reader: Agent) -> None:
     np.testing.assert_allclose(list(by_caption.values()), scores.probabilities(), rtol=1e-4)
 
 
+def test_no_turn_is_dropped_that_leaves_room_for_a_choice(reader: Agent) -> None:
+    messages = talk("go to the red ball", "yes", "and then to the key?")["messages"]
+    pad = next(n for n in range(99) if len(reader.prepare(more(messages, n), 1).prefix) > 56)
+    messages = more(messages, pad)  # 64 tokens are remembered
+    whole = reader.prepare(messages, 3)
+    assert whole.dropped == 0 < reader.prepare(messages, 128).dropped
+    (scores,) = judge(reader.model, reader.serializer, [whole.prefix], [["a", "b"]])
+    found = reader.choose(messages, ["a", "b"])
+    np.testing.assert_allclose(list(found.values()), scores.probabilities(), rtol=1e-4)
+
+
+def more(messages: list, words: int) -> list:
+    text = {"type": "text", "text": "and then to the key?" + " go" * words}
+    return [*messages[:-1], {"role": "user", "content": [text]}]
+
+
 @pytest.mark.parametrize("choices", [["a"], ["a", "a"], ["a", ""], "ab", []])
 def test_what_are_no_choices_is_refused(reader: Agent, choices) -> None:
     with pytest.raises(ValueError, match="different choices"):
@@ -422,7 +438,11 @@ def test_records_that_are_wrong_show_before_anything_is_played(
 
 
 def test_only_language_needs_no_simulator(reader: Agent, folder: str) -> None:
+    with pytest.raises(ValueError, match=r"precision is that of policies.*got float32"):
+        evaluate(reader, [f"caption/{folder}"], 20, precision="float32")
     result = evaluate(reader, [f"caption/{folder}"], 20, records=4)
+    told = {"judged": "float32", "written": "float32"}
+    assert result["settings"]["language"]["precision"] == told
     assert result["summary"]["tasks"] == 0
     assert result["tasks"][f"caption/{folder}"]["count"] == 4
     page = report(result)
@@ -479,6 +499,29 @@ def test_results_are_compared_on_the_same_records(
     assert cli.main(["compare", *map(str, files)]) == cli.DONE
 
 
+def test_each_result_is_compared_as_its_own_records_allow(reader: Agent, folder: str) -> None:
+    task = f"vqa/{folder}"
+    first = evaluate(reader, [task], 1)
+    same, other, grouped = (json.loads(json.dumps(first)) for _ in range(3))
+    other["tasks"][task]["records"].reverse()
+    grouped["tasks"][task]["groups"] = [0, 0, 1, 2, 3, 4]
+    del grouped["tasks"][task]["metrics"]["vqa_accuracy"]
+    found = compare({"a": first, "b": same, "c": other})
+    row = found["language"][task]["differences"]["vqa_accuracy"]
+    both = compare({"a": first, "b": same})["language"][task]
+    assert both["paired"]
+    assert row["b"] == both["differences"]["vqa_accuracy"]["b"], "whatever c was asked"
+    assert not found["language"][task]["paired"]
+    assert "Not the same records as a: c." in Page(comparison_report(found)).text
+    found = compare({"a": first, "b": grouped})
+    assert not found["language"][task]["paired"], "drawn in other groups"
+    assert any("only some results have vqa_accuracy" in w for w in found["warnings"])
+
+
+def metric(rows: list, of: str = "share", **more) -> dict:
+    return {"value": 1.0, "ci95": None, "of": of, "per_record": rows, **more}
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -491,6 +534,12 @@ def test_results_are_compared_on_the_same_records(
             }
         },
         {"records": 3},
+        {"records": ["a"] * 3, "groups": [0, 1]},
+        {"metrics": {"exact": metric([[1, 1, 1]])}, "records": ["a"]},
+        {"metrics": {"exact": metric([[1, 1], [0, 1]])}, "records": ["a"]},
+        {"metrics": {"exact": metric([[1, 1]], records=[3])}, "records": ["a"]},
+        {"metrics": {"exact": metric([[1, 1]], records=[0, 0])}, "records": ["a"]},
+        {"metrics": {"bleu": metric([[1, 1]], "bleu")}, "records": ["a"]},
     ],
 )
 def test_a_damaged_result_is_refused(tmp_path: Path, damage: dict) -> None:
