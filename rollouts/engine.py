@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -97,16 +98,25 @@ class _Request:
     def part(self, most: int) -> int:
         """Return how many tokens to read next: `most`, or more where that cuts an image in two.
 
-        Embedders take images whole.
+        Embedders take images whole; between two of them, and anywhere else, may be cut.
         """
         stop = min(self.read + max(most, 0), len(self.prefix))
-        if most > 0 and self.prefix.payload:
-            held = np.zeros(len(self.prefix) + 1, bool)
-            for rows in self.prefix.payload.values():
-                held[rows["at"]] = True
-            while held[stop - 1] and held[stop]:
+        if most > 0:
+            while self._inside[stop]:
                 stop += 1
         return stop - self.read
+
+    @cached_property
+    def _inside(self) -> np.ndarray:
+        """Bool (T + 1,), true before tokens that go on with what the one before them began."""
+        inside = np.zeros(len(self.prefix) + 1, bool)
+        for rows in self.prefix.payload.values():
+            at = rows["at"]
+            begins = np.append(True, np.diff(at) > 1)
+            if "grid" in rows:  # cells of images: each begins with its first row and column
+                begins |= (rows["grid"][:, :2] == 0).all(1)
+            inside[at[~begins]] = True
+        return inside
 
     def delta(self, text: str, finish: str | None) -> Delta | None:
         """Return what there is to show, if anything."""
