@@ -78,6 +78,8 @@ function isAtEnd() {
 function send() {
   const text = words.value.trim();
   if (writing || (!text && !attached.length)) return;
+  // what failed before is not tried again behind what is said now: the order would be another
+  for (const button of turns.querySelectorAll("button.again")) button.remove();
   const parts = attached.map(({ uri }) => ({ type: "image_url", image_url: { url: uri } }));
   if (text) parts.push({ type: "text", text });
   messages.push({ role: "user", content: attached.length ? parts : text });
@@ -140,7 +142,7 @@ function close(item, said, foot, answer, end) {
   const follow = isAtEnd();
   if (end.error) {
     foot.append(make("span", { class: "bad", role: "alert" }, end.error.message));
-    const again = make("button", { type: "button" }, "Try again");
+    const again = make("button", { type: "button", class: "again" }, "Try again");
     again.addEventListener("click", () => {
       item.remove();
       if (!writing) write();

@@ -46,6 +46,7 @@ const numbers = {
   pictureSide: byId("picture-side"),
 };
 let answer = null;
+let cancelled = false; // with Escape: nothing is taken over
 
 function fill() {
   for (const [name, field] of Object.entries(numbers)) field.value = values[name];
@@ -69,6 +70,7 @@ function open(note) {
   fill();
   byId("token-note").textContent =
     note ?? "only where it asks for one; forgotten when this tab closes";
+  cancelled = false;
   if (!dialog.open) dialog.showModal();
   if (note) byId("token").focus();
 }
@@ -104,8 +106,11 @@ export function begin() {
   dialog.addEventListener("click", (event) => {
     if (event.target === dialog) dialog.close();
   });
+  dialog.addEventListener("cancel", () => {
+    cancelled = true;
+  });
   dialog.addEventListener("close", () => {
-    take();
+    if (!cancelled) take();
     answer?.(dialog.returnValue === "done" && token() !== "");
     answer = null;
     dialog.returnValue = "";

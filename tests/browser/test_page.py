@@ -226,6 +226,30 @@ def test_an_answer_is_stopped_and_a_refusal_is_shown(make_tab, address):
     assert said == "<b>too many</b> wait"
     assert tab.run("document.querySelectorAll('#turns b').length") == 0
     assert "Try again" in tab.run("document.querySelector('#turns').innerText")
+    tab.run("window.fetch = kept.real")
+    tab.type("once more")
+    tab.press("Enter")
+    tab.wait_for("document.querySelectorAll('.turn.assistant:not(.writing) footer').length === 3")
+    assert "Try again" not in tab.run("document.querySelector('#turns').innerText")
+    assert tab.run("document.querySelectorAll('.turn [role=alert]').length") == 1
+
+
+def test_escape_leaves_the_settings_as_they_were(make_tab, address):
+    tab = make_tab(address)
+    focus(tab, "words")
+    most = "document.querySelector('#max-tokens').value"
+    for how, wanted in (("Escape", "128"), ("#close-settings", "77")):
+        tab.click("#open-settings")
+        tab.wait_for("document.querySelector('#settings').open")
+        assert tab.run(most) == "128"
+        tab.run(f"{most} = '77'")
+        tab.press(how) if how == "Escape" else tab.click(how)
+        tab.wait_for("!document.querySelector('#settings').open")
+        tab.click("#open-settings")
+        tab.wait_for("document.querySelector('#settings').open")
+        assert tab.run(most) == wanted
+        tab.click("#close-settings")
+        tab.wait_for("!document.querySelector('#settings').open")
 
 
 def test_what_people_and_models_write_stays_text(make_tab, address):
