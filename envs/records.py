@@ -187,6 +187,16 @@ class RecordStore:
             ) from error
         return _map_images(record, self._image)
 
+    def words(self) -> Iterator[dict[str, Any]]:
+        """Yield all records without their images, which are None: no image is read."""
+        with (self.path / LINES).open("rb") as file:
+            for number, line in enumerate(file):
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    record = self[number]  # says which line it is
+                yield _map_images(record, lambda _: None)
+
     def groups(self) -> np.ndarray:
         """Return int64 (records,): equal where records belong together, numbered as they appear.
 

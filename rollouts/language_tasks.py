@@ -3,7 +3,7 @@
 KIND/NAME is the held-out split of a corpus, made anew: its seed is an evaluation's (`evaluate`), so
 that whoever tunes on the records that quickstart holds out has not seen these. KIND/PLACE is data:
 a folder of records, or whatever `gato train --data` reads, imported on the fly. Of data that the
-checkpoint was trained on, only what the run held out for validation is read.
+checkpoint was trained on, only what the run held out for validation is read (`never_trained`).
 
 A picture with several captions is one record with several references.
 """
@@ -26,7 +26,6 @@ import numpy as np
 
 from gato.checkpoint import Checkpoint
 from gato.contents import digests
-from gato.corpus_config import CorpusConfig
 from gato.envs import registry as worlds
 from gato.envs.corpora import registry as corpora
 from gato.envs.files import stores_below
@@ -38,7 +37,7 @@ from gato.envs.store import open_store
 from gato.rollouts.agent import Agent
 from gato.rollouts.measures import KINDS, MEASURES
 from gato.rollouts.metrics import Options, Record
-from gato.selection import divide
+from gato.rollouts.never_trained import identity, never_trained
 
 RECORDS = 200
 """Made of a corpus where no number is asked for."""
@@ -141,7 +140,10 @@ def records_of(
         source = {"corpus": what, "split": "heldout", "seed": seed}
         return Found(found, source, _fewer(task_id, len(found), count))
     stores, notes = _stores(what)
-    held = [_allowed(store, checkpoint, notes) for store in stores]
+    held = [
+        np.arange(len(store)) if checkpoint is None else never_trained(store, checkpoint, notes)
+        for store in stores
+    ]
     taken = itertools.islice(_read(kind, stores, held, seed if count else None), count)
     found = list(taken)
     if not found:
@@ -160,21 +162,6 @@ def _fewer(task_id: str, found: int, wanted: int | None) -> list[str]:
     if wanted is None or found >= wanted:
         return []
     return [f"{task_id} has {found} different records, not the {wanted} asked for"]
-
-
-def identity(record: Record) -> str:
-    """Return a short digest of a record, the same wherever it lies."""
-    digest = hashlib.sha256()
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            digest.update(repr(value.shape).encode() + np.ascontiguousarray(value).tobytes())
-            return None
-        return repr(value)
-
-    told = {key: value for key, value in record.items() if key != "meta"}
-    digest.update(json.dumps(told, sort_keys=True, default=plain).encode())
-    return digest.hexdigest()[:12]
 
 
 def measure(
@@ -313,38 +300,6 @@ def _imported(place: str, notes: list[str]) -> Path:
     told = importing.origin(folder)
     notes += [f"{what}: {number:,}" for what, number in told["counts"].items()]
     return folder
-
-
-def _allowed(store: RecordStore, checkpoint: Checkpoint | None, notes: list[str]) -> np.ndarray:
-    """Return which records of a store were never trained on.
-
-    Raises:
-        ValueError: where all were.
-    """
-    everything = np.arange(len(store))
-    if checkpoint is None:
-        return everything
-    (digest,) = digests([store]).values()
-    for name, contents in checkpoint.data.items():
-        if digest not in contents.get("stores", {}).values():
-            continue
-        if "validation" in contents:  # of a checkpoint that this one began with
-            config = CorpusConfig(name, "", validation=contents["validation"])
-        else:
-            config = next(c for c in checkpoint.config.corpora if c.name == name)
-        if not config.validation:
-            raise ValueError(
-                f"expected records that were not trained on; those at {store.path} were, all of "
-                f"them, as corpus {name!r}. Evaluate on others, or train with --validation."
-            )
-        mask = np.ones(len(store), bool)
-        (held,) = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)
-        everything = np.intersect1d(everything, held)
-        notes.append(
-            f"{store.path} was trained on: only the {len(held)} of its {len(store)} records "
-            f"are read that the run held out"
-        )
-    return everything
 
 
 def _read(
