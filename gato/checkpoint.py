@@ -362,17 +362,25 @@ def _load(folder: Path, device: torch.device | str, averaged: bool, merged: bool
         raise ValueError(f"{folder}: this checkpoint cannot be read: {error}") from error
     averaged = averaged and config.ema > 0
     file = folder / ("ema.safetensors" if averaged else "model.safetensors")
-    weights = _tensors(file)
-    wanted = model.state_dict()
-    wrong = [n for n, t in wanted.items() if n not in weights or weights[n].shape != t.shape]
-    if wrong or len(weights) != len(wanted):
-        name = (wrong or sorted(set(weights) - set(wanted)))[0]
-        raise ValueError(f"{folder}: {file.name} does not fit its config.json at {name!r}")
-    model.load_state_dict(weights)
+    _fill(model, file, folder)
     if merged:
         merge_lora(model)
     model = model.to(device).eval()
     return Checkpoint(folder, config, serializer, model, step, averaged, data)
+
+
+@torch.no_grad()
+def _fill(model: GatoModel, file: Path, folder: Path) -> None:
+    """Read weights into a model one after another, so that memory holds no second model."""
+    wanted = model.state_dict()
+    with _opened(file) as found:
+        held = {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}
+        wrong = [name for name, t in wanted.items() if held.get(name) != tuple(t.shape)]
+        if wrong or len(held) != len(wanted):
+            name = (wrong or sorted(set(held) - set(wanted)))[0]
+            raise ValueError(f"{folder}: {file.name} does not fit its config.json at {name!r}")
+        for name, tensor in wanted.items():
+            tensor.copy_(found.get_tensor(name))
 
 
 def _data(found: Any) -> dict[str, dict[str, Any]]:
@@ -410,8 +418,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file; raise ValueError where it is damaged or truncated."""
     try:
         with safe_open(str(path), "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
+            yield file
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged or truncated: {error}") from error

@@ -12,6 +12,7 @@ Images, actions and all other ids are left behind.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from gato.checkpoint import Checkpoint
@@ -107,7 +108,7 @@ def export(checkpoint: Checkpoint, out: Path) -> list[str]:
         {
             "config.json": _json(described),
             "generation_config.json": _json(generation),
-            "model.safetensors": _safetensors(tensors),
+            "model.safetensors": tensors,
             "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False).encode(),
             "tokenizer_config.json": _json(settings),
         },
@@ -258,23 +259,27 @@ def _require_same(text: Text, theirs: Any) -> None:
             )
 
 
-def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    whole = {name: t.detach().float().cpu().contiguous().clone() for name, t in tensors.items()}
-    return save(whole, metadata={"format": "pt"})
-
-
 def _json(value: Any) -> bytes:
     return json.dumps(value, indent=2).encode()
 
 
-def _write(out: Path, files: Mapping[str, bytes]) -> None:
+def _write(out: Path, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> None:
     """Write a folder whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*"):  # by a kill
+        if left_over.name.rpartition(".")[2].isdigit():
+            shutil.rmtree(left_over)
     temporary = out.parent / f".{out.name}.{os.getpid()}"
     try:
         temporary.mkdir()
         for name, content in files.items():
-            write_synced(temporary / name, content)
+            if isinstance(content, bytes):
+                write_synced(temporary / name, content)
+                continue
+            tensors = {n: t.detach().float().cpu().contiguous() for n, t in content.items()}
+            save_file(tensors, temporary / name, metadata={"format": "pt"})
+            with open(temporary / name, "rb") as file:
+                os.fsync(file.fileno())
         sync_folder(temporary)
         os.rename(temporary, out)
     except BaseException:

@@ -192,8 +192,10 @@ def described_as(config: ModelConfig, family: str | None = None) -> dict[str, An
 
 def to_ours(
     read: Callable[[str], Tensor], tensors: Collection[str], config: ModelConfig, where: Any
-) -> dict[str, Tensor]:
-    """Return a trunk's weights by our names, and ``table`` and ``head`` of text ids alone.
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield a trunk's weights by our names, at last ``table`` and ``head`` of text ids alone.
+
+    Each is read when it is asked for, so that memory holds no second model.
 
     Args:
         read: returns a tensor by their name.
@@ -220,40 +222,40 @@ def to_ours(
 
     c, K, D = config, config.head_dim, config.width
     assert c.kv_heads is not None
-    own: dict[str, Tensor] = {"norm.weight": take("model.norm.weight", D)}
+    yield "norm.weight", take("model.norm.weight", D)
     for i in range(c.layers):
         theirs, ours = f"model.layers.{i}.", f"blocks.{i}."
-        own[ours + "attention_norm.weight"] = take(theirs + "input_layernorm.weight", D)
-        own[ours + "ffn_norm.weight"] = take(theirs + "post_attention_layernorm.weight", D)
+        yield ours + "attention_norm.weight", take(theirs + "input_layernorm.weight", D)
+        yield ours + "ffn_norm.weight", take(theirs + "post_attention_layernorm.weight", D)
         sizes = {"q": c.heads * K, "k": c.kv_heads * K, "v": c.kv_heads * K}
         for kind, *rest in (("weight", D), ("bias",)):
             if kind == "bias" and not c.qkv_bias:
                 continue
             parts = [take(f"{theirs}self_attn.{n}_proj.{kind}", s, *rest) for n, s in sizes.items()]
             parts[:2] = [_neighbours(part, K) for part in parts[:2]]
-            own[f"{ours}attention.qkv.{kind}"] = torch.cat(parts)
-        own[ours + "attention.out.weight"] = take(
-            theirs + "self_attn.o_proj.weight", D, c.heads * K
-        )
+            yield f"{ours}attention.qkv.{kind}", torch.cat(parts)
+        out = take(theirs + "self_attn.o_proj.weight", D, c.heads * K)
+        yield ours + "attention.out.weight", out
         for n in ("q", "k") if c.qk_norm else ():
-            own[f"{ours}attention.{n}_norm.weight"] = _neighbours(
-                take(f"{theirs}self_attn.{n}_norm.weight", K), K
-            )
+            norm = take(f"{theirs}self_attn.{n}_norm.weight", K)
+            yield f"{ours}attention.{n}_norm.weight", _neighbours(norm, K)
         half = c.ffn_width // 2
         gate_value = [take(f"{theirs}mlp.{n}_proj.weight", half, D) for n in ("gate", "up")]
-        own[ours + "ffn.up.weight"] = torch.cat(gate_value)
-        own[ours + "ffn.down.weight"] = take(theirs + "mlp.down_proj.weight", D, half)
-    own["table"] = take("model.embed_tokens.weight")
+        yield ours + "ffn.up.weight", torch.cat(gate_value)
+        yield ours + "ffn.down.weight", take(theirs + "mlp.down_proj.weight", D, half)
+    table = take("model.embed_tokens.weight")
+    shape = tuple(table.shape)
+    yield "table", table
+    del table
     if c.tied:
         left.discard("lm_head.weight")  # the same again, in files that say so twice
     else:
-        own["head"] = take("lm_head.weight", *own["table"].shape)
+        yield "head", take("lm_head.weight", *shape)
     if left:
         raise ValueError(
             f"{where}: its weights hold {sorted(left)[0]!r}, of which its config.json says nothing "
             f"that is built here"
         )
-    return own
 
 
 def to_theirs(weights: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:

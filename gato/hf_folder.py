@@ -7,6 +7,7 @@ Its config.json, tokenizer and weights in safetensors are data; what it holds be
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,14 +91,18 @@ class HuggingFaceFolder:
         name = "model.embed_tokens.weight"
         if name not in self.files:
             raise ValueError(f"{self.path}: its weights lack {name!r}")
-        with _opened(self.files[name]) as file:
-            shape = file.get_slice(name).get_shape()
+        shape = self.shape(name)
         if len(shape) != 2:
             raise ValueError(f"{self.path}: expected {name!r} of two dimensions; got {shape}")
         return int(shape[0]), int(shape[1])
 
-    def weights(self, config: ModelConfig) -> dict[str, Tensor]:
-        """Return the trunk by our names, and ``table`` and ``head`` of text alone, in float32."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor by the name it has in the files."""
+        with _opened(self.files[name]) as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def weights(self, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+        """Yield the trunk by our names, then ``table`` and ``head`` of text alone, in float32."""
 
         def read(name: str) -> Tensor:
             try:

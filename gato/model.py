@@ -32,6 +32,8 @@ from gato.parts import is_added
 from gato.tokenizers.shapes import in_blocks
 from gato.tokenizers.stream import Matches, TokenBatch
 
+LOGITS = 1 << 26
+"""Logits made at once where nothing is learnt, or where a run begins with a large vocabulary."""
 TARGETS = 128
 """Targets are predicted in multiples of so many while training; see `tokenizers/shapes.py`."""
 
@@ -246,10 +248,14 @@ class GatoModel(nn.Module):
                 F.pad(slots, (0, missing), value=1),
             )
             return in_blocks(lambda h: block(h, ids, slots), hidden, TARGETS)
-        size = self.config.loss_chunk
+        size, learns = self.config.loss_chunk, torch.is_grad_enabled()
+        if not size and not learns:
+            size = max(1, LOGITS // (last - first))
         if not size or hidden.shape[0] <= size:
             return block(hidden, target_ids, slots)
         chunks = zip(hidden.split(size), target_ids.split(size), slots.split(size), strict=True)
+        if not learns:
+            return torch.cat([block(*chunk) for chunk in chunks])
         return torch.cat([checkpoint(block, *chunk, use_reentrant=False) for chunk in chunks])
 
     def new_cache(self, batch: int, chunk: int = 64, dtype: torch.dtype | None = None) -> KVCache:

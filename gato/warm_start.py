@@ -21,7 +21,8 @@ from torch import Tensor
 from gato.checkpoint import Checkpoint, load_checkpoint, saved_config
 from gato.config import TrainConfig
 from gato.hf_folder import ROLES, HuggingFaceFolder, own_ids
-from gato.model import GatoModel
+from gato.model import LOGITS, TARGETS, GatoModel
+from gato.model_config import ModelConfig
 from gato.parts import is_added, plain
 from gato.tokenizers.hf_text import HuggingFacePieces
 from gato.tokenizers.serializer import Serializer
@@ -31,6 +32,11 @@ from gato.tokenizers.vocabulary import CONTROL_TOKENS, VocabularyLayout
 
 _OF_THE_RUN = ("context", "window", "soft_bins", "loss_chunk", "init_std")
 """Fields of a model that are a run's own affair, whatever its weights begin as."""
+
+
+MANY_IDS = 40_000
+"""From so many ids on, the logits of a batch are made in blocks (``model.loss_chunk``): of 150,000
+ids those of 4,096 targets alone take 2.5 GB, several times over while training."""
 
 
 class WarmStart(Protocol):
@@ -85,7 +91,7 @@ def require_sizes(start: WarmStart | GoesOn, config: TrainConfig) -> None:
     ):
         for field in dataclasses.fields(own):
             a, b = getattr(own, field.name), getattr(theirs, field.name)
-            if a != b and not dataclasses.is_dataclass(a):
+            if a != b and not dataclasses.is_dataclass(a) and field.name != "loss_chunk":
                 raise ValueError(
                     f"{part}{field.name} is {b} in {start.path}, whose weights this run begins "
                     f"with; got {a}. Leave it out."
@@ -163,6 +169,7 @@ class HuggingFaceStart:
         """Return the run with the sizes of the trunk; how its ids are embedded is the preset's."""
         model = dataclasses.replace(config.model, **self.folder.fields)
         origin, rows = str(self.path.resolve()), self.text.vocabulary
+        model = _in_blocks(model, rows)
         return dataclasses.replace(config, model=model, text_pieces=rows, init_from=origin)
 
     def serializer(self, codec: CodecOptions) -> Serializer:
@@ -172,28 +179,23 @@ class HuggingFaceStart:
     @torch.no_grad()
     def fill(self, model: GatoModel, serializer: Serializer) -> list[str]:
         """Put the trunk and the embeddings of text into a model."""
-        weights = self.folder.weights(model.config)
-        tables = {"table": weights.pop("table"), "head": weights.pop("head", None)}
-        own = _places(model)
-        for name, value in weights.items():
-            own[name].copy_(value)
+        own, families = _places(model), self._family_ids()
         first, stop = serializer.layout.span("text")
-        families = self._family_ids()
-        spelled = self._lacking()
-        for name, table in tables.items():
-            if table is None:
+        lacking = self._lacking()
+        for name, value in self.folder.weights(model.config):
+            if name not in ("table", "head"):
+                own[name].copy_(value)
                 continue
             rows = own[f"{name}.weight"]
-            deviation, mean = torch.std_mean(table, dim=0)
-            rows.normal_().mul_(deviation).add_(mean)  # no second table in memory
+            deviation, mean = torch.std_mean(value, dim=0)
+            rows.normal_().mul_(deviation).add_(mean)  # in place: no second table in memory
             # the model's own rows, but those that now spell what its tokenizer leaves out
-            kept = [i for i in range(len(table)) if i not in spelled]
-            if len(kept) == len(table):
-                rows[first : first + len(table)] = table
-            else:
-                rows[[first + i for i in kept]] = table[kept]
+            begin = 0
+            for end in (*sorted(i for i in lacking if i < len(value)), len(value)):
+                rows[first + begin : first + end] = value[begin:end]
+                begin = end + 1
             for token, ids in families.items():
-                rows[serializer.control[token]] = table[ids].mean(0)
+                rows[serializer.control[token]] = value[ids].mean(0)
         told = ", ".join(
             f"{token} as {' '.join(map(self.text.pieces.describe, ids))!r}"
             for token, ids in families.items()
@@ -201,9 +203,11 @@ class HuggingFaceStart:
         most, context = self.folder.described.get("max_position_embeddings"), model.config.context
         sizes = f"{stop - first:,} rows of text and {model.config.layers} blocks"
         notes = [f"begun with {sizes} of {self.path}" + (f"; {told}" if told else "")]
-        if spelled:
+        if chunk := model.config.loss_chunk:
+            notes.append(f"logits are made for {chunk:,} targets at once (model.loss_chunk)")
+        if lacking:
             notes.append(
-                f"its tokenizer leaves {len(spelled)} of the bytes of UTF-8 out of a text; they "
+                f"its tokenizer leaves {len(lacking)} of the bytes of UTF-8 out of a text; they "
                 f"have ids of their own now, which mean nothing yet"
             )
         if isinstance(most, int) and most < context:
@@ -251,9 +255,10 @@ class CheckpointStart:
         """Return the run with the checkpoint's sizes and codecs."""
         began = self.saved.config
         kept = {name: getattr(config.model, name) for name in _OF_THE_RUN}
+        vocabulary = self.saved.serializer.layout.size
         return dataclasses.replace(
             config,
-            model=dataclasses.replace(began.model, **kept),
+            model=_in_blocks(dataclasses.replace(began.model, **kept), vocabulary),
             codec=began.codec,
             embedders=began.embedders,
             text_pieces=dict(self.saved.serializer.layout.ranges)["text"],
@@ -318,6 +323,13 @@ class CheckpointStart:
             }
             for name, contents in self.saved.data.items()
         }
+
+
+def _in_blocks(model: ModelConfig, vocabulary: int) -> ModelConfig:
+    """Return a model that learns in blocks of targets, if it has many ids and sets no other."""
+    if model.loss_chunk or vocabulary < MANY_IDS:
+        return model
+    return dataclasses.replace(model, loss_chunk=max(1, LOGITS // vocabulary // TARGETS) * TARGETS)
 
 
 def _places(model: GatoModel) -> dict[str, Tensor]:

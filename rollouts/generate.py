@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from gato.model import GatoModel
+from gato.model import LOGITS, GatoModel
 from gato.rollouts.engine import Delta, Engine, Sampling
 from gato.rollouts.sampling import span_logits, text_spans
 from gato.tokenizers.serializer import Serializer
@@ -127,7 +127,9 @@ def foreseen(
     for members in _batches([len(s) for s in sequences]):
         batch, of = _packed(serializer, [sequences[i] for i in members])
         states = model(batch.to(device))[torch.from_numpy(batch.state_at).to(device)]
-        best = ids[span_logits(model, states, spans).argmax(-1).cpu().numpy()]
+        blocks = states.split(max(1, LOGITS // len(ids)))
+        likeliest = torch.cat([span_logits(model, block, spans).argmax(-1) for block in blocks])
+        best = ids[likeliest.cpu().numpy()]
         right = best == batch.target_ids
         begin = 0
         for stop in np.flatnonzero(batch.target_ids == end) + 1:

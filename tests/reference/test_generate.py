@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+import gato.model as model_module
+import gato.rollouts.generate as generate_module
 from gato.rollouts import engine
 from gato.rollouts.agent import Agent
-from gato.rollouts.generate import foreseen, generate, score, stream
+from gato.rollouts.generate import foreseen, generate, log_likelihoods, score, stream
 from gato.rollouts.language import evaluate_language
 from gato.rollouts.spelling import text_of
 from gato.tokenizers.serializer import History
@@ -191,6 +193,34 @@ ASK = [{"role": "user", "content": [{"type": "text", "text": "push a key"}]}]
 
 def answer(text: str) -> dict:
     return {"role": "assistant", "content": [{"type": "text", "text": text}]}
+
+
+@torch.no_grad()
+def test_logits_of_many_targets_are_made_in_blocks(parts, brief, monkeypatch) -> None:
+    model, serializer = brief[0], parts[1]
+    texts = [serializer.conversation([*ASK, answer("go to the " * n)]) for n in (1, 5, 3)]
+    likely, best = log_likelihoods(model, serializer, texts), foreseen(model, serializer, texts)
+    rows: list[int] = []
+
+    def watched(made):
+        def logits(*arguments):
+            found = made(*arguments)
+            rows.append(found.shape[0])
+            assert found.numel() <= 3 * model.vocabulary_size
+            return found
+
+        return logits
+
+    monkeypatch.setattr(model_module, "LOGITS", 3 * model.vocabulary_size)
+    monkeypatch.setattr(generate_module, "LOGITS", 3 * model.vocabulary_size)
+    monkeypatch.setattr(model, "logits", watched(model.logits))
+    monkeypatch.setattr(generate_module, "span_logits", watched(generate_module.span_logits))
+    for (a, n), (b, m) in zip(log_likelihoods(model, serializer, texts), likely, strict=True):
+        assert (n, pytest.approx(a, rel=1e-5)) == (m, b)
+    assert len(rows) > 10
+    made = len(rows)
+    assert foreseen(model, serializer, texts) == best
+    assert len(rows) > made + 1
 
 
 def test_what_is_foreseen_is_what_is_generated(parts, brief) -> None:

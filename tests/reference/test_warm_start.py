@@ -25,7 +25,7 @@ from gato import cli
 from gato.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
 from gato.config import TrainConfig
 from gato.hf_export import export
-from gato.hf_families import model_fields
+from gato.hf_families import model_fields, to_ours
 from gato.lora import LoraConfig
 from gato.model import GatoModel
 from gato.model_config import ModelConfig
@@ -510,6 +510,40 @@ def test_what_no_family_has_is_not_exported(tmp_path, capsys):
 
 
 # ---- folders ---------------------------------------------------------------------------------
+
+
+def test_weights_are_read_one_after_another(folders):
+    start, read = open_start(folders["qwen3"][0]), []
+    config = start.settle(SMALL).model
+
+    def reader(name):
+        read.append(name)
+        return torch.zeros(start.folder.shape(name))
+
+    found = to_ours(reader, start.folder.files, config, "x")
+    for count in (1, 2, 3, 6):  # the fourth joins queries, keys and values
+        next(found)
+        assert len(read) == count
+    assert [name for name, _ in found][-2:] == ["table", "head"]
+
+
+@pytest.mark.parametrize("vocabulary", [300, 150_000])
+def test_many_ids_are_learnt_in_blocks_of_targets(tmp_path, vocabulary):
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_key_value_heads": 1}
+    padding = vocabulary - 300
+    tiny_hf.make("qwen3", tmp_path / "hf", padding=padding, **sizes, tie_word_embeddings=True)
+    start = open_start(tmp_path / "hf")
+    config = start.settle(SMALL)
+    chunk = config.model.loss_chunk
+    assert chunk * vocabulary <= 2**26
+    assert (chunk > 0) == (vocabulary > 300)
+    assert start.settle(replace(SMALL, model=replace(SMALL.model, loss_chunk=7))).model.loss_chunk
+    own = replace(config, model=replace(config.model, loss_chunk=0))
+    require_sizes(start, own)  # a run's own affair
+    serializer = start.serializer(config.codec)
+    model = build_model(config, serializer)
+    notes = start.fill(model, serializer)
+    assert any(f"for {chunk:,} targets at once" in note for note in notes) == (chunk > 0)
 
 
 def test_sharded_weights_are_read(folders, tmp_path):
