@@ -8,7 +8,8 @@
     DELETE /v1/actions/sessions/{id}
 
 The first observation of a ``task`` opens a session, and its id comes with the action. No
-environment is ever made: the spaces are those that the checkpoint was trained with.
+environment is ever made: the spaces are those that the checkpoint was trained with. All clients
+have the same rights: who may ask at all may list, use and close every session.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from gato.envs.episode import space_to_json
 from gato.rollouts.data_uri import Budget
 from gato.rollouts.model_thread import Busy, NoSession
 from gato.rollouts.serve_json import Fields, strict_json
-from gato.rollouts.serve_limits import Refused, busy
+from gato.rollouts.serve_limits import MAX_SEED, Refused, busy, no_task
 from gato.rollouts.serve_values import from_json, to_json
 from gato.rollouts.serve_work import Result, Service
 from gato.rollouts.sessions import Decision, State
@@ -31,8 +32,6 @@ from gato.rollouts.sessions import Decision, State
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
-
-MAX_SEED = (1 << 63) - 1
 
 
 class Sessions:
@@ -147,8 +146,7 @@ class Sessions:
         task = fields.need("task")
         known = self._service.agent.tasks
         if not isinstance(task, str) or task not in known:
-            message = f"expected one of the tasks that this model knows ({', '.join(known)})"
-            raise Refused(404, f"{message}; got {task!r:.100}", param="task", code="task_not_found")
+            raise no_task(task, known)
         return task
 
     def _state(self, id: str) -> State | None:

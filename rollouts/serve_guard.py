@@ -330,6 +330,8 @@ class Guard:
 
 
 async def _gone(receive: Receive) -> None:
+    # Whoever sends a second request before the answer to the first (HTTP pipelining; no client in
+    # use does) is only seen to be gone once that is written: no more is read of it until then.
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ipaddress
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 CLEANUP = "gato.cleanup"
 """Key of the scope: functions that are called when a request is over, however it ended."""
 MAX_HEAD_BYTES = 16 << 10
+MAX_SEED = (1 << 63) - 1
+"""Of texts and of sessions that act."""
+EVENT_STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Headers of an answer that is told event by event: nothing on the way is to keep it."""
 SHORTEST_TOKEN = 8
 
 
@@ -153,3 +158,10 @@ def out_of_time(settings: Settings) -> Refused:
 def failure() -> Refused:
     """Return the refusal of what only the server's log explains."""
     return Refused(500, "the server failed; its log says how", code="internal_error")
+
+
+def no_task(task: Any, known: Iterable[str]) -> Refused:
+    """Return the refusal of a task that the checkpoint does not know."""
+    names = ", ".join(known) or "none"
+    message = f"expected one of the tasks that this model knows ({names}); got {task!r:.100}"
+    return Refused(404, message, param="task", code="task_not_found")

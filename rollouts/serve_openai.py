@@ -26,7 +26,7 @@ from gato.rollouts.data_uri import Budget
 from gato.rollouts.engine import Sampling, TokenLogprob
 from gato.rollouts.messages import fitting
 from gato.rollouts.serve_json import Fields, strict_json
-from gato.rollouts.serve_limits import CLEANUP, Refused, Settings
+from gato.rollouts.serve_limits import CLEANUP, EVENT_STREAM, MAX_SEED, Refused, Settings
 from gato.rollouts.serve_work import Service, Writing
 
 if TYPE_CHECKING:
@@ -61,11 +61,10 @@ UNSUPPORTED: Mapping[str, Sequence[Any]] = {
 }
 """Fields that would change an answer and are refused, unless they have one of these values."""
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-STOPS, STOP_LENGTH, TOP_LOGPROBS, MAX_SEED = 4, 200, 20, (1 << 63) - 1
+STOPS, STOP_LENGTH, TOP_LOGPROBS = 4, 200, 20
 DROPPED_HEADER = "X-Gato-Dropped-Turns"
 ALIVE_SECONDS = 10.0
 """Silence of a stream after which a comment is sent, so that nothing on the way closes it."""
-EVENT_STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 LOWEST = -9999.0
 """What OpenAI tells for the logarithm of a probability of zero, which JSON has not."""
 

@@ -29,7 +29,7 @@ from gato.rollouts.agent import Agent
 from gato.rollouts.model_thread import Busy, ModelThread
 from gato.rollouts.sampling import check_sampling
 from gato.rollouts.serve_json import Fields, strict_json
-from gato.rollouts.serve_limits import CLEANUP, Refused, busy
+from gato.rollouts.serve_limits import CLEANUP, EVENT_STREAM, Refused, busy, no_task
 from gato.rollouts.watching import MAX_SEED, Asked, Channel, Watching, WatchSettings
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ ALIVE_SECONDS = 10.0
 """Silence after which a comment is sent, so that nothing on the way closes the stream."""
 MAX_BYTES = 1 << 14
 """Of a request's body; it names a task and a few numbers."""
-EVENT_STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def router(
@@ -202,9 +201,7 @@ class Watchers:
     def _asked(self, fields: Fields) -> Asked:
         task = fields.need("task")
         if not isinstance(task, str) or task not in self._tasks:
-            names = ", ".join(self._tasks) or "none"
-            message = f"expected one of the tasks that this model knows ({names})"
-            raise Refused(404, f"{message}; got {task!r:.100}", param="task", code="task_not_found")
+            raise no_task(task, self._tasks)
         found = self._tasks[task]
         if found.fault:
             raise Refused(400, f"{task!r} cannot be played here: {found.fault}", param="task")
