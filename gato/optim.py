@@ -184,8 +184,15 @@ class Optimizers:
                     f"optim.rates must name parts or ranges of ids ({', '.join(sorted(known))}); "
                     f"got {name!r}"
                 )
-        self._rows = _row_rates(named, config.rates, spans or {})
-        apart = {id(p) for p, *_ in self._rows}
+        rows = _row_rates(named, config.rates, spans or {})
+        self._rows = [row for row in rows if row[3]]
+        self._still = [row[:3] for row in rows if not row[3]]
+        """Rows of tables that stay as they are, as if they had no gradient."""
+        parts = {part_of(n) for n, _ in named}
+        learns = {*parts, *((spans or {}) if parts & {"table", "head"} else ())}
+        self.idle = [name for name in config.rates if name not in learns]
+        """Names of ``config.rates`` of which nothing is trained, so that they do nothing."""
+        apart = {id(p) for p, *_ in rows}
         trunk = ("blocks.", "joint.ffn.")
         muon: dict[float, list[nn.Parameter]] = {}
         adam: dict[tuple[float, float], list[nn.Parameter]] = {(config.weight_decay, 1.0): []}
@@ -214,7 +221,10 @@ class Optimizers:
             self.all.append(Muon(matrices, config.lr, config.weight_decay))
 
     def norm(self) -> Tensor:
-        """Return the norm of the gradient, a scalar."""
+        """Return the norm of the gradient, a scalar; that of rows that stay has no part in it."""
+        for p, start, stop in self._still:
+            if p.grad is not None:
+                p.grad[start:stop] = 0.0
         return nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
 
     def step(self, rate: float, norm: Tensor | None = None, closed: Tensor | None = None) -> Tensor:
@@ -263,6 +273,10 @@ class Optimizers:
                         optimizer.state[p] = {
                             k: v.to(p.device, copy=True) for k, v in state.items()
                         }
+        for p, start, stop in self._still:  # which older runs kept a momentum of
+            for value in (s for o in self.all if p in o.state for s in o.state[p].values()):
+                if value.shape == p.shape:
+                    value[start:stop] = 0.0
 
 
 def _row_rates(
@@ -291,13 +305,15 @@ def _row_rates(
 class Average:
     """Weights averaged over the steps of a run, exponentially: the newest count most.
 
+    What is frozen is its own average, and is not held twice.
+
     At step k the average keeps min(decay, (1 + k) / (10 + k)) of what it was, so that the first
     weights, which are noise, are soon forgotten.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = dict(model.named_parameters())
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.values = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()

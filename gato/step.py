@@ -67,6 +67,9 @@ class Stepper:
         self.model = model.to(device).train()
         spans = {name: serializer.layout.span(name) for name, _ in serializer.layout.ranges}
         self.optimizers = Optimizers(self.model, config.optim, spans)
+        if self.optimizers.idle and self.world.rank == 0:
+            idle = ", ".join(self.optimizers.idle)
+            tell(f"optim.rates of {idle} do nothing: this run trains nothing of that name")
         self.average = Average(self.model, config.ema) if config.ema else None
         self.names = {id(p): n for n, p in self.model.named_parameters()}
         self.corpora = [open_corpus(c, serializer) for c in config.corpora]

@@ -71,11 +71,11 @@ def test_what_is_frozen_stays_bit_for_bit_and_has_no_state(make, muon):
         assert torch.equal(before[name], value) is frozen, name
     held = {name.rsplit("/", 1)[0] for name in trainer.optimizers.tensors(trainer.names)}
     assert held == {n for n in before if part_of(n) not in ("trunk", "embedders")}
-    assert all(
-        torch.equal(before[n], v)
-        for n, v in trainer.average.values.items()
-        if part_of(n) == "trunk"
-    )
+    assert set(trainer.average.values) == held  # nothing twice in memory
+    saved = load_tensors(trainer.save() / "ema.safetensors")
+    assert set(saved) == set(load_tensors(trainer.saved / "model.safetensors"))
+    assert all(torch.equal(before[n], saved[n]) for n in before if n not in held)
+    assert all(torch.equal(trainer.average.values[n], saved[n]) for n in held)
 
 
 def test_a_frozen_run_goes_on_bit_for_bit(tiny, tmp_path, tiny_text_model):
@@ -158,6 +158,36 @@ def test_rates_of_rows_are_those_of_a_table_cut_in_pieces():
         twin.step()
     whole = torch.cat([pieces[n] for n in cuts])
     torch.testing.assert_close(model.table.weight, whole, atol=1e-6, rtol=1e-5)
+
+
+def test_rows_that_stay_have_no_part_in_the_norm(make):
+    trainer = make(optim=OptimConfig(rates={"text": 0.0}))
+    table, rows = trainer.model.table.weight, slice(*trainer.serializer.layout.span("text"))
+    table.grad = torch.ones_like(table)
+    table.grad[rows] = 1e6
+    expected = (table.numel() - table[rows].numel()) ** 0.5
+    assert trainer.optimizers.norm().item() == pytest.approx(expected)
+    before = table.detach().clone()
+    trainer.optimizers.step(0.1)
+    assert torch.equal(table[rows], before[rows])
+    assert not torch.equal(table, before)
+    # a momentum that an older run kept of them is let go of
+    state = trainer.optimizers.tensors(trainer.names)
+    state["table.weight/exp_avg"][rows] = 1.0
+    trainer.optimizers.load_tensors(state, trainer.names)
+    table.grad = torch.ones_like(table)
+    trainer.optimizers.step(0.1)
+    assert torch.equal(table[rows], before[rows])
+
+
+def test_rates_that_do_nothing_are_told_of(make, capsys):
+    rates = {"contrast": 2.0, "head": 2.0, "trunk": 2.0, "text": 0.5, "lora": 3.0}
+    make(optim=OptimConfig(rates=rates), freeze=("trunk",))
+    assert "rates of contrast, head, trunk, lora do nothing" in capsys.readouterr().err
+    make("b", optim=OptimConfig(rates=rates), freeze=("table",))
+    assert "rates of contrast, head, text, lora do nothing" in capsys.readouterr().err
+    make("c", optim=OptimConfig(rates={"trunk": 2.0, "text": 0.5}))
+    assert "do nothing" not in capsys.readouterr().err
 
 
 def test_rates_of_what_there_is_not_are_told(make):
@@ -412,7 +442,7 @@ def test_a_warm_run_goes_on_bit_for_bit(tiny, tmp_path):
     assert not load_checkpoint(whole).model.local.weight[0].any()
 
 
-def test_freezing_and_adding_are_told_of_models_alone(make):
+def test_where_nothing_is_frozen_or_added_all_is_trained(make):
     model = make().model
     add_lora(model, LoraConfig())
     assert not any(map(is_added, dict(model.named_parameters())))
