@@ -102,9 +102,12 @@ def add_checkpoint(parser: Parser) -> None:
 
 def add_sampling(parser: Parser) -> None:
     """Take how words are sampled."""
-    parser.add_argument("--max-tokens", type=whole(1), default=128, help="of one answer")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest")
-    parser.add_argument("--top-p", type=float, default=1.0, help="mass of the ids sampled from")
+    about = "of one answer, for which as much room is kept, half of the memory at most (128)"
+    parser.add_argument("--max-tokens", type=whole(1), default=128, metavar="N", help=about)
+    about = "0 takes the likeliest (0)"
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help=about)
+    about = "mass of the ids sampled from (1)"
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help=about)
     add_seed(parser)
 
 

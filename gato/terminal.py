@@ -25,7 +25,7 @@ import numpy as np
 from gato.envs.files import write_atomically
 from gato.envs.readers.pictures import open_image
 from gato.rollouts.agent import Agent
-from gato.rollouts.conversation import Message, checked_messages
+from gato.rollouts.conversation import Message, checked_messages, kept_for_answer
 from gato.rollouts.engine import Sampling
 from gato.rollouts.look import look
 from gato.rollouts.messages import fitting, from_openai, to_openai
@@ -68,6 +68,8 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         ValueError: for a file that is missing or not an image.
     """
+    if path.is_dir():
+        raise ValueError(f"expected an image; {path} is a folder.")
     try:
         return fitting(open_image(path))
     except (OSError, ValueError) as error:
@@ -94,8 +96,11 @@ def said_by(
     if prepared.dropped:
         some = "the first turn is" if prepared.dropped == 1 else "the first {} turns are"
         memory = agent.model.config.memory
-        some = some.format(prepared.dropped)
-        tell(f"({some} no longer read: the model remembers {memory} tokens)")
+        some, room = some.format(prepared.dropped), kept_for_answer(sampling.max_tokens, memory)
+        tell(
+            f"({some} no longer read: the model remembers {memory} tokens, of which {room} are "
+            f"kept for the answer: --max-tokens)"
+        )
     text, tokens, finish = "", 0, "interrupted"
     try:
         for delta in agent.write(prepared.prefix, sampling):
@@ -143,13 +148,16 @@ class Talk:
     def run(self, read: Callable[[str], str] | None = None) -> None:
         """Talk until the input ends; `read` returns a line for a prompt, by default `input`."""
         read = input if read is None else read
-        self._say("/help tells what can be done; Ctrl-D leaves")
+        alone = not sys.stdin.isatty()  # lines of a script, whose output is answers alone
+        if not alone:
+            self._say("/help tells what can be done; Ctrl-D leaves")
         with history():
             while True:
                 try:
-                    line = read("> " if sys.stdin.isatty() else "")
+                    line = read("" if alone else "> ")
                 except EOFError:
-                    self._say("")
+                    if not alone:
+                        self._say("")
                     return
                 except KeyboardInterrupt:
                     self._say("\n(Ctrl-D leaves)")
@@ -211,7 +219,7 @@ class Talk:
         if answer.finish == "interrupted":
             self._say("(stopped)")
         if answer.finish == "length":
-            self._say("(cut off: see --max-tokens)")
+            self._say("(cut off: see /max-tokens)")
         if answer.text or answer.finish != "interrupted":
             content = [{"type": "text", "text": answer.text}]
             self.messages += [turn, {"role": "assistant", "content": content}]
@@ -230,6 +238,8 @@ class Talk:
         path = Path(_needed("/save FILE", rest)).expanduser()
         if all(m["role"] != "assistant" for m in self.messages):
             raise ValueError("expected something to save; nothing has been said yet.")
+        if not path.parent.is_dir():
+            raise ValueError(f"expected a file in a folder that is there; got {path}.")
         if path.exists() and path.resolve() not in self._own:
             raise ValueError(f"expected a new file; {path} is there already.")
         content = json.dumps({"messages": to_openai(self.messages)}, ensure_ascii=False)
@@ -263,6 +273,12 @@ class Talk:
             self._say(f"({printable(seen.words)})")
         self._wait(seen.picture)
 
+    def max_tokens(self, rest: str) -> None:
+        """Set or tell how long an answer may be."""
+        if rest:
+            self.sampling = replace(self.sampling, max_tokens=int(_number(rest, int, 1, 2**31)))
+        self._say(f"(max-tokens {self.sampling.max_tokens})")
+
     def temperature(self, rest: str) -> None:
         """Set or tell the temperature."""
         if rest:
@@ -272,7 +288,7 @@ class Talk:
     def seed(self, rest: str) -> None:
         """Set or tell the seed."""
         if rest:
-            self.sampling = replace(self.sampling, seed=int(_number(rest, int, 0, 2**63)))
+            self.sampling = replace(self.sampling, seed=int(_number(rest, int, 0, 2**63 - 1)))
         self._say(f"(seed {self.sampling.seed})")
 
     def help(self, rest: str) -> None:
@@ -295,6 +311,7 @@ COMMANDS: Mapping[str, Callable[[Talk, str], None]] = {
     "/reset": Talk.reset,
     "/save": Talk.save,
     "/load": Talk.load,
+    "/max-tokens": Talk.max_tokens,
     "/temperature": Talk.temperature,
     "/seed": Talk.seed,
     "/help": Talk.help,
@@ -305,6 +322,7 @@ HELP = (
     ("/reset", "forget the conversation"),
     ("/save FILE", "write it down, as OpenAI's messages in JSON"),
     ("/load FILE", "go on with one that was saved"),
+    ("/max-tokens [N]", "how long an answer may be; as much room is kept for it"),
     ("/temperature [T]", "0 takes the likeliest words"),
     ("/seed [N]", "of what is drawn"),
     ("/help", "tell this"),
@@ -331,6 +349,10 @@ def read_messages(path: Path) -> list[Message]:
         checked_messages([*messages, {"role": "user", "content": ""}])
     except (OSError, ValueError, RecursionError) as error:
         told = getattr(error, "strerror", None) or error
+        if isinstance(error, UnicodeDecodeError):
+            told = "it is no text"
+        elif isinstance(error, json.JSONDecodeError):
+            told = f"it is no JSON ({error})"
         raise ValueError(f"expected a conversation in {path}; {told}.") from error
     return messages
 

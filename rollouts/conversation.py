@@ -66,7 +66,7 @@ def prepare(
     system, turns = split(given)
     head = serializer.conversation(system)
     ask = serializer.control_piece("<assistant>")
-    room = min(max_tokens, memory // 2)
+    room = kept_for_answer(max_tokens, memory)
     kept: list[TokenSequence] = []
     used = len(head) + len(ask)
     for turn in reversed(turns):  # the newest first: of a long conversation only an end is cut up
@@ -75,14 +75,19 @@ def prepare(
         if kept and used + len(piece) + room > memory:
             break
         if used + len(piece) > memory:
+            around = "the system messages take" if system else "what stands around it takes"
             raise TooLong(
-                f"the model remembers {memory} tokens; the last turn takes {len(piece)} and what "
-                f"stands around it {used}. Use shorter words or smaller images (16 x 16 pixels "
-                f"are one token)."
+                f"the model remembers {memory} tokens; the last turn takes {len(piece)}, {around} "
+                f"{used}. Use fewer words or smaller images (16 x 16 pixels are one token)."
             )
         kept.append(piece)
         used += len(piece)
     return Prepared(concatenate([head, *reversed(kept), ask]), len(turns) - len(kept))
+
+
+def kept_for_answer(max_tokens: int, memory: int) -> int:
+    """Return the tokens of a model's memory that a conversation leaves to the answer."""
+    return min(max_tokens, memory // 2)
 
 
 def split(messages: Sequence[Message]) -> tuple[list[Message], list[list[Message]]]:
@@ -153,9 +158,11 @@ def check_text(text: str, what: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
+        # Python reads a byte that is none of UTF-8 as one of these
+        byte = "\udc80" <= text[error.start] <= "\udcff"
+        got = "a byte that is not UTF-8" if byte else "half a character (a lone surrogate)"
         raise ValueError(
-            f"{what} must be valid Unicode; got half a character (a lone surrogate) at position "
-            f"{error.start}"
+            f"{what} must be valid Unicode; got {got} at position {error.start}"
         ) from error
 
 

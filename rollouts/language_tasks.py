@@ -111,7 +111,7 @@ def _check_place(kind: str, what: str) -> None:
     if what and (known or Path(what).exists()):
         return
     of_kind = KINDS[kind].corpora
-    close = difflib.get_close_matches(what, corpora.names(), n=2, cutoff=0.4) or of_kind
+    close = difflib.get_close_matches(what, of_kind, n=2, cutoff=0.4) or of_kind
     raise ValueError(
         f"expected a corpus ({', '.join(of_kind)}) or the place of data behind {kind}/; got "
         f"{what!r}, and there is no such file or folder (closest: "
@@ -295,7 +295,11 @@ def _imported(place: str, notes: list[str]) -> Path:
         folder = importing.cached(place)
     except ValueError as error:
         raise ValueError(
-            f"{error} (to import it with other options: gato data import {place} --out STORE)"
+            f"{error} (That is an option of the import: gato data import {place} --out STORE; then "
+            f"name the store. Pictures without words have nothing to be measured by: see gato "
+            f"caption, gato search.)"
+            if "--format" in str(error)
+            else f"{error} (to import it with other options: gato data import {place} --out STORE)"
         ) from error
     told = importing.origin(folder)
     notes += [f"{what}: {number:,}" for what, number in told["counts"].items()]

@@ -153,16 +153,33 @@ def test_what_others_saved_is_not_written_over(agent: Agent, tmp_path: Path, cap
     assert file.read_text() == "mine"
     told = capsys.readouterr().err
     assert f"expected a new file; {file} is there already." in told
-    assert "No such file or directory" in told
+    assert "expected a file in a folder that is there; got" in told
     assert [p.name for p in tmp_path.iterdir()] == ["mine.json"]
 
 
 def test_settings_are_changed_and_told(agent: Agent) -> None:
     made, out = talk(
-        agent, "/temperature", "/temperature 0.75", "/seed", "/seed 12", "/help", "/quit", "never"
+        agent,
+        "/max-tokens",
+        "/max-tokens 3",
+        "/temperature",
+        "/temperature 0.75",
+        "/seed",
+        "/seed 12",
+        "/help",
+        "/quit",
+        "never",
     )
     assert (made.sampling.temperature, made.sampling.seed) == (0.75, 12)
-    for told in ("(temperature 0)", "(temperature 0.75)", "(seed 0)", "(seed 12)"):
+    assert made.sampling.max_tokens == 3
+    for told in (
+        "(max-tokens 4)",
+        "(max-tokens 3)",
+        "(temperature 0)",
+        "(temperature 0.75)",
+        "(seed 0)",
+        "(seed 12)",
+    ):
         assert told in out
     assert made.messages == []
     for usage, about in HELP:
@@ -229,12 +246,16 @@ def test_a_task_is_looked_at(agent: Agent, monkeypatch) -> None:
         ("what is /image", "expected /image FILE; got no file"),
         ("/image nowhere.png", "expected an image at nowhere.png; no picture"),
         ("/image text.png what?", "expected an image at text.png; no picture of the formats"),
-        ("/image .", "expected an image at .; no picture at ."),
         ("/save", "expected /save FILE; got no file"),
         ("/save new.json", "nothing has been said yet"),
         ("/load", "expected /load FILE"),
         ("/load nowhere.json", "nowhere.json; No such file or directory"),
-        ("/load text.png", "expected a conversation in text.png; Expecting value"),
+        ("/load text.png", "expected a conversation in text.png; it is no JSON (Expecting value"),
+        ("/save nowhere/x.json", "expected something to save"),
+        ("/image .", "expected an image; . is a folder"),
+        ("/max-tokens 0", "expected a whole number from 1"),
+        ("/seed 9223372036854775808", "expected a whole number from 0"),
+        ("one \udce4", "got a byte that is not UTF-8 at position 4"),
         ("/load .", "Is a directory"),
         ("/reset now", "expected /reset alone; got 'now' behind it"),
         ("/temperature hot", "expected a number from 0 to 100; got 'hot'"),
@@ -282,13 +303,14 @@ def test_a_mistake_is_one_sentence(
             "not f",
         ),
         ("[" * 100_000, "expected a conversation in"),
-        ('{"messages": [', "Expecting value"),
+        ('{"messages": [', r"it is no JSON \(Expecting value"),
+        ("\udc89PNG", "it is no text"),
     ],
 )
 def test_what_is_no_conversation_is_not_loaded(
     agent: Agent, tmp_path: Path, capsys, content: str, told: str
 ) -> None:
-    (tmp_path / "other.json").write_text(content)
+    (tmp_path / "other.json").write_text(content, errors="surrogateescape")
     made, _ = talk(agent, "go", f"/load {tmp_path}/other.json")
     if content == "[]":  # an empty conversation is one
         assert made.messages == []
@@ -300,7 +322,8 @@ def test_what_is_no_conversation_is_not_loaded(
 def test_dropped_turns_are_told(agent: Agent, capsys) -> None:
     made, _ = talk(agent, *["go to the red ball"] * 10)
     told = capsys.readouterr().err.splitlines()
-    assert "(the first turn is no longer read: the model remembers 96 tokens)" in told
+    kept = "the model remembers 96 tokens, of which 4 are kept for the answer: --max-tokens"
+    assert f"(the first turn is no longer read: {kept})" in told
     assert re.search(r"first [2-9] turns are no longer read", told[-1])
     assert len(made.messages) == 20
 
@@ -359,6 +382,14 @@ def test_no_command_lets_a_model_write_to_the_terminal(
         assert cli.main([command, str(checkpoint), *asked]) == cli.DONE
         assert wanted in out.getvalue()
         assert ("\x1b" in out.getvalue()) == (not out.isatty())
+
+
+def test_a_script_reads_answers_alone(checkpoint: Path, monkeypatch, capsys) -> None:
+    said = json.loads(run(capsys, "chat", checkpoint, "--prompt", "go", "--json")[1])["answer"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"go\n")))
+    out = run(capsys, "chat", checkpoint)[1].splitlines()
+    cut = [line for line in out if line != "(cut off: see /max-tokens)"]
+    assert cut == said.splitlines()
 
 
 def test_words_that_begin_like_a_command_are_words(agent: Agent) -> None:

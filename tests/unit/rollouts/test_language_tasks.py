@@ -79,7 +79,8 @@ def test_patterns_name_tasks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("caption/scene", "closest: caption/scenes"),
+        ("caption/scene", "closest: caption/scenes)"),
+        ("caption/shaps", "closest: caption/"),
         ("captoin/scenes", "closest: caption/scenes"),
         ("caption/z*", "matches none of digits, frames, scenes"),
         ("vqa/no/such/folder", "no such file or folder"),
@@ -157,6 +158,14 @@ def test_data_of_other_formats_are_imported(
     (tmp_path / "coco" / "q.json").write_text(json.dumps(rows))
     asked = records_of(f"vqa/{data / 'q.json'}", SEED).records
     assert [r["meta"]["answers"] for r in asked] == [[["a", "b", "a"]]] * 2
+
+
+def test_advice_names_options_that_there_are(tmp_path: Path) -> None:
+    Image.fromarray(picture(0)).save(tmp_path / "one.png")
+    with pytest.raises(
+        ValueError, match=r"--format\. \(That is an option of the import: gato data"
+    ):
+        records_of(f"caption/{tmp_path}", SEED)
 
 
 def trained(on: Path, validation: float) -> SimpleNamespace:
