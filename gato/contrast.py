@@ -4,7 +4,7 @@ The state after what is shown and the state after what is said are each projecte
 pairs that belong together come close, those of one batch that do not are pushed apart (CLIP,
 Radford et al. 2021, arXiv 2103.00020). Where several pictures of a batch have the same words, each
 of them is right for those words and none is pushed away (UniCL, Yang et al. 2022, arXiv
-2204.03610): words stand in a batch once, however often they are said.
+2204.03610): words stand once in what a process reads at a time, however often they are said.
 
 Legend: I shown, U different texts, D width of the trunk, E of the embedding.
 """

@@ -20,7 +20,7 @@ from gato.envs.corpora.common import Split, caption, check_split, stream
 COUNTS = {"train": 8_000, "heldout": 512}
 SIZE = 32
 REACH = 1.12
-"""The farthest point of any shape from its middle, its radius being 1."""
+"""How far any shape reaches along an axis, turned as `draw` turns it, its radius being 1."""
 FINE = 2
 """Points along a side of a pixel that are looked at."""
 COLOURS = {
