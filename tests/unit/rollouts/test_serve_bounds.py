@@ -33,7 +33,7 @@ def agent(text_model: bytes) -> Agent:
 
 @pytest.fixture(scope="module")
 def address(agent: Agent) -> Iterator[str]:
-    with serving(agent) as address:
+    with serving(agent, max_tokens=1_000_000) as address:  # what is long lasts on any machine
         yield address
 
 

@@ -153,7 +153,7 @@ def test_many_embeddings_are_read_in_parts_between_others(start, agent, monkeypa
 
 
 def test_tokens_are_counted_of_who_left_too(start):
-    with start() as (address, service):
+    with start(max_tokens=1_000_000) as (address, service):
         running = lambda: service.model.running == 1  # noqa: E731
         leave(address, CHAT, LONG, lambda: running() and service.model._engine.memory.lengths.any())
         assert until(lambda: figure(address, 'gato_tokens_total{direction="in"}') > 0)
