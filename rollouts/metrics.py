@@ -8,7 +8,7 @@ results on the same records are compared by drawing the same records for both.
 
 Convention: intervals cover 95%, are percentiles of `RESAMPLES` draws, and there is none for fewer
 than `FEWEST` records. Where all records came out alike, drawing them anew would make an interval of
-no width: of a share, it is Wilson's then, as of rates of success.
+no width: of a share, it is Wilson's then, as of rates of success; of anything else there is none.
 
 Legend: N records, S statistics of one, R resamples.
 """
@@ -175,7 +175,9 @@ def _interval(rows: np.ndarray, of: str, value: float, seed: int) -> list[float]
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return None
-    if of == "share" and float(np.ptp(drawn)) < 1e-12:
+    if float(np.ptp(drawn)) < 1e-12 * max(1.0, abs(value)):
+        if of != "share":
+            return None
         low, high = wilson(value * len(rows), len(rows))
         return [low, min(high, 1.0)]
     return percentiles(drawn)

@@ -182,7 +182,10 @@ def test_an_interval_is_a_bootstrap_over_records() -> None:
 def test_records_that_are_all_alike_prove_less_than_everything() -> None:
     assert summed_up(Figure(np.ones(20)))["ci95"] == [wilson(20, 20)[0], 1.0]
     assert summed_up(Figure(np.zeros(20)))["ci95"][0] == 0.0
-    assert summed_up(Figure(np.full(20, 7.5), "ratio"))["ci95"] == [7.5, 7.5]
+    assert summed_up(Figure(np.full(20, 7.5), "ratio"))["ci95"] is None, "nothing is so sure"
+    same = ["go to the red ball"] * 20
+    rows = overlap_rows("bleu", same, [[text] for text in same])
+    assert summed_up(Figure(rows, "bleu"))["ci95"] is None
     assert summed_up(Figure(np.ones(4)))["ci95"] is None, "too few"
     empty = summed_up(Figure(np.zeros((0, 2))))
     assert empty["value"] is None
