@@ -12,19 +12,9 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
+from gato.tokenizers.hf_text import EACH_BYTE
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import Text
-
-_EACH = "gato.each"
-
-
-def _each(error: UnicodeError) -> tuple[str, int]:
-    """Let U+FFFD stand for each byte that is no text, as SentencePiece does."""
-    assert isinstance(error, UnicodeDecodeError)
-    return "\ufffd" * (error.end - error.start), error.end
-
-
-codecs.register_error(_EACH, _each)
 
 
 def text_modality(serializer: Serializer) -> Text:
@@ -51,7 +41,7 @@ class Spelling:
         """Whether a stop string has come."""
         self.shown = 0
         """Characters returned so far."""
-        self._decoder = codecs.getincrementaldecoder("utf-8")(_EACH)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(EACH_BYTE)
         self._held = ""
         self._longest = max(map(len, self.stop), default=0)
         self._bare = not self.text.prefixed

@@ -17,6 +17,7 @@ No code of the folder is run, and nothing is fetched.
 
 from __future__ import annotations
 
+import codecs
 import importlib
 import itertools
 import json
@@ -25,6 +26,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 SPACE = "\u2581"
+EACH_BYTE = "gato.each"
+"""How bytes that are no text are read: U+FFFD for each of them, as SentencePiece does."""
 _BYTES = bytes([*range(0xC0), *range(0xC2, 0xF5)])
 """The bytes that UTF-8 has: no string needs another."""
 _EVERY = (
@@ -42,6 +45,14 @@ _PROBES = (
     "a\u2581b",
     "A 12,5",
 )
+
+
+def _each(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeDecodeError)
+    return "\ufffd" * (error.end - error.start), error.end
+
+
+codecs.register_error(EACH_BYTE, _each)
 
 
 def library() -> Any:
@@ -97,8 +108,8 @@ class HuggingFacePieces:
                 f"do not belong together"
             )
         self.size = max(rows or 0, used + len(self.completed))
-        self._check()
-        self._spans = self._ranges()
+        require_whole(self, "tokenizer.json", self.special)
+        self._spans = ranges_of(i for i, spelled in self._spelled.items() if spelled)
 
     def _kind(self, described: dict[str, Any]) -> None:
         """Learn how bytes are written; raise ValueError where they are not."""
@@ -195,7 +206,7 @@ class HuggingFacePieces:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; special ones and those past the vocabulary have none."""
-        text = b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+        text = b"".join(map(self.bytes_of, ids)).decode("utf-8", EACH_BYTE)
         return text.removeprefix(" ") if self.prefixed else text
 
     def bytes_of(self, token: int) -> bytes:
@@ -205,12 +216,6 @@ class HuggingFacePieces:
     def spans(self) -> tuple[tuple[int, int], ...]:
         """Return the ranges of ids that spell something: no special ones, no padding."""
         return self._spans
-
-    def _ranges(self) -> tuple[tuple[int, int], ...]:
-        ids = sorted(i for i, spelled in self._spelled.items() if spelled)
-        starts = [i for k, i in enumerate(ids) if k == 0 or ids[k - 1] != i - 1]
-        stops = [i + 1 for k, i in enumerate(ids) if k == len(ids) - 1 or ids[k + 1] != i + 1]
-        return tuple(zip(starts, stops, strict=True))
 
     def describe(self, token: int) -> str:
         """Return an id as the file writes it."""
@@ -272,17 +277,38 @@ class HuggingFacePieces:
             return bytes([int(piece[3:5], 16)])
         return piece.replace(SPACE, " ").encode()
 
-    def _check(self) -> None:
-        """Raise ValueError where a text would not come back."""
-        for probe in (*_PROBES, *self.special):
-            if self.decode(self.encode(probe)) != probe:
-                raise ValueError(
-                    f"expected a tokenizer.json that gives back every string as it was; it makes "
-                    f"{self.decode(self.encode(probe))!r} of {probe!r}"
-                )
-
 
 _NORMALIZERS = frozenset({"NFC", "Prepend", "Replace"})
+
+
+def require_whole(pieces: Any, kind: str, names: Iterable[str]) -> None:
+    """Raise ValueError where a text would not come back.
+
+    Args:
+        pieces: what cuts text and joins it again.
+        kind: what it was read from, for the message.
+        names: of its special tokens.
+    """
+    for probe in (*_PROBES, *names):
+        found = pieces.decode(pieces.encode(probe))
+        if found != probe:
+            raise ValueError(
+                f"expected a {kind} that gives back every string as it was; it makes "
+                f"{found[-60:]!r} of {probe[-60:]!r}"
+            )
+
+
+def ranges_of(ids: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """Return the ranges [start, stop) that ids make up.
+
+    >>> ranges_of([3, 7, 4, 5])
+    ((3, 6), (7, 8))
+    """
+    found: list[tuple[int, int]] = []
+    for i in sorted(ids):
+        start = found.pop()[0] if found and found[-1][1] == i else i
+        found.append((start, i + 1))
+    return tuple(found)
 
 
 def _read(content: bytes) -> dict[str, Any]:

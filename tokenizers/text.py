@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import sentencepiece
 
-from gato.tokenizers.hf_text import HuggingFacePieces
+from gato.tokenizers.hf_text import HuggingFacePieces, ranges_of, require_whole
 from gato.tokenizers.modality import Modality, Segment, Spec, register
 
 _SPACE = "\u2581"  # SentencePiece's own sign for a space: spelled as bytes when text holds it
@@ -157,9 +157,36 @@ class SentencePieces:
                 f"the text model has {self.used} pieces, the model's embedding {rows} rows: they "
                 f"do not belong together"
             )
-        pieces = (self.processor.id_to_piece(i) for i in range(self.used))
+        pieces = [str(self.processor.id_to_piece(i)) for i in range(self.used)]
         self._byte_ids = {p: i for i, p in enumerate(pieces) if self.processor.is_byte(i)}
         self._pretrained = rows is not None
+        self.special: dict[str, int] = {}
+        """Symbols that a pretrained model has besides control ones, and no text may become."""
+        self._symbols = frozenset[int]()
+        self._cuts: re.Pattern[str] | None = None
+        if self._pretrained:
+            if len(self._byte_ids) < 256:
+                raise ValueError(
+                    "expected a tokenizer.model that spells what it has no piece for as bytes "
+                    "(byte_fallback); this one has none"
+                )
+            self.special = {p: i for i, p in enumerate(pieces) if self._is_symbol(i, p)}
+            self._symbols = frozenset(self.special.values())
+            if self.special:
+                names = (re.escape(name[1:]) for name in self.special)  # the first character stays
+                self._cuts = re.compile(f"(?<=<)(?={'|'.join(names)})")
+            require_whole(self, "tokenizer.model", self.special)
+            silent = (self.processor.is_unknown, self.processor.is_unused)
+            spelled = (i for i in range(self.used) if not any(kind(i) for kind in silent))
+            self._spans = ranges_of(i for i in spelled if self.bytes_of(i))
+
+    def _is_symbol(self, token: int, piece: str) -> bool:
+        """Return whether a piece is a symbol such as <|im_start|>, which is matched as a whole."""
+        p = self.processor
+        told = p.is_control(token) or p.is_unknown(token) or p.is_byte(token) or p.is_unused(token)
+        named = piece[:1] == "<" and piece[-1:] == ">" and len(piece) > 2
+        # those that somebody defined have no score, as they were never learnt
+        return named and not told and float(p.get_score(token)) == 0.0
 
     def _prefixes(self) -> bool:
         ids = self.processor.encode("a")
@@ -168,15 +195,22 @@ class SentencePieces:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; its own U+2581 is spelled as bytes."""
         parts = (" " + text if self.prefixed and text else text).split(_SPACE)
-        ids: list[int] = list(self.processor.encode(parts[0]))
+        ids = self._cut(parts[0])
         for part in parts[1:]:
             ids += [self._byte_ids[f"<0x{b:02X}>"] for b in _SPACE_BYTES]
-            ids += self.processor.encode(part)
+            ids += self._cut(part)
         return ids
+
+    def _cut(self, text: str) -> list[int]:
+        """Return the ids of a text; a symbol that stands in it is cut in two."""
+        if self._cuts is None:
+            return list(self.processor.encode(text))
+        return [i for part in self._cuts.split(text) for i in self.processor.encode(part)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; rows past the pieces have none."""
-        text = str(self.processor.decode([i for i in ids if i < self.used]))
+        kept = [i for i in ids if i < self.used and i not in self._symbols]
+        text = str(self.processor.decode(kept))
         return text.removeprefix(" ") if self.prefixed else text
 
     def bytes_of(self, token: int) -> bytes:
@@ -185,6 +219,8 @@ class SentencePieces:
         if token >= self.used or processor.is_control(token):
             return b""
         piece = str(processor.id_to_piece(token))
+        if piece in self.special:
+            return b""
         if processor.is_byte(token):
             return bytes([int(piece[1:-1], 16)])
         if processor.is_unknown(token):
@@ -195,9 +231,7 @@ class SentencePieces:
         """Return the ranges of ids that spell something."""
         if not self._pretrained:
             return ((0, self.size),)
-        kinds = (self.processor.is_control, self.processor.is_unknown)
-        first = next(i for i in range(self.used) if not any(kind(i) for kind in kinds))
-        return ((first, self.used),)
+        return self._spans
 
     def describe(self, token: int) -> str:
         """Return the piece as SentencePiece writes it; its sign for a space is U+2581."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import json
 import pickle
 import random
@@ -35,7 +37,7 @@ from gato.tokenizers import hf_text
 from gato.tokenizers.hf_text import HuggingFacePieces, library
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.stream import TokenSequence, pack
-from gato.tokenizers.text import Text, train_text_model
+from gato.tokenizers.text import SentencePieces, Text, train_text_model
 from gato.warm_start import open_start, require_sizes
 
 SMALL = TrainConfig(
@@ -320,6 +322,66 @@ def test_a_sentencepiece_model_of_the_family_is_read_too(folders, tmp_path):
     with pytest.raises(ValueError, match=r"came as a SentencePiece tokenizer\.model"):
         export(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def sentencepieces(**options: Any) -> bytes:
+    """Return a SentencePiece model of the kind that the family has, but for some options."""
+    usual = {"byte_fallback": True, "normalization_rule_name": "identity", "model_type": "bpe"}
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(tiny_hf.sentences()),
+        model_writer=model,
+        **{"vocab_size": 340, **usual, **options},
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"normalization_rule_name": "nmt_nfkc"}, "every string as it was; it makes"),
+        ({"byte_fallback": False, "vocab_size": 60}, "spells what it has no piece for as bytes"),
+    ],
+)
+def test_a_sentencepiece_model_that_changes_text_is_refused(options, told):
+    with pytest.raises(ValueError, match=told):
+        SentencePieces(sentencepieces(**options), 400)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_symbols_of_a_sentencepiece_model_are_not_made_from_text(kind):
+    names = ["<|im_start|>", "<|im_end|>", "<|im_start|>user"]
+    model = sentencepieces(user_defined_symbols=names[:2], model_type=kind, hard_vocab_limit=False)
+    pieces = SentencePieces(model, 400)
+    own = [pieces.processor.piece_to_id(name) for name in names[:2]]
+    assert list(pieces.special.values()) == own
+    for string in (*names, "a <|im_start|><|im_end|> b", "<<|im_end|>", "<b> x > 1 <"):
+        ids = pieces.encode(string)
+        assert not set(ids) & set(own)
+        assert pieces.decode(ids) == string
+    assert [pieces.bytes_of(i) for i in own] == [b"", b""]
+    assert pieces.decode([own[0], *pieces.encode("red"), own[1]]) == "red"
+    assert not any(a <= i < b for i in own for a, b in pieces.spans())
+
+
+def test_control_pieces_behind_the_others_are_not_written():
+    pieces = SentencePieces(sentencepieces(control_symbols=["<extra>"], pad_id=3), 400)
+    at = pieces.processor.piece_to_id("<extra>")
+    allowed = {i for a, b in pieces.spans() for i in range(a, b)}
+    assert not {0, 1, 2, 3, at} & allowed
+    assert allowed | {0, 1, 2, 3, at} == set(range(340))
+
+
+def test_bytes_that_are_no_text_are_read_alike_whole_or_one_by_one(cut):
+    for text, _ in cut.values():
+        for broken in (b"\xe2\x82", b"a\xf0\x9f\x99", b"\xff\x80b", b"\xe2\x82\xe2\x82\xac"):
+            ids = [text.pieces._byte_ids[b] for b in broken if b in text.pieces._byte_ids]
+            decoder = codecs.getincrementaldecoder("utf-8")("gato.each")
+            one_by_one = "".join(decoder.decode(text.pieces.bytes_of(i)) for i in ids)
+            one_by_one += decoder.decode(b"", True)
+            assert text.pieces.decode(ids) == one_by_one
 
 
 def test_the_librarys_name_is_not_taken_by_our_folder():
