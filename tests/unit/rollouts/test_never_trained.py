@@ -1,0 +1,73 @@
+"""Records that a checkpoint was trained on are not measured, wherever they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gato.contents import digests
+from gato.corpus_config import CorpusConfig
+from gato.envs.records import RecordStore
+from gato.rollouts.language_tasks import records_of
+from gato.rollouts.never_trained import identity
+
+from .test_language_tasks import SEED, caption, store, talk
+
+
+def trained(on: Path, validation: float) -> SimpleNamespace:
+    config = CorpusConfig("mine", str(on), validation=validation)
+    contents = {"records": 1, "stores": digests([RecordStore(on)])}
+    return SimpleNamespace(
+        data={"mine": contents}, config=SimpleNamespace(corpora=(config,)), path="nowhere"
+    )
+
+
+def test_what_was_trained_on_is_not_evaluated(tmp_path: Path) -> None:
+    texts = [caption(i, f"{word} {i}") for i in range(40) for word in ("one", "two")]
+    folder = store(tmp_path / "s", texts)
+    task = f"caption/{folder}"
+    with pytest.raises(ValueError, match=r"not trained on; those at .* were, all of them"):
+        records_of(task, SEED, None, trained(folder, 0.0))
+    found = records_of(task, SEED, None, trained(folder, 0.25))
+    assert len(found.records) == 10
+    assert "only the 20 of its 80 records" in found.notes[0]
+
+
+def test_copies_of_what_was_trained_on_are_left_out(tmp_path: Path) -> None:
+    texts = [caption(i, f"{word} of {i % 2}") for i in range(40) for word in ("one", "two")]
+    folder = store(tmp_path / "s", texts)
+    some = store(tmp_path / "some", texts[:6])
+    with pytest.raises(ValueError, match=r"not trained on; those at .*some were, all of them"):
+        records_of(f"caption/{some}", SEED, None, trained(folder, 0.0))
+    new = [caption(i, f"one of {i % 2}") for i in range(50, 54)]  # other pictures, the same words
+    meta = [{**record, "meta": {"source": "else"}} for record in texts[:6]]
+    mixed = store(tmp_path / "mixed", [*meta, *new, talk("one of 0", "two")], "other")
+    found = records_of(f"caption/{mixed}", SEED, None, trained(folder, 0.0))
+    assert [identity(r) for r in found.records] == [identity(r) for r in new]
+    assert "6 of the 11 records" in found.notes[0]
+    assert "as corpus 'mine'" in found.notes[0]
+    assert len(records_of(f"chat/{mixed}", SEED, None, trained(folder, 0.0)).records) == 1
+    held = records_of(f"caption/{folder}", SEED, None, trained(folder, 0.25)).records
+    copies = [r for r in texts if any((r["image"] == h["image"]).all() for h in held)]
+    again = store(tmp_path / "held", [*copies, texts[0], texts[1]], "copies")
+    found = records_of(f"caption/{again}", SEED, None, trained(folder, 0.25)).records
+    assert len(found) == len({identity(r) for r in held}) == 10, "held out there, held out here"
+
+
+def test_a_store_that_has_grown_is_known_by_its_place(tmp_path: Path) -> None:
+    texts = [caption(i, f"one {i}") for i in range(40)]
+    folder = store(tmp_path / "s", texts)
+    first, half = trained(folder, 0.0), trained(folder, 0.25)
+    held = records_of(f"caption/{folder}", SEED, None, half).records
+    store(folder, [*texts, *(caption(i, f"one {i}") for i in range(40, 50))])
+    with pytest.raises(ValueError, match=r"not trained on; those at .* were, all of them"):
+        records_of(f"caption/{folder}", SEED, None, first)
+    found = [identity(r) for r in records_of(f"caption/{folder}", SEED, None, half).records]
+    assert found[:10] == [identity(r) for r in held]
+    assert 11 <= len(found) <= 13
+    other = store(tmp_path / "t", texts[:6])
+    told = records_of(f"caption/{other}", SEED, None, first).notes
+    assert "is not known: these corpora are not where they were, or hold more" in told[0]
+    assert told[0].endswith(f"'mine' ({folder})")
