@@ -3,7 +3,9 @@
 W becomes W + (alpha / rank) up down, with down (rank, in) drawn at random and up (out, rank) zero
 at the start (Hu et al. 2021, arXiv 2106.09685). The sum is a parametrization of the weight, so that
 whoever asks a layer for its weight gets it; a loaded checkpoint has it merged. It saves the state
-of the optimizer, not the time of a step.
+of the optimizer and of averages, not the time of a step, nor its memory: the sums are kept for the
+backward pass, as much as the trunk once more. Under bfloat16 what is added is rounded to it while
+training; what is merged is not.
 """
 
 from __future__ import annotations

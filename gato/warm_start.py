@@ -2,9 +2,11 @@
 
 From a Hugging Face folder come the trunk, the embeddings of its text and its tokenizer; ``<bos>``,
 ``<eos>`` and the roles of a conversation begin as what the model has for them. All other ids begin
-around the mean of its embeddings, as far apart as these are, so that text is read and written as
-before while they mean nothing yet. From a checkpoint of gato come all of its weights, ids, tasks
-and scales; the run is a new one, with its own data and optimizer.
+around the mean of its embeddings, as far apart as these are: text is read as before, and written as
+before, since only ids of text and ``<eos>`` are drawn from. Likelihoods are over all ids, so at the
+start they are lower by the share that ids without a meaning take, and by ln 2 at an ``<eos>``, of
+which there are two until one is learnt. From a checkpoint of gato come all of its weights, ids,
+tasks and scales; the run is a new one, with its own data and optimizer.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ import tiny_hf
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from gato import cli
 from gato.checkpoint import Checkpoint, build_model, load_checkpoint, save_checkpoint
@@ -708,6 +709,131 @@ def test_tokenizers_that_change_text_are_refused(changed, told):
     changed(described)
     with pytest.raises(ValueError, match=told):
         HuggingFacePieces(json.dumps(described).encode())
+
+
+PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "SmolLM2-135M": (
+        {
+            "model_type": "llama",
+            "attention_bias": False,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "hidden_act": "silu",
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "is_llama_config": True,
+            "max_position_embeddings": 8192,
+            "mlp_bias": False,
+            "num_attention_heads": 9,
+            "num_hidden_layers": 30,
+            "num_key_value_heads": 3,
+            "rms_norm_eps": 1e-05,
+            "rope_interleaved": False,
+            "rope_scaling": None,
+            "rope_theta": 100000,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+        },
+        {"layers": 30, "head_dim": 64, "kv_heads": 3, "ffn_width": 3072, "rope_base": 1e5},
+    ),
+    "Qwen2.5-0.5B": (
+        {
+            "model_type": "qwen2",
+            "attention_dropout": 0.0,
+            "hidden_act": "silu",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "max_window_layers": 24,
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "tie_word_embeddings": True,
+            "use_mrope": False,
+            "use_sliding_window": False,
+        },
+        {"layers": 24, "head_dim": 64, "kv_heads": 2, "qkv_bias": True, "rope_base": 1e6},
+    ),
+    "Qwen3-0.6B": (
+        {
+            "model_type": "qwen3",
+            "attention_bias": False,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "max_window_layers": 28,
+            "num_attention_heads": 16,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+        },
+        {"layers": 28, "head_dim": 128, "kv_heads": 8, "qk_norm": True, "qkv_bias": False},
+    ),
+    "Llama-3.2-1B": (
+        {
+            "model_type": "llama",
+            "attention_bias": False,
+            "bos_token_id": 128000,
+            "eos_token_id": [128001, 128008, 128009],
+            "head_dim": None,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "num_attention_heads": 32,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 8,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+        },
+        {"head_dim": 64, "rope_base": 5e5, "rope_scaling": (32.0, 1.0, 4.0, 8192.0)},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configurations_of_the_published_forms_are_read(name):
+    described, expected = PUBLISHED[name]
+    last = f"model.layers.{described['num_hidden_layers'] - 1}.input_layernorm.weight"
+    found = model_fields(described, [last], name)
+    always = {"tied": True, "ffn": "swiglu", "no_rope": (), "width": described["hidden_size"]}
+    always["norm_eps"] = described["rms_norm_eps"]
+    assert {key: found[key] for key in {**expected, **always}} == {**expected, **always}
+
+
+def test_weights_in_bfloat16_and_several_ends_are_read(folders, tmp_path):
+    folder = tmp_path / "hf"
+    shutil.copytree(folders["llama3"][0], folder)
+    described = json.loads((folder / "config.json").read_text())
+    described |= {"eos_token_id": [2, 1, 0], "head_dim": None}
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "tokenizer_config.json").unlink()
+    file = folder / "model.safetensors"
+    weights = {name: tensor.bfloat16() for name, tensor in load_file(file).items()}
+    save_file(weights, file)
+    model, serializer, _ = begun(folder)
+    table, first = weights["model.embed_tokens.weight"], serializer.layout.span("text")[0]
+    assert model.table.weight.dtype == torch.float32
+    assert torch.equal(model.table.weight[first : first + len(table)], table.float())
+    assert torch.equal(model.table.weight[serializer.control["<eos>"]], table[2].float())
 
 
 def test_which_blocks_smollm3_does_not_rotate_is_known_where_it_says_no_more(folders):

@@ -8,12 +8,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_hf
+import training_processes as processes
 
 from gato import cli
-from gato.checkpoint import load_checkpoint, point
+from gato.checkpoint import load_checkpoint, load_tensors, point, resolve
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.envs.records import RecordWriter
+from gato.lora import LoraConfig
+from gato.optim import OptimConfig
 from gato.rollouts.evaluate import _refuse_training_seeds
 from gato.rollouts.language_tasks import records_of
 from gato.train import train
@@ -103,3 +107,28 @@ def test_the_same_command_goes_on_whatever_became_of_what_it_began_with(
     assert f"model.layers is 2 in {run}" in capsys.readouterr().err
     assert cli.main([*warm, "--no-resume"]) == 2  # which needs the weights
     assert "expected --init-from as" in capsys.readouterr().err
+
+
+def test_two_processes_that_begin_with_a_language_model_end_as_one(
+    tiny: TrainConfig, tmp_path: Path
+) -> None:
+    tiny_hf.make("smollm2_base", tmp_path / "hf")
+    start = open_start(tmp_path / "hf")
+    config = replace(
+        start.settle(tiny),
+        steps=3,
+        parts=2,
+        ema=0.9,
+        lora=LoraConfig(rank=2),
+        freeze=("embedders",),
+        optim=OptimConfig(rates={"text": 0.0, "control": 0.5, "lora": 2.0}),
+    )
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    train(config, alone, start=start)
+    assert processes.train_ranks(2, config, both, start=open_start(tmp_path / "hf")) == [0, 0]
+    for name in ("model.safetensors", "ema.safetensors", "training/optimizer.safetensors"):
+        a, b = (load_tensors(resolve(run) / name) for run in (alone, both))
+        assert a.keys() == b.keys()
+        assert max(float((a[k] - b[k]).abs().max()) for k in a) < 1e-5, name
+    learnt = load_checkpoint(alone, averaged=False, merged=False).model.state_dict()
+    assert max(float(t.abs().max()) for n, t in learnt.items() if n.endswith(".up")) > 0.0
