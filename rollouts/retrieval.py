@@ -75,7 +75,7 @@ def sequence_of(agent: Reader, thing: np.ndarray | str) -> TokenSequence:
             longer than the model remembers.
     """
     if not has_head(agent):
-        raise _headless(agent)
+        raise _headless()
     serializer, most = agent.serializer, agent.model.config.memory
     said = isinstance(thing, str)
     sequence = serializer.document(thing) if said else serializer.caption(checked(thing), None)
@@ -117,7 +117,7 @@ def embed(agent: Reader, sequences: Sequence[TokenSequence], side: str) -> np.nd
     """
     model, head = agent.model, agent.model.contrast
     if head is None:
-        raise _headless(agent)
+        raise _headless()
     turned = head.embed_shown if side == "shown" else head.embed_said
     device = model.table.weight.device
     found = np.zeros((len(sequences), head.said.out_features), np.float32)
@@ -138,10 +138,10 @@ def embed(agent: Reader, sequences: Sequence[TokenSequence], side: str) -> np.nd
     return found
 
 
-def _headless(agent: Reader) -> ValueError:
-    return ValueError(
-        f"{agent.name} has no contrastive head, which embeds pictures and words; train with "
-        f"contrast above 0 in a corpus of captions (--corpora.0.contrast 1)."
+def _headless() -> ValueError:
+    return ValueError(  # without its path, for a server says this to anybody
+        "this checkpoint has no contrastive head, which embeds pictures and words; train with "
+        "contrast above 0 in a corpus of captions (--corpora.0.contrast 1)."
     )
 
 
