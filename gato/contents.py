@@ -67,6 +67,32 @@ def require_same_data(
         )
 
 
+def known_before(
+    now: Mapping[str, tuple[float, Mapping[str, Any]]], before: Mapping[str, Mapping[str, Any]]
+) -> list[str]:
+    """Return notes on what a run holds out although the weights that it begins with learnt it.
+
+    Args:
+        now: of each corpus the share that it holds out, and `Corpus.contents`.
+        before: what the weights were trained on (`WarmStart.data`).
+    """
+    notes = []
+    for name, (held, contents) in now.items():
+        stores = set(contents["stores"].values())
+        learnt = [
+            other
+            for other, said in before.items()
+            if said.get("validation", 0.0) < held and stores & set(said.get("stores", {}).values())
+        ]
+        if learnt:
+            notes.append(
+                f"corpus {name!r} holds out {held:g}, but the weights that this run begins with "
+                f"learnt what is held out, as {learnt[0]}: its validation says nothing about data "
+                f"that are new"
+            )
+    return notes
+
+
 def _differences(before: Mapping[str, str], after: Mapping[str, str]) -> Sequence[str]:
     told = [f"the store of {k!r} is gone" for k in before if k not in after]
     told += [f"the store of {k!r} is new" for k in after if k not in before]

@@ -215,6 +215,7 @@ def imported(config: TrainConfig, skip_bad: bool = False) -> TrainConfig:
 def _train(config: TrainConfig, out: Path, chosen: Arguments, start: WarmStart | None) -> None:
     from gato import kernels
     from gato.config import to_json
+    from gato.contents import known_before
     from gato.damage import without_damage
     from gato.distributed import is_first, local_device
     from gato.execution import Execution
@@ -246,6 +247,10 @@ def _train(config: TrainConfig, out: Path, chosen: Arguments, start: WarmStart |
     )
     corpora = opened(config)
     config, notes = validated(config, chosen.validation, out if chosen.resume else None)
+    if start is not None:
+        pairs = zip(config.corpora, corpora, strict=True)
+        held = {c.name: (c.validation, corpus.contents()) for c, corpus in pairs if c.validation}
+        notes += known_before(held, start.data())
     config, evaluate = evaluated(config, corpora)
     notes += judged_by_returns(config)
     workers = chosen.workers

@@ -109,6 +109,20 @@ def test_the_same_command_goes_on_whatever_became_of_what_it_began_with(
     assert "expected --init-from as" in capsys.readouterr().err
 
 
+def test_what_is_held_out_although_it_was_learnt_is_told(
+    tiny: TrainConfig, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(replace(tiny, steps=1), tmp_path / "begin")
+    line = ["train", "quickstart", "--init-from", str(tmp_path / "begin"), "--workers", "0"]
+    line += ["--rows", "1", "--model.context", "512", "--steps", "1"]
+    for name, held, told in (("words", 0.2, True), ("words", 0.0, False), ("more", 0.2, False)):
+        place = stores / "words" if name == "words" else written(tmp_path / "more", "blue")
+        run = [*line, "--data", f"mine={place}", "--out", str(tmp_path / f"{name}{held}")]
+        capsys.readouterr()
+        assert cli.main([*run, "--validation", str(held)]) == 0
+        assert ("learnt what is held out, as words of" in capsys.readouterr().err) == told
+
+
 def test_two_processes_that_begin_with_a_language_model_end_as_one(
     tiny: TrainConfig, tmp_path: Path
 ) -> None:
