@@ -121,18 +121,9 @@ def export(checkpoint: Checkpoint, out: Path) -> list[str]:
     return notes
 
 
-def _known(text: Text) -> dict[str, int]:
-    """Return the ids of a text model by what they are called; rows of padding are not."""
-    spelled = {text.pieces.describe(i): i for i in range(text.vocabulary)}
-    if isinstance(text.pieces, HuggingFacePieces):
-        return {name: i for name, i in spelled.items() if i in text.pieces.pieces}
-    assert isinstance(text.pieces, SentencePieces)
-    return {name: i for name, i in spelled.items() if i < text.pieces.used}
-
-
 def _placed(text: Text) -> _Ids:
     """Return where control tokens go: to the family's own places, else behind the text."""
-    known = _known(text)
+    known = text.ids_by_name
     at, names, added = dict[str, int](), dict[str, str](), list[str]()
     for name, own in reversed(own_ids(text).items()):  # where both are one token, it is the end
         if own not in at.values():

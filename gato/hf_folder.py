@@ -166,8 +166,7 @@ def _json_bytes(value: Any) -> bytes:
 
 def own_ids(text: Text) -> dict[str, int]:
     """Return the ids of a text model that the model it came with begins and ends texts with."""
-    about, found = text.about, dict[str, int]()
-    known = {text.pieces.describe(i): i for i in range(text.vocabulary)}
+    about, found, known = text.about, dict[str, int](), text.ids_by_name
     for token, key in CONTROLS:
         said = about.get("config", {}).get(f"{key}_id")
         said = said[0] if isinstance(said, list) and said else said

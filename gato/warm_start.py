@@ -230,7 +230,7 @@ class HuggingFaceStart:
     def _family_ids(self) -> dict[str, list[int]]:
         """Return of some control tokens the ids that the model has for them, if it has any."""
         found = {token: [i] for token, i in own_ids(self.text).items()}
-        known = {self.text.pieces.describe(i): i for i in range(self.text.vocabulary)}
+        known = self.text.ids_by_name
         for role in ROLES:
             whole, opening = f"<|{role}|>", ("<|im_start|>", "<|start_header_id|>")
             begun = [known[name] for name in opening if name in known]

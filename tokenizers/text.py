@@ -10,16 +10,15 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import sentencepiece
 
-from gato.tokenizers.hf_text import HuggingFacePieces, ranges_of, require_whole
+from gato.tokenizers.hf_text import SPACE, HuggingFacePieces, ranges_of, require_whole
 from gato.tokenizers.modality import Modality, Segment, Spec, register
 
-_SPACE = "\u2581"  # SentencePiece's own sign for a space: spelled as bytes when text holds it
-_SPACE_BYTES = _SPACE.encode()
+_SPACE_BYTES = SPACE.encode()  # as which it is spelled where text holds it
 MODEL_FILE = "text.model"
 TOKENIZER_FILE = "tokenizer.json"
 ABOUT_FILE = "text.json"
@@ -106,28 +105,6 @@ def _sentences(texts: Iterable[str]) -> Iterator[str]:
                 yield left
 
 
-class Pieces(Protocol):
-    """What cuts text into ids and joins them again."""
-
-    size: int
-    prefixed: bool
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a text."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids."""
-
-    def bytes_of(self, token: int) -> bytes:
-        """Return what an id spells."""
-
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """Return the ranges of ids that spell something."""
-
-    def describe(self, token: int) -> str:
-        """Return an id as a person reads it."""
-
-
 class SentencePieces:
     """Text to the ids of a SentencePiece model and back."""
 
@@ -190,11 +167,11 @@ class SentencePieces:
 
     def _prefixes(self) -> bool:
         ids = self.processor.encode("a")
-        return bool(ids) and str(self.processor.id_to_piece(ids[0])).startswith(_SPACE)
+        return bool(ids) and str(self.processor.id_to_piece(ids[0])).startswith(SPACE)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text; its own U+2581 is spelled as bytes."""
-        parts = (" " + text if self.prefixed and text else text).split(_SPACE)
+        parts = (" " + text if self.prefixed and text else text).split(SPACE)
         ids = self._cut(parts[0])
         for part in parts[1:]:
             ids += [self._byte_ids[f"<0x{b:02X}>"] for b in _SPACE_BYTES]
@@ -225,7 +202,7 @@ class SentencePieces:
             return bytes([int(piece[1:-1], 16)])
         if processor.is_unknown(token):
             return str(processor.decode([token])).encode()
-        return piece.replace(_SPACE, " ").encode()
+        return piece.replace(SPACE, " ").encode()
 
     def spans(self) -> tuple[tuple[int, int], ...]:
         """Return the ranges of ids that spell something."""
@@ -245,13 +222,14 @@ class Text(Modality):
     name = "text"
 
     def __init__(self, model: bytes | None = None) -> None:
-        self._pieces: Pieces | None = None
+        self._pieces: SentencePieces | HuggingFacePieces | None = None
+        self._names: dict[str, int] | None = None
         self._state: dict[str, bytes] = {}
         if model is not None:
             self.load_state({MODEL_FILE: model})
 
     @property
-    def pieces(self) -> Pieces:
+    def pieces(self) -> SentencePieces | HuggingFacePieces:
         """The text model."""
         if self._pieces is None:
             raise ValueError("this text modality has no SentencePiece model yet; load or train one")
@@ -283,7 +261,7 @@ class Text(Modality):
             self._pieces = HuggingFacePieces(state[TOKENIZER_FILE], rows)
         else:
             self._pieces = SentencePieces(state[MODEL_FILE], rows)
-        self.vocabulary = self._pieces.size
+        self.vocabulary, self._names = self._pieces.size, None
 
     def state(self) -> dict[str, bytes]:
         return dict(self._state)
@@ -320,6 +298,15 @@ class Text(Modality):
     def bytes_of(self, token: int) -> bytes:
         """Return what a local id spells; some spell part of a character, special ones nothing."""
         return self.pieces.bytes_of(token)
+
+    @property
+    def ids_by_name(self) -> dict[str, int]:
+        """The ids by what they are called; rows without a piece are called nothing."""
+        if self._names is None:
+            pieces = self.pieces
+            known = range(pieces.used) if isinstance(pieces, SentencePieces) else pieces.pieces
+            self._names = {pieces.describe(i): i for i in known}
+        return self._names
 
     def encode(self, values: Any, spec: Spec, key: str = "value") -> Segment:
         """Return the tokens of L equal strings (steps of a run share their text)."""
