@@ -12,6 +12,7 @@ Images, actions and all other ids are left behind.
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -268,7 +270,10 @@ def _write(out: Path, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> None
                 write_synced(temporary / name, content)
                 continue
             tensors = {n: t.detach().float().cpu().contiguous() for n, t in content.items()}
-            save_file(tensors, temporary / name, metadata={"format": "pt"})
+            try:
+                save_file(tensors, temporary / name, metadata={"format": "pt"})
+            except SafetensorError as error:  # for a full disk, say
+                raise OSError(errno.EIO, str(error), str(out)) from error
             with open(temporary / name, "rb") as file:
                 os.fsync(file.fileno())
         sync_folder(temporary)

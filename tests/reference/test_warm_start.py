@@ -7,7 +7,9 @@ import io
 import json
 import pickle
 import random
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import unicodedata
@@ -570,6 +572,22 @@ def test_what_no_family_has_is_not_exported(tmp_path, capsys):
     assert "exists" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not list((tmp_path / "full").iterdir())
+
+
+def test_an_export_that_cannot_be_written_leaves_nothing(folders, tmp_path, capsys):
+    trained(folders["smollm2"][0], tmp_path / "run")
+    (tmp_path / ".out.123456").mkdir()  # what a kill left
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        code = cli.main(["export", "--hf", str(tmp_path / "run"), str(tmp_path / "out")])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 1
+    assert str(tmp_path / "out") in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 # ---- folders ---------------------------------------------------------------------------------

@@ -382,7 +382,7 @@ def loss_there(model: Any, folder: Path, held: list[str]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "smollm2_base", "qwen2", "qwen3"])
 def test_text_is_kept_while_actions_are_learnt(tiny, stores, tmp_path, name, capsys):
     folder, held = tmp_path / "hf", [*tiny_hf.sentences(60, first=100_000)]
     before = loss_there(pretrained(name, folder), folder, held)
