@@ -274,6 +274,8 @@ def _write(out: Path, files: Mapping[str, bytes | Mapping[str, Tensor]]) -> None
                 save_file(tensors, temporary / name, metadata={"format": "pt"})
             except SafetensorError as error:  # for a full disk, say
                 raise OSError(errno.EIO, str(error), str(out)) from error
+            # the library lets nobody else read what it writes
+            shutil.copymode(temporary / "config.json", temporary / name)
             with open(temporary / name, "rb") as file:
                 os.fsync(file.fileno())
         sync_folder(temporary)

@@ -492,6 +492,7 @@ def test_what_is_exported_transformers_loads_with_equal_logits(folders, tmp_path
     shutil.rmtree(folder)  # a checkpoint needs no other folder
     checkpoint = load_checkpoint(tmp_path / "run")
     assert cli.main(["export", "--hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    assert len({path.stat().st_mode for path in (tmp_path / "out").iterdir()}) == 1
     tokenizer = require_equal(checkpoint, tmp_path / "out", texts(4, 30, seed=2))
     talk = [
         {"role": "user", "content": "the red ball"},
