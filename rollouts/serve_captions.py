@@ -1,6 +1,6 @@
 """Captions over HTTP: what a picture shows, as `gato caption` says it.
 
-    POST /v1/captions   {"image": "data:image/png;base64,...", "max_tokens": 64}  ->  {"text": ...}
+POST /v1/captions   {"image": "data:image/png;base64,...", "max_tokens": 64}  ->  {"text": ...}
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,6 +17,9 @@ MAX_SEED = (1 << 63) - 1
 EVENT_STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """Headers of an answer that is told event by event: nothing on the way is to keep it."""
 SHORTEST_TOKEN = 8
+
+
+_ORIGIN = re.compile(r"https?://[^\s/?#@]+")
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,12 @@ class Settings:
             )
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port must be from 0 to 65535; got {self.port}")
+        for origin in self.origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"expected an origin as browsers send it, https://example.org or "
+                    f"http://localhost:3000, without a path; got {origin!r}"
+                )
         for one in fields(self):
             value = getattr(self, one.name)
             if one.name.endswith("seconds") and not (0 < value < math.inf):

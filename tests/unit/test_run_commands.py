@@ -23,7 +23,7 @@ from gato.presets import preset, with_data
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[TrainConfig]:
     """Return the runs that would have been trained."""
     runs: list[TrainConfig] = []
-    monkeypatch.setattr(run_commands, "_train", lambda config, out, chosen, start: runs.append(config))
+    monkeypatch.setattr(run_commands, "_train", lambda config, *_: runs.append(config))
     return runs
 
 

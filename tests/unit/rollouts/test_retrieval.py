@@ -96,7 +96,8 @@ def test_embeddings_are_those_of_each_alone(agent):
 
 
 def test_what_cannot_be_embedded_is_refused(agent, bare):
-    with pytest.raises(ValueError, match=r"this checkpoint has no contrastive head.*--corpora.0.contrast"):
+    told = r"this checkpoint has no contrastive head.*--corpora.0.contrast"
+    with pytest.raises(ValueError, match=told):
         bare.embed_texts(["a"])
     with pytest.raises(ValueError, match="has no contrastive head"):
         bare.embed_images(IMAGES[:1])

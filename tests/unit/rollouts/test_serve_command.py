@@ -55,6 +55,8 @@ def test_options_become_settings(started, capsys):
         (["--port", "70000"], "from 0 to 65535"),
         (["--token", " a "], "without spaces"),
         (["--host", "0.0.0.0", "--token", "short"], "at least 8 characters"),
+        (["--allow-origin", "foo"], "expected an origin as browsers send it"),
+        (["--allow-origin", "https://example.org/"], "without a path"),
     ],
 )
 def test_bounds_that_are_none_are_refused(started, capsys, given, told):
