@@ -46,7 +46,6 @@ const numbers = {
   pictureSide: byId("picture-side"),
 };
 let answer = null;
-let cancelled = false; // with Escape: nothing is taken over
 
 function fill() {
   for (const [name, field] of Object.entries(numbers)) field.value = values[name];
@@ -66,11 +65,17 @@ function take() {
   store();
 }
 
+// Taken over before the dialog closes: its close event comes later, when the settings may
+// be open again. Escape closes it without.
+function keep() {
+  take();
+  dialog.close();
+}
+
 function open(note) {
   fill();
   byId("token-note").textContent =
     note ?? "only where it asks for one; forgotten when this tab closes";
-  cancelled = false;
   if (!dialog.open) dialog.showModal();
   if (note) byId("token").focus();
 }
@@ -90,7 +95,7 @@ export function begin() {
     store();
   });
   byId("open-settings").addEventListener("click", () => open());
-  byId("close-settings").addEventListener("click", () => dialog.close());
+  byId("close-settings").addEventListener("click", keep);
   byId("defaults").addEventListener("click", () => {
     Object.assign(values, { ...FIRST, theme: values.theme });
     store();
@@ -104,13 +109,9 @@ export function begin() {
     dialog.close("done");
   });
   dialog.addEventListener("click", (event) => {
-    if (event.target === dialog) dialog.close();
-  });
-  dialog.addEventListener("cancel", () => {
-    cancelled = true;
+    if (event.target === dialog) keep();
   });
   dialog.addEventListener("close", () => {
-    if (!cancelled) take();
     answer?.(dialog.returnValue === "done" && token() !== "");
     answer = null;
     dialog.returnValue = "";
