@@ -7,15 +7,14 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from gato import language_arguments
 from gato.options import (
     Parser,
     add_attention,
     add_cache,
-    add_checkpoint,
     add_import,
     add_json,
     add_reading,
-    add_sampling,
     add_seed,
     add_workers,
     share,
@@ -203,77 +202,6 @@ def _compare(p: Parser) -> None:
     add_json(p)
 
 
-def _chat(p: Parser) -> None:
-    add_checkpoint(p)
-    about = "one message, - for what stdin holds; without it, a conversation"
-    p.add_argument("--prompt", metavar="TEXT", help=about)
-    about = "shown before the first message; may be given several times"
-    p.add_argument("--image", type=Path, action="append", default=[], metavar="FILE", help=about)
-    p.add_argument("--system", metavar="TEXT", help="said before everything else")
-    add_sampling(p)
-    about = "an answer ends before it; may be given several times"
-    p.add_argument("--stop", action="append", default=[], metavar="TEXT", help=about)
-    add_json(p)
-
-
-def _caption(p: Parser) -> None:
-    add_checkpoint(p)
-    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    about = "an image and its text, to be followed; may be given several times"
-    p.add_argument("--example", action="append", default=[], metavar="FILE=TEXT", help=about)
-    about = "answered in place of a caption; texts of examples are then answers to it"
-    p.add_argument("--question", metavar="TEXT", help=about)
-    p.add_argument("--max-tokens", type=whole(1), default=64, help="of one text (64)")
-    add_json(p)
-
-
-def _classify(p: Parser) -> None:
-    add_checkpoint(p)
-    p.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    p.add_argument("--labels", required=True, help="separated by commas")
-    about = "what labels are written in: 'a picture of {}'; several are averaged"
-    p.add_argument("--template", action="append", metavar="TEXT", help=about)
-    about = "by contrast (nearness of embeddings) or likelihood (as a caption); as trained, else"
-    p.add_argument("--how", choices=("contrast", "likelihood"), help=about)
-    add_json(p)
-
-
-def _search(p: Parser) -> None:
-    add_checkpoint(p)
-    p.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, in folders below it too")
-    p.add_argument("text", nargs="?", metavar="TEXT", help="what the pictures should show")
-    p.add_argument("--image", type=Path, metavar="FILE", help="a picture to search by instead")
-    p.add_argument("--top", type=whole(1), default=5, metavar="N", help="pictures told (5)")
-    p.add_argument("--skip-bad", action="store_true", help="leave out what cannot be read; name it")
-    add_json(p)
-
-
-def _serve(p: Parser) -> None:
-    add_checkpoint(p)
-    about = "address to listen at (127.0.0.1); any that other machines reach needs a token"
-    p.add_argument("--host", default="127.0.0.1", metavar="H", help=about)
-    p.add_argument("--port", type=whole(0), default=8000, metavar="P", help="0 takes a free one")
-    one = p.add_mutually_exclusive_group()
-    about = (
-        "what clients must show; other users of this machine can see it in its list of processes"
-    )
-    one.add_argument("--token", metavar="T", help=about)
-    one.add_argument("--token-file", type=Path, metavar="FILE", help="that holds the token")
-    p.add_argument("--name", help="of the model in requests (its folder's)")
-    p.add_argument("--rows", type=whole(1), default=16, metavar="N", help="answers written at once")
-    about = "answers that may wait for a row; more are refused with 429 (64)"
-    p.add_argument("--waiting", type=whole(1), default=64, metavar="N", help=about)
-    p.add_argument("--sessions", type=whole(1), default=32, metavar="N", help="of actions, at once")
-    p.add_argument("--max-tokens", type=whole(1), default=1024, metavar="N", help="of one answer")
-    p.add_argument("--body-mb", type=whole(1), default=16, metavar="MB", help="of one request")
-    about = "that one answer may take (120)"
-    p.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help=about)
-    about = "let pages of this site ask too (CORS), https://example.org; may be given several times"
-    p.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=about)
-    about = "a name that clients may call the server by (localhost); may be given several times"
-    p.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=about)
-
-
 def _bench(p: Parser) -> None:
     about = "a bench; those of a minute or less where none is named; list: what there are"
     p.add_argument("names", nargs="*", metavar="NAME", help=about)
@@ -388,14 +316,6 @@ def _experts(p: Parser) -> None:
     add_json(a)
 
 
-def _export(p: Parser) -> None:
-    add_checkpoint(p)
-    p.add_argument("out", type=Path, metavar="DIR", help="a new folder")
-    about = "as a Hugging Face folder of the text part, which transformers loads"
-    p.add_argument("--hf", action="store_true", required=True, help=about)
-    add_json(p)
-
-
 COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "quickstart": ("make data, train, evaluate, caption and chat on two cores", _quickstart),
     "tasks": ("list the tasks", _tasks),
@@ -407,12 +327,15 @@ COMMANDS: dict[str, tuple[str, Callable[[Parser], None]]] = {
     "runs": ("list training runs: state, progress, last figures", _runs),
     "eval": ("play tasks with a checkpoint, and measure its language", _eval),
     "compare": ("compare results of evaluations", _compare),
-    "chat": ("talk with a checkpoint", _chat),
-    "caption": ("describe images", _caption),
-    "classify": ("choose among labels for images", _classify),
-    "serve": ("answer over HTTP: OpenAI's endpoints, actions, a web page", _serve),
-    "search": ("find pictures of a folder by words or by a picture", _search),
-    "export": ("write a checkpoint in the form of another library", _export),
+    "chat": ("talk with a checkpoint", language_arguments.chat),
+    "caption": ("describe images", language_arguments.caption),
+    "classify": ("choose among labels for images", language_arguments.classify),
+    "serve": (
+        "answer over HTTP: OpenAI's endpoints, actions, a web page",
+        language_arguments.serve,
+    ),
+    "search": ("find pictures of a folder by words or by a picture", language_arguments.search),
+    "export": ("write a checkpoint in the form of another library", language_arguments.export),
     "experts": ("list, score or train experts", _experts),
     "bench": ("measure speed", _bench),
 }

@@ -1,16 +1,15 @@
 """A checkpoint: one self-sufficient folder, written whole or not at all, and never unpickled.
 
-    config.json          the run's configuration, what it was trained on, the serializer's tasks
-                         and scales
-    vocabulary.json      the ledger of id ranges
-    model.safetensors    weights
-    ema.safetensors      their average over the steps, where the run keeps one
-    text.model           the SentencePiece model, or the tokenizer.json of the language model that
-                         the run began with, and what that says of its text (text.json)
-    training/            optimizer state and counters; only needed to go on training
+config.json          the run's configuration, what it was trained on, the serializer's tasks
+                     and scales
+vocabulary.json      the ledger of id ranges
+model.safetensors    weights
+ema.safetensors      their average over the steps, where the run keeps one
+text.model           the SentencePiece model, or the tokenizer.json of the language model that
+                     the run began with, and what that says of its text (text.json)
+training/            optimizer state and counters; only needed to go on training
 
-A run's folder holds ``step-N`` checkpoints, ``latest``, a file naming the newest complete one, and
-``best``, which names the best one where the run measures that.
+`gato.run_folder` says where they lie.
 """
 
 from __future__ import annotations
@@ -33,11 +32,9 @@ from gato.config import TrainConfig, from_json, to_json
 from gato.envs.files import sync_folder, write_synced
 from gato.lora import add_lora, merge_lora
 from gato.model import GatoModel
+from gato.run_folder import FORMAT, older_told, point, remove, resolve, sweep, tidy
 from gato.tokenizers.serializer import Serializer
-from gato.tokenizers.text import MODEL_FILE, TEXT_FILES, TOKENIZER_FILE
-
-FORMAT = 1
-_REQUIRED = ("config.json", "vocabulary.json", "model.safetensors")
+from gato.tokenizers.text import TEXT_FILES
 
 
 @dataclass
@@ -115,7 +112,7 @@ def save_checkpoint(
     final = run / f"step-{step:08d}"
     temporary = run / f".step-{step:08d}.{os.getpid()}"
     run.mkdir(parents=True, exist_ok=True)
-    _sweep(run)
+    sweep(run)
     try:
         (temporary / "training").mkdir(parents=True)
         described = {
@@ -141,7 +138,7 @@ def save_checkpoint(
             write_synced(temporary / "training" / "counters.json", counted)
             sync_folder(temporary / "training")
         sync_folder(temporary)
-        _remove(final)  # a run that was killed before `latest` named this one does it again
+        remove(final)  # a run that was killed before `latest` named this one does it again
         os.replace(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -153,149 +150,8 @@ def save_checkpoint(
     return final
 
 
-def tidy(run: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, `latest` and `best`; and what a kill left."""
-    _sweep(run)
-    pointed = {pointed_at(run, name) for name in ("latest", "best")}
-    for old in sorted(run.glob("step-*"))[:-keep]:
-        if old.name not in pointed:
-            _remove(old)
-
-
-def _sweep(run: Path) -> None:
-    for left_over in run.glob(".step-*"):
-        shutil.rmtree(left_over)
-
-
 def _bytes(tensors: dict[str, Tensor]) -> bytes:
     return save({n: t.detach().cpu().contiguous() for n, t in tensors.items()})
-
-
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; killed anywhere, no half of one is left under its name."""
-    if checkpoint.exists():
-        hidden = checkpoint.with_name(f".{checkpoint.name}.old")
-        os.replace(checkpoint, hidden)
-        shutil.rmtree(hidden)
-
-
-def point(run: Path, name: str, checkpoint: Path) -> None:
-    """Let ``run/latest`` or ``run/best`` name a checkpoint."""
-    write_synced(run / f".{name}.new", checkpoint.name.encode())
-    os.replace(run / f".{name}.new", run / name)
-    sync_folder(run)
-
-
-def pointed_at(run: Path, name: str) -> str | None:
-    """Return the name of the checkpoint that ``run/latest`` or ``run/best`` names."""
-    try:
-        return (run / name).read_bytes().decode(errors="replace").strip()
-    except FileNotFoundError:
-        return None
-
-
-def set_aside(run: Path) -> Path:
-    """Move a run that lies in its folder into ``earlier-N`` in it; return that folder.
-
-    What was left behind when this was killed goes where the rest of it went.
-    """
-    number = 1
-    while (run / f"earlier-{number}").exists():
-        number += 1
-    aside, before = run / f"earlier-{number}", run / f"earlier-{number - 1}"
-    begun = pointed_at(before, "latest")
-    if begun and not (run / "latest").exists() and not (before / begun).exists():
-        aside = before
-    aside.mkdir(exist_ok=True)
-    # `latest` goes first: killed in between, what is left is no run; the checkpoint that it names
-    # goes last, so that what is left is known to belong to it
-    names = ["latest", "best", "metrics.jsonl", "state.json", "tensorboard"]
-    steps = sorted(run.glob("step-*"))
-    for path in [*(run / name for name in names), *run.glob("bad-batch-*"), *steps]:
-        if path.exists():
-            os.replace(path, aside / path.name)
-    return aside
-
-
-def left_behind(run: Path) -> bool:
-    """Return whether checkpoints of an earlier run lie in a folder that holds none any more.
-
-    They would push those of a new run out, as newer ones.
-    """
-    return not (run / "latest").is_file() and any(
-        path.exists() for path in (run / "best", *run.glob("step-*"))
-    )
-
-
-def resolve(path: str | Path) -> Path:
-    """Return the checkpoint folder that `path` stands for.
-
-    It is a checkpoint, a run, its file ``latest`` or ``best``, or what `gato quickstart` wrote.
-
-    Raises:
-        ValueError: where there is none, or it lacks a file.
-    """
-    folder, pointer = Path(path), "latest"
-    if folder.name in ("latest", "best") and folder.is_file():
-        folder, pointer = folder.parent, folder.name
-    if (folder / "model" / "latest").is_file():  # what `gato quickstart` wrote
-        folder = folder / "model"
-    named = pointed_at(folder, pointer) if (folder / pointer).is_file() else None
-    if named is not None:
-        with _older_told(folder):
-            if not named:
-                raise ValueError(f"{folder / pointer} is empty: it should name a checkpoint")
-            if not (folder / named).is_dir():
-                raise ValueError(f"{folder / pointer} names {named!r}, which is not in {folder}")
-        folder = folder / named
-    if not folder.is_dir():
-        raise ValueError(f"expected a checkpoint folder at {path}; there is no such folder")
-    missing = _missing(folder)
-    if missing:
-        with _older_told(folder.parent, folder):
-            raise ValueError(
-                f"{folder} is not a complete checkpoint: {', '.join(missing)} missing. Give a "
-                f"folder that `gato train` wrote."
-            )
-    return folder
-
-
-@contextlib.contextmanager
-def _older_told(run: Path, damaged: Path | None = None) -> Iterator[None]:
-    """Let an error about a run's checkpoint name the newest other one that is whole.
-
-    It is not taken by itself: whoever goes on from it gives up the steps since.
-    """
-    try:
-        yield
-    except ValueError as error:
-        others = (p for p in sorted(run.glob("step-*"), reverse=True) if p != damaged)
-        whole = next((p.name for p in others if _is_whole(p)), None)
-        if whole is None or not (damaged is None or damaged.name.startswith("step-")):
-            raise
-        raise ValueError(
-            f"{str(error).rstrip('.')}. {whole} beside it is whole: use {run / whole}, or write "
-            f"{whole} into {run / 'latest'} to go on from there."
-        ) from error
-
-
-def _is_whole(folder: Path) -> bool:
-    """Return whether a checkpoint has all its files, none cut off."""
-    try:
-        found = json.loads((folder / "config.json").read_bytes())["format"]
-        json.loads((folder / "vocabulary.json").read_bytes())
-        for file in folder.rglob("*.safetensors"):
-            with safe_open(str(file), "pt"):  # compares its length with what its header says
-                pass
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return False
-    return found == FORMAT and not _missing(folder)
-
-
-def _missing(folder: Path) -> list[str]:
-    missing = [name for name in _REQUIRED if not (folder / name).is_file()]
-    texts = (MODEL_FILE, TOKENIZER_FILE)
-    return missing + ([] if any((folder / name).is_file() for name in texts) else [MODEL_FILE])
 
 
 def saved_config(run: Path) -> TrainConfig | None:
@@ -332,7 +188,7 @@ def load_checkpoint(
         ValueError: for a missing, truncated or foreign checkpoint, saying what is wrong.
     """
     folder = resolve(path)
-    with _older_told(folder.parent, folder):
+    with older_told(folder.parent, folder):
         return _load(folder, device, averaged, merged)
 
 
@@ -413,7 +269,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ValueError: for a damaged or truncated file.
     """
     folder = path.parent.parent if path.parent.name == "training" else path.parent
-    with _older_told(folder.parent, folder):
+    with older_told(folder.parent, folder):
         return _tensors(path)
 
 

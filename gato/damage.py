@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gato.checkpoint import resolve
 from gato.config import TrainConfig
 from gato.corpora import skipped_of
 from gato.corpus_config import CorpusConfig
@@ -20,6 +19,7 @@ from gato.envs.files import stores_below
 from gato.envs.mirror import local
 from gato.envs.store import damaged_shards
 from gato.monitor import Watcher
+from gato.run_folder import resolve
 from gato.telling import tell
 
 

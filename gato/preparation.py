@@ -71,7 +71,7 @@ def validated(
 
 def _saved(run: Path) -> dict[str, Any] | None:
     """Return what a run that goes on holds out; None where it does not say."""
-    from gato.checkpoint import resolve
+    from gato.run_folder import resolve
 
     if not (run / "latest").is_file():
         return None

@@ -16,11 +16,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gato.checkpoint import point, pointed_at, tidy
 from gato.config import TrainConfig
 from gato.distributed import World
 from gato.envs.files import lock_folder, write_atomically
 from gato.monitor import Watcher, Watchers
+from gato.run_folder import point, pointed_at, tidy
 from gato.runs import State, write_state
 from gato.stopping import Stop
 

@@ -24,13 +24,7 @@ import torch
 
 from gato import damage
 from gato.bad_batch import NonFiniteLossError as NonFiniteLossError
-from gato.checkpoint import (
-    left_behind,
-    load_checkpoint,
-    load_tensors,
-    save_checkpoint,
-    set_aside,
-)
+from gato.checkpoint import load_checkpoint, load_tensors, save_checkpoint
 from gato.config import TrainConfig, require_same
 from gato.contents import require_same_data
 from gato.corpora import Corpus
@@ -43,6 +37,7 @@ from gato.loader import Loader
 from gato.memory import SELDOM, give_back, resident
 from gato.monitor import Watcher
 from gato.profiling import Profiler
+from gato.run_folder import left_behind, set_aside
 from gato.run_log import Clock, Record, alone_in, made
 from gato.step import Stepper
 from gato.step import compute_dtype as compute_dtype

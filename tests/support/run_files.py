@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from gato.checkpoint import load_tensors, resolve
+from gato.checkpoint import load_tensors
+from gato.run_folder import resolve
 
 
 def lines(run: Path, kind: str) -> dict[int, Any]:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 import training_processes as processes
 from torch import Tensor
 
-from gato.checkpoint import load_checkpoint, load_tensors, resolve
+from gato.checkpoint import load_checkpoint, load_tensors
 from gato.contrast import SHARPEST, ContrastHead, pair_losses
 from gato.corpora import CorpusConfig, open_corpus
 from gato.envs.store import RecordWriter
@@ -21,6 +21,7 @@ from gato.fitting import make_serializer
 from gato.matching import Matcher
 from gato.mixture import Mixture
 from gato.monitor import numbers
+from gato.run_folder import resolve
 from gato.train import Trainer, train
 
 CPU = torch.device("cpu")

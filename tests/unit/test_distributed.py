@@ -18,9 +18,10 @@ import torch
 import training_processes as processes
 from run_files import lines
 
-from gato.checkpoint import load_checkpoint, load_tensors, resolve
+from gato.checkpoint import load_checkpoint, load_tensors
 from gato.distributed import World
 from gato.execution import Execution
+from gato.run_folder import resolve
 from gato.train import train
 
 FILES = ("model.safetensors", "ema.safetensors", "training/optimizer.safetensors")

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gato import checkpoint
-from gato.checkpoint import load_checkpoint, load_tensors, resolve, save_checkpoint
+from gato import checkpoint, run_folder
+from gato.checkpoint import load_checkpoint, load_tensors, save_checkpoint
 from gato.fitting import make_serializer
+from gato.run_folder import resolve
 from gato.train import Trainer, train
 
 
@@ -147,7 +148,8 @@ def test_a_full_disk_leaves_the_checkpoint_before(run, monkeypatch, writes):
             raise OSError(28, "No space left on device")
         real(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_synced", write)
+    for module in (checkpoint, run_folder):
+        monkeypatch.setattr(module, "write_synced", write)
     tensors = {"a/momentum": torch.ones(3)}
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(run, 3, loaded.config, loaded.serializer, loaded.model, tensors, {})

@@ -25,8 +25,9 @@ import torch
 from run_files import lines, same, state, weights
 
 from gato import cli, quickstart
-from gato.checkpoint import load_checkpoint, resolve
+from gato.checkpoint import load_checkpoint
 from gato.fitting import make_serializer
+from gato.run_folder import resolve
 from gato.stopping import stop_on_signals
 from gato.telling import to_nowhere
 from gato.train import NonFiniteLossError, Trainer, train

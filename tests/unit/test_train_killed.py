@@ -18,8 +18,9 @@ from typing import Any
 import torch
 import training_processes as processes
 
-from gato.checkpoint import load_tensors, resolve
+from gato.checkpoint import load_tensors
 from gato.config import TrainConfig
+from gato.run_folder import resolve
 from gato.train import train
 
 STEPS = 36

@@ -16,13 +16,14 @@ import pytest
 import torch
 from run_files import checkpoints, lines, same, state, weights
 
-from gato.checkpoint import load_checkpoint, load_tensors, pointed_at, resolve
+from gato.checkpoint import load_checkpoint, load_tensors
 from gato.config import require_same
 from gato.contents import digests, require_same_data
 from gato.envs.files import lock_folder
 from gato.envs.store import EpisodeStore, EpisodeWriter, RecordWriter
 from gato.fitting import make_serializer
 from gato.optim import Average
+from gato.run_folder import pointed_at, resolve
 from gato.run_log import Log
 from gato.train import Trainer, train
 

@@ -12,7 +12,7 @@ import tiny_hf
 import training_processes as processes
 
 from gato import cli
-from gato.checkpoint import load_checkpoint, load_tensors, point, resolve
+from gato.checkpoint import load_checkpoint, load_tensors
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.envs.records import RecordWriter
@@ -20,6 +20,7 @@ from gato.lora import LoraConfig
 from gato.optim import OptimConfig
 from gato.rollouts.evaluate import _refuse_training_seeds
 from gato.rollouts.language_tasks import records_of
+from gato.run_folder import point, resolve
 from gato.train import train
 from gato.warm_start import open_start
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 import gato
 from gato import cli
-from gato.checkpoint import resolve
 from gato.corpora import CorpusConfig, open_corpus
 from gato.envs import registry
 from gato.envs.play import play
@@ -20,6 +19,7 @@ from gato.envs.records import RecordWriter
 from gato.envs.score import RandomExpert
 from gato.envs.store import EpisodeWriter
 from gato.rollouts.messages import MAX_PATCHES
+from gato.run_folder import resolve
 from gato.terminal import read_image
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import MODEL_FILE, Text
@@ -38,7 +38,8 @@ def test_an_undecodable_pointer_is_named(tmp_path: Path) -> None:
 
 
 def test_a_configuration_without_its_parts_names_the_missing_one(tmp_path: Path) -> None:
-    from gato.checkpoint import FORMAT, load_checkpoint
+    from gato.checkpoint import load_checkpoint
+    from gato.run_folder import FORMAT
 
     (tmp_path / "config.json").write_text(json.dumps({"format": FORMAT, "step": 1}))
     (tmp_path / "vocabulary.json").write_text("{}")
