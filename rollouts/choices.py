@@ -60,14 +60,7 @@ def judge(
     cut: dict[str, TokenSequence] = {}  # the same labels follow many pictures
     end = serializer.control_piece("<eos>", target=1.0)
     for context, texts in zip(contexts, choices, strict=True):
-        given = TokenSequence(
-            context.ids,
-            context.modality,
-            context.local,
-            np.zeros(len(context), np.float32),
-            context.payload,
-            context.hidden,
-        )
+        given = context.without_targets()
         for text in texts:
             if text not in cut:
                 cut[text] = concatenate([serializer.text(text, 1.0), end])

@@ -152,14 +152,7 @@ def score(
     model: GatoModel, serializer: Serializer, context: TokenSequence, candidates: Sequence[str]
 ) -> list[tuple[float, int]]:
     """Return the log-likelihood of each candidate and ``<eos>`` after `context`, and the tokens."""
-    given = TokenSequence(
-        context.ids,
-        context.modality,
-        context.local,
-        np.zeros(len(context), np.float32),
-        context.payload,
-        context.hidden,
-    )
+    given = context.without_targets()
     end = serializer.control_piece("<eos>", target=1.0)
     sequences = [concatenate([given, serializer.text(c, 1.0), end]) for c in candidates]
     return log_likelihoods(model, serializer, sequences)

@@ -101,6 +101,10 @@ class TokenSequence:
         beside = 0 if self.joint is None else len(self.joint)
         return int(np.count_nonzero(self.target)) + beside
 
+    def without_targets(self) -> TokenSequence:
+        """Return the sequence as something that is given: none of it is predicted."""
+        return replace(self, target=np.zeros_like(self.target), joint=None)
+
     def slice(self, start: int, stop: int) -> TokenSequence:
         """Return tokens [start, stop) as views."""
         payload = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import world
+import rollout_world as world
 from model_asked import HISTORIES, SOON, TASKS, Sink, prefix_of
 
 from gato.rollouts import engine, policy

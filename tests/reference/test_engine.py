@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import codecs
 import contextlib
-import importlib.util
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import rollout_world as world
 import torch
 
 from gato.rollouts.batching import Memory
 from gato.rollouts.engine import Engine, Sampling
 from gato.tokenizers.serializer import History
 from gato.tokenizers.stream import TokenSequence, concatenate, pack
-
-_SPEC = importlib.util.spec_from_file_location(
-    "rollout_world", Path(__file__).with_name("rollout_world.py")
-)
-assert _SPEC is not None
-world = importlib.util.module_from_spec(_SPEC)
-sys.modules["rollout_world"] = world
-_SPEC.loader.exec_module(world)
 
 EOS = "<eos>"
 

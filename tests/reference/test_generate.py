@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rollout_world as world
 import torch
 
 import gato.model as model_module
@@ -20,14 +18,6 @@ from gato.rollouts.language import evaluate_language
 from gato.rollouts.spelling import text_of
 from gato.tokenizers.serializer import History
 from gato.tokenizers.stream import concatenate, pack
-
-_SPEC = importlib.util.spec_from_file_location(
-    "rollout_world", Path(__file__).with_name("rollout_world.py")
-)
-assert _SPEC is not None
-world = importlib.util.module_from_spec(_SPEC)
-sys.modules["rollout_world"] = world
-_SPEC.loader.exec_module(world)
 
 IMAGE = np.random.default_rng(5).integers(0, 256, (32, 16, 3), np.uint8)
 

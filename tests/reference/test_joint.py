@@ -6,13 +6,11 @@ forward of training, a row decoded alone.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import rollout_world as world
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,14 +24,6 @@ from gato.rollouts.sampling import span_logits
 from gato.tokenizers.serializer import History, Serializer
 from gato.tokenizers.stream import JointTargets, TokenSequence, concatenate, pack
 from gato.tokenizers.task_codec import TaskCodec
-
-_SPEC = importlib.util.spec_from_file_location(
-    "rollout_world", Path(__file__).with_name("rollout_world.py")
-)
-assert _SPEC is not None
-world = importlib.util.module_from_spec(_SPEC)
-sys.modules["rollout_world"] = world
-_SPEC.loader.exec_module(world)
 
 assert_same = world.assert_same
 TASKS = [t for t in world.SPECS if t != "made/talk"]  # whose actions are words

@@ -7,13 +7,11 @@ actions, and every distribution it draws from is compared.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+import rollout_world as world
 import torch
 
 from gato.envs.episode import Episode, unflatten_value
@@ -22,14 +20,6 @@ from gato.rollouts.policy import Policy
 from gato.rollouts.sampling import span_logits
 from gato.tokenizers.serializer import History
 from gato.tokenizers.stream import TokenSequence, concatenate, pack
-
-_SPEC = importlib.util.spec_from_file_location(
-    "rollout_world", Path(__file__).with_name("rollout_world.py")
-)
-assert _SPEC is not None
-world = importlib.util.module_from_spec(_SPEC)
-sys.modules["rollout_world"] = world
-_SPEC.loader.exec_module(world)
 
 TASKS = list(world.SPECS)
 assert_same = world.assert_same

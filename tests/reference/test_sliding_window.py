@@ -7,14 +7,12 @@ is asked, as in training, what it predicts there.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
+import rollout_world as world
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,14 +27,6 @@ from gato.rollouts.grammar import ActionGrammar
 from gato.rollouts.policy import Policy
 from gato.tokenizers.serializer import History
 from gato.tokenizers.stream import TokenBatch, pack
-
-_SPEC = importlib.util.spec_from_file_location(
-    "rollout_world", Path(__file__).with_name("rollout_world.py")
-)
-assert _SPEC is not None
-world = importlib.util.module_from_spec(_SPEC)
-sys.modules["rollout_world"] = world
-_SPEC.loader.exec_module(world)
 
 ARM = "made/arm"
 

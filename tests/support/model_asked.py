@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from made_up import world
+import rollout_world as world
 
 from gato.rollouts.agent import Agent
-from gato.rollouts.engine import Delta
+from gato.rollouts.engine import Delta, Engine
 from gato.rollouts.generate import stream
 from gato.rollouts.model_thread import ModelThread
 from gato.tokenizers.serializer import History
@@ -35,6 +35,20 @@ def make_agent() -> Agent:
     return Agent(SimpleNamespace(path="nowhere", model=model, serializer=serializer))
 
 
+def drain(made: Engine) -> dict[int, list[Delta]]:
+    """Return the deltas of every ticket until nothing runs."""
+    deltas: dict[int, list[Delta]] = {}
+    while made.running or made.waiting:
+        for ticket, delta in made.step():
+            deltas.setdefault(ticket, []).append(delta)
+    return deltas
+
+
+def text(deltas: list[Delta]) -> str:
+    """Return what they say together."""
+    return "".join(d.text for d in deltas)
+
+
 class Sink:
     """Keeps what a text says, and waits for its end."""
 
@@ -51,7 +65,7 @@ class Sink:
     @property
     def text(self) -> str:
         assert self.ended.wait(SOON)
-        return "".join(d.text for d in self.deltas)
+        return text(self.deltas)
 
     @property
     def last(self) -> Delta:

@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from language_records import LONGEST
 
 from gato.checkpoint import build_model
 from gato.config import TrainConfig
 from gato.envs import registry
 from gato.envs.episode import TaskSpec
 from gato.model_config import ModelConfig
+from gato.rollouts import questions
 from gato.rollouts.agent import Agent
+from gato.rollouts.generate import generate
 from gato.tokenizers.serializer import History, Serializer
 from gato.tokenizers.spaces import CodecOptions
 from gato.tokenizers.text import MODEL_FILE
@@ -115,3 +118,15 @@ def agent(text_model: bytes) -> Agent:
     return Agent(
         SimpleNamespace(path="nowhere", model=model, serializer=serializer, data={}, averaged=False)
     )
+
+
+@pytest.fixture
+def reader(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> Agent:
+    """Return the tiny agent, which never ends a text by itself: its texts are cut short."""
+
+    def cut(*args, max_tokens: int, **options) -> list[str]:
+        assert max_tokens >= 64
+        return generate(*args, max_tokens=LONGEST, **options)
+
+    monkeypatch.setattr(questions, "generate", cut)
+    return agent

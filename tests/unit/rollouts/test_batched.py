@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rollout_world as world
 import torch
 from gymnasium import spaces
-from made_up import world
 
 from gato.rollouts import batching
 from gato.rollouts.batching import BUCKETS, CHUNK, Memory

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rollout_world as world
 import torch
-from made_up import world
+from model_asked import drain, text
 
 from gato.rollouts import engine
 from gato.rollouts import sampling as drawing
 from gato.rollouts.batching import CHUNK, Memory
-from gato.rollouts.engine import READ, Delta, Engine, Sampling
+from gato.rollouts.engine import READ, Engine, Sampling
 from gato.rollouts.generate import stream
 from gato.rollouts.sampling import choose
 from gato.rollouts.spelling import Spelling, text_of
@@ -45,19 +46,6 @@ class Watched(Engine):
 def prefix_of(serializer: Any, words: str) -> TokenSequence:
     document = serializer.document(words)
     return document.slice(0, len(document) - 1)
-
-
-def drain(made: Engine) -> dict[int, list[Delta]]:
-    """Return the deltas of every ticket until nothing runs."""
-    deltas: dict[int, list[Delta]] = {}
-    while made.running or made.waiting:
-        for ticket, delta in made.step():
-            deltas.setdefault(ticket, []).append(delta)
-    return deltas
-
-
-def text(deltas: list[Delta]) -> str:
-    return "".join(d.text for d in deltas)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(40), Sampling(40, 1.0, 0.9, 7)])

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import world
-from model_asked import SOON, TASKS, Sink, make_agent, prefix_of, same
+import rollout_world as world
+from model_asked import SOON, TASKS, Sink, drain, make_agent, prefix_of, same, text
 
 from gato.rollouts import engine, policy
 from gato.rollouts.batching import BUCKETS, CHUNK, Memory
-from gato.rollouts.engine import Delta, Engine, Sampling
+from gato.rollouts.engine import Engine, Sampling
 from gato.rollouts.model_thread import ModelThread
 from gato.rollouts.policy import Policy
 from gato.tokenizers.serializer import History
@@ -27,18 +27,6 @@ def static(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every memory be one whose shapes do not change."""
     for module in (engine, policy):
         monkeypatch.setattr(module, "Memory", partial(Memory, static=True))
-
-
-def drain(made: Engine) -> dict[int, list[Delta]]:
-    deltas: dict[int, list[Delta]] = {}
-    while made.running or made.waiting:
-        for ticket, delta in made.step():
-            deltas.setdefault(ticket, []).append(delta)
-    return deltas
-
-
-def text(deltas: list[Delta]) -> str:
-    return "".join(d.text for d in deltas)
 
 
 def crowd(made: Engine, agent: Any) -> list[str | None]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import world
+import rollout_world as world
 from model_asked import SOON, TASKS, Gate, Sink, alone, make_agent, prefix_of, same
 
 from gato.rollouts.agent import Agent

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import world
+import rollout_world as world
 from model_asked import SOON, Gate, Sink, alone, make_agent, prefix_of
 
 from gato.rollouts import sessions
