@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -346,7 +347,7 @@ def test_each_row_has_its_own_mass(parts: Any) -> None:
 def test_the_likeliest_are_found_without_putting_all_in_order() -> None:
     rng = np.random.default_rng(0)
     sizes = Counter()
-    for size in (5, 255, 257, 3000):
+    for size in (5, 257, 3000, 5000):
         for scale, mass in itertools.product((0.0, 0.5, 3.0, 12.0), (0.05, 0.5, 0.9, 0.999)):
             logits = np.round(rng.normal(size=size) * scale, 1)  # many are equal
             p = np.exp(logits - logits.max())
@@ -355,9 +356,19 @@ def test_the_likeliest_are_found_without_putting_all_in_order() -> None:
             order = np.argsort(-p, kind="stable")
             before = np.cumsum(p[order]) - p[order]
             slow[order[before < mass]] = True
-            fast = drawing._likely(p, mass)
-            assert (fast == slow).all()
-            sizes[int(fast.sum()) > drawing.LIKELY] += 1
+            fast = drawing._likely(np.stack([p, p[::-1]]), np.array([mass, 1e-9]))
+            assert (fast[0] == slow).all()
+            assert np.flatnonzero(fast[1]).tolist() == [p[::-1].argmax()]
+            sizes[int(slow.sum()) > drawing.LIKELY] += 1
+            # drawn by the mass before each id, all others being none
+            numbers = np.append(rng.random(7), np.nextafter(1.0, 0.0))
+            cumulative = np.cumsum(np.where(slow, p, 0.0))
+            wanted = [int((cumulative <= x * cumulative[-1]).sum()) for x in numbers]
+            draws = [SimpleNamespace(random=x.item) for x in numbers]
+            rows = np.tile(np.log(p), (8, 1))
+            some = drawing._draw(rows, np.ones(8), draws, np.full(8, mass))
+            assert some[:7].tolist() == wanted[:7]
+            assert slow[some[7]], "rounded up to the whole mass, it is still one of them"
     assert min(sizes.values()) > 3
 
 
