@@ -72,6 +72,9 @@ def known_before(
 ) -> list[str]:
     """Return notes on what a run holds out although the weights that it begins with learnt it.
 
+    They did unless they held out the same share: of two shares, neither holds out all that the
+    other does, however large it is (`gato.selection.held_out`).
+
     Args:
         now: of each corpus the share that it holds out, and `Corpus.contents`.
         before: what the weights were trained on (`WarmStart.data`).
@@ -79,17 +82,16 @@ def known_before(
     notes = []
     for name, (held, contents) in now.items():
         stores = set(contents["stores"].values())
-        learnt = [
-            other
-            for other, said in before.items()
-            if said.get("validation", 0.0) < held and stores & set(said.get("stores", {}).values())
-        ]
-        if learnt:
-            notes.append(
-                f"corpus {name!r} holds out {held:g}, but the weights that this run begins with "
-                f"learnt what is held out, as {learnt[0]}: its validation says nothing about data "
-                f"that are new"
-            )
+        for other, said in before.items():
+            share = said.get("validation", 0.0)
+            if share != held and stores & set(said.get("stores", {}).values()):
+                again = f". With validation={share:g} it would" if share else ""
+                notes.append(
+                    f"corpus {name!r} holds out {held:g}, but the weights that this run begins "
+                    f"with learnt what is held out, as {other} (which held out {share:g}): its "
+                    f"validation says nothing about data that are new{again}"
+                )
+                break
     return notes
 
 

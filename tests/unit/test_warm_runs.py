@@ -14,6 +14,7 @@ import training_processes as processes
 from gato import cli
 from gato.checkpoint import load_checkpoint, load_tensors
 from gato.config import TrainConfig
+from gato.contents import known_before
 from gato.corpora import CorpusConfig
 from gato.envs.records import RecordWriter
 from gato.lora import LoraConfig
@@ -21,6 +22,7 @@ from gato.optim import OptimConfig
 from gato.rollouts.evaluate import _refuse_training_seeds
 from gato.rollouts.language_tasks import records_of
 from gato.run_folder import point, resolve
+from gato.selection import held_out
 from gato.train import train
 from gato.warm_start import open_start
 
@@ -113,15 +115,31 @@ def test_the_same_command_goes_on_whatever_became_of_what_it_began_with(
 def test_what_is_held_out_although_it_was_learnt_is_told(
     tiny: TrainConfig, stores: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train(replace(tiny, steps=1), tmp_path / "begin")
+    corpora = [replace(c, validation=0.2 * (c.name == "words")) for c in tiny.corpora]
+    train(replace(tiny, steps=1, corpora=tuple(corpora)), tmp_path / "begin")
     line = ["train", "quickstart", "--init-from", str(tmp_path / "begin"), "--workers", "0"]
     line += ["--rows", "1", "--model.context", "512", "--steps", "1"]
-    for name, held, told in (("words", 0.2, True), ("words", 0.0, False), ("more", 0.2, False)):
-        place = stores / "words" if name == "words" else written(tmp_path / "more", "blue")
+    for name, held, told in (
+        ("talks", 0.2, True),
+        ("talks", 0.0, False),
+        ("words", 0.1, True),  # most of it was no part of the 0.2
+        ("words", 0.2, False),
+        ("more", 0.2, False),
+    ):
+        place = written(tmp_path / "more", "blue") if name == "more" else stores / name
         run = [*line, "--data", f"mine={place}", "--out", str(tmp_path / f"{name}{held}")]
         capsys.readouterr()
         assert cli.main([*run, "--validation", str(held)]) == 0
-        assert ("learnt what is held out, as words of" in capsys.readouterr().err) == told
+        assert (f"learnt what is held out, as {name} of" in capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(("before", "now"), [(0.1, 0.02), (0.25, 0.02), (0.02, 0.1)])
+def test_what_one_share_holds_out_another_learns(before: float, now: float) -> None:
+    learnt, held = ~held_out(10_000, before, "x"), held_out(10_000, now, "x")
+    assert (learnt & held).sum() > 0.7 * held.sum()
+    said = {"a of run": {"validation": before, "stores": {"x": "1"}}}
+    (note,) = known_before({"b": (now, {"stores": {"x": "1"}})}, said)
+    assert f"as a of run (which held out {before:g})" in note
 
 
 def test_two_processes_that_begin_with_a_language_model_end_as_one(
