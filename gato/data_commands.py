@@ -17,6 +17,7 @@ from gato.envs.files import require_place, stores_below
 from gato.envs.mirror import local, mirror, remote_store
 from gato.envs.readers import formats, importing
 from gato.envs.readers.leaves import describe
+from gato.envs.readers.publishing import staged
 from gato.envs.readers.reader import ReadOptions, Source
 from gato.envs.remote import file_cache, is_remote, shown
 from gato.printing import print_json, print_table, progress_bar
@@ -53,15 +54,22 @@ def make(chosen: Arguments) -> None:
     from gato.envs.corpora import registry
     from gato.envs.store import open_store
 
-    require_place(chosen.out, "a folder for the store")
-    if (chosen.out / "manifest.json").exists():
-        raise ValueError(f"expected a new folder as --out; {chosen.out} holds a store already.")
-    written = registry.build(chosen.corpus, chosen.out, chosen.split, chosen.seed, chosen.count)
-    told = {"store": str(written), "items": len(open_store(written)), "split": chosen.split}
+    out: Path = chosen.out
+    require_place(out, "a folder for the store")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(
+            f"expected a new folder as --out; something lies at {out} already. Choose another."
+        )
+    with staged(out, wait=False) as beside:  # a killed one leaves nothing at `out`
+        made = registry.build(
+            chosen.corpus, beside / "store", chosen.split, chosen.seed, chosen.count
+        )
+        made.replace(out)
+    told = {"store": str(out), "items": len(open_store(out)), "split": chosen.split}
     if chosen.json:
         print_json(told)
     else:
-        print(f"{told['items']} records in {written}")
+        print(f"{told['items']} records in {out}")
 
 
 def set_cache(chosen: Arguments) -> None:

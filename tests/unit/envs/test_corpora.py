@@ -138,10 +138,50 @@ def test_a_corpus_is_made_by_a_command(tmp_path, capsys):
         digest(store[i]) for i in range(5)
     ]
     assert cli.main(given) == cli.BAD_INPUT
-    assert "holds a store already" in capsys.readouterr().err
+    assert "something lies at" in capsys.readouterr().err
     assert cli.main([*given[:2], "binding", *given[3:4], str(tmp_path / "c")]) == cli.BAD_INPUT
     assert "closest: bindings" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
+
+
+def test_a_corpus_is_made_in_a_new_folder_only(tmp_path, capsys):
+    def make(out):
+        return cli.main(["data", "make", "bindings", "--out", str(out), "--count", "3"])
+
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "records.jsonl").write_text("mine\n")
+    assert make(tmp_path / "stores" / "a") == cli.DONE
+    for place in (mine, tmp_path / "stores"):
+        assert make(place) == cli.BAD_INPUT  # files would go, stores hide behind another
+        assert f"expected a new folder as --out; something lies at {place}" in (
+            capsys.readouterr().err
+        )
+    assert (mine / "records.jsonl").read_text() == "mine\n"
+    assert [p.name for p in (tmp_path / "stores").iterdir()] == ["a"]
+    (tmp_path / "empty").mkdir()
+    assert make(tmp_path / "empty") == cli.DONE
+
+
+def test_what_a_killed_making_left_is_cleared_away(tmp_path, monkeypatch):
+    given = ["data", "make", "bindings", "--out", str(tmp_path / "b"), "--count", "3"]
+    seen = []
+
+    def killed(writer):  # by SIGKILL: what lies there then stays
+        seen.extend(p for p in tmp_path.rglob("*") if p.suffix == ".tmp")
+        assert not (tmp_path / "b").exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record_store.RecordWriter, "close", killed)
+        assert cli.main(given) == cli.FAILURE
+    assert seen
+    assert not list(tmp_path.iterdir())
+    seen[0].parent.mkdir(parents=True)
+    seen[0].write_text("half a record")
+    assert cli.main(given) == cli.DONE
+    assert [p.name for p in tmp_path.iterdir()] == ["b"]
+    assert not list((tmp_path / "b").glob(".*"))
 
 
 def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path):
