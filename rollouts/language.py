@@ -70,7 +70,7 @@ def captions(agent: Agent, records: Sequence[Record], options: Options) -> dict[
         more["best"] = {"cider": float(best) if np.isfinite(best) else None}
     more["references"] = sum(map(len, truths)) / max(len(truths), 1)
     figures |= _overlaps(asked)
-    return measured(figures, _shown(asked), options, **more, **_notes(agent, asked))
+    return measured(figures, _shown(asked), options, **more, **_notes(agent, asked, options))
 
 
 def answers(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
@@ -81,10 +81,10 @@ def answers(agent: Agent, records: Sequence[Record], options: Options) -> dict[s
     """
     asked = ask(agent, records, options.max_tokens)
     numbers = [q["record"] for q in asked]
-    accuracy = per_record(numbers, [vqa_accuracy(q["said"], q["people"]) for q in asked])
-    figures = _exact(asked) | {"vqa_accuracy": accuracy}
+    accuracy = [0.0 if _lost(q) else vqa_accuracy(q["said"], q["people"]) for q in asked]
+    figures = _exact(asked) | {"vqa_accuracy": per_record(numbers, accuracy)}
     figures |= _chosen(agent, asked, options)
-    more = _by_kind(asked) | _notes(agent, asked, overlap=False)
+    more = _by_kind(asked) | _notes(agent, asked, options, overlap=False)
     return measured(figures, _shown(asked), options, **more)
 
 
@@ -93,7 +93,9 @@ def replies(agent: Agent, records: Sequence[Record], options: Options) -> dict[s
     asked = ask(agent, records, options.max_tokens)
     figures = _exact(asked) | {"whole_conversations": _whole(asked)} | _overlaps(asked)
     figures |= _chosen(agent, asked, options)
-    return measured(figures, _shown(asked), options, **_by_kind(asked), **_notes(agent, asked))
+    return measured(
+        figures, _shown(asked), options, **_by_kind(asked), **_notes(agent, asked, options)
+    )
 
 
 def documents(agent: Agent, records: Sequence[Record], options: Options) -> dict[str, Any]:
@@ -126,11 +128,16 @@ def documents(agent: Agent, records: Sequence[Record], options: Options) -> dict
 def _exact(asked: Sequence[Question]) -> dict[str, Figure]:
     """Return how often an answer is a true one, word for word and normalised."""
     numbers = [q["record"] for q in asked]
-    alike = [normalise(q["said"]) in map(normalise, q["wanted"]) for q in asked]
+    alike = [not _lost(q) and normalise(q["said"]) in map(normalise, q["wanted"]) for q in asked]
     return {
         "exact": per_record(numbers, [q["right"] for q in asked]),
         "exact_normalised": per_record(numbers, alike),
     }
+
+
+def _lost(question: Question) -> bool:
+    """Return whether nothing was answered: what was ``said`` is no text then, not an empty one."""
+    return question["prefix"] is None
 
 
 def _whole(asked: Sequence[Question]) -> Figure:
@@ -156,7 +163,9 @@ def _overlaps(asked: Sequence[Question]) -> dict[str, Figure]:
     return found
 
 
-def _notes(agent: Agent, asked: Sequence[Question], overlap: bool = True) -> dict[str, list[str]]:
+def _notes(
+    agent: Agent, asked: Sequence[Question], options: Options, overlap: bool = True
+) -> dict[str, list[str]]:
     """Return what a person should know of the figures; nothing where all is as it should be."""
     notes = [NO_SACREBLEU] if overlap and not has_sacrebleu() else []
     memory = agent.model.config.memory
@@ -166,7 +175,7 @@ def _notes(agent: Agent, asked: Sequence[Question], overlap: bool = True) -> dic
             f"{len(odd)} of {len(asked)} questions take more than the {memory} tokens that the "
             f"model remembers and cannot be shortened ({odd[0]}); they count as answered wrongly"
         )
-    if lost := sum(q["prefix"] is None for q in asked) - len(odd):
+    if lost := sum(map(_lost, asked)) - len(odd):
         notes.append(
             f"{lost} of {len(asked)} questions take more than the {memory} tokens that the model "
             f"remembers; they count as answered wrongly"
@@ -176,30 +185,36 @@ def _notes(agent: Agent, asked: Sequence[Question], overlap: bool = True) -> dic
             f"{cut} of {len(asked)} questions were asked without the first turns of their "
             f"conversations: the model remembers {memory} tokens"
         )
+    choices = _choices(asked, options)
+    if any(choices) and (without := choices.count([])):
+        notes.append(
+            f"{without} of {len(asked)} questions have no choices: accuracy is of the others"
+        )
     return {"notes": notes} if notes else {}
 
 
+def _choices(asked: Sequence[Question], options: Options) -> list[list[str]]:
+    return [q.get("choices") or list(options.choices) for q in asked]
+
+
 def _chosen(agent: Agent, asked: Sequence[Question], options: Options) -> dict[str, Figure]:
-    """Return accuracy by choosing, where every question has choices."""
-    choices = [q.get("choices") or list(options.choices) for q in asked]
-    if not any(choices):
+    """Return accuracy by choosing, of the questions that have choices."""
+    judged = [(q, c) for q, c in zip(asked, _choices(asked, options), strict=True) if c]
+    if not judged:
         return {}
-    for question, texts in zip(asked, choices, strict=True):
+    for question, texts in judged:
         if question["wanted"][0] not in texts:
             raise ValueError(
                 f"expected choices with the true answer; {question['wanted'][0]!r:.100} to "
                 f"{question['asked']!r:.100} is not among {texts!r:.200}."
             )
-    fitting = [(q, c) for q, c in zip(asked, choices, strict=True) if q["prefix"] is not None]
-    contexts, of_them = [q["prefix"] for q, _ in fitting], [c for _, c in fitting]
-    judged = iter(judge(agent.model, agent.serializer, contexts, of_them))
+    fitting = [(q["prefix"], c) for q, c in judged if not _lost(q)]
+    contexts, of_them = [prefix for prefix, _ in fitting], [c for _, c in fitting]
+    found = iter(judge(agent.model, agent.serializer, contexts, of_them))
     none = Scores(np.zeros(1), np.zeros(1))
-    scores = [none if q["prefix"] is None else next(judged) for q in asked]
-    right = [
-        -1 if q["prefix"] is None else c.index(q["wanted"][0])
-        for q, c in zip(asked, choices, strict=True)
-    ]
-    return chosen_figures(scores, right, [q["record"] for q in asked])
+    scores = [none if _lost(q) else next(found) for q, _ in judged]
+    right = [-1 if _lost(q) else c.index(q["wanted"][0]) for q, c in judged]
+    return chosen_figures(scores, right, [q["record"] for q, _ in judged])
 
 
 def _by_kind(asked: Sequence[Question]) -> dict[str, Any]:

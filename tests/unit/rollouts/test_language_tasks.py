@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from language_records import LONGEST, caption, picture, store, talk
 from PIL import Image
 
@@ -21,6 +22,7 @@ from gato.rollouts.generate import generate, score
 from gato.rollouts.language_tasks import identity, matching, records_of
 from gato.rollouts.measures import KINDS, MEASURES
 from gato.rollouts.metrics import Options
+from gato.tokenizers.stream import concatenate, pack
 
 SEED = EVALUATION_SEED_START
 
@@ -199,6 +201,9 @@ def test_what_the_model_cannot_remember_counts_as_wrong_and_is_told(reader: Agen
     found = MEASURES["vqa"](reader, [asked, talk("a", "red", choices=CHOICES)], Options())
     assert found["metrics"]["accuracy"]["per_record"][0] == [0.0, 1.0]
     assert len(found["notes"]) == 1
+    letter = talk("which letter?", "a", image=large)  # alike to an empty answer, once normalised
+    found = MEASURES["vqa"](reader, [letter], Options())["metrics"]
+    assert [found[n]["value"] for n in ("exact", "exact_normalised", "vqa_accuracy")] == [0.0] * 3
     turns = [word for i in range(9) for word in (f"go to the red ball {i}", "yes")]
     long = MEASURES["chat"](reader, [talk(*turns)], Options())
     assert "asked without the first turns" in long["notes"][0]
@@ -215,14 +220,33 @@ def test_what_the_model_cannot_remember_counts_as_wrong_and_is_told(reader: Agen
     assert last["said"] == said[0], "asked as in a chat"
 
 
+@torch.no_grad()
+def slow_nats(agent: Agent, text: str) -> float:
+    """Return the nats of a text and ``<eos>``: token by token, in windows after ``<bos>``."""
+    model, serializer, nats = agent.model, agent.serializer, 0.0
+    begin, end = (serializer.control_piece(name) for name in ("<bos>", "<eos>"))
+    pieces = concatenate([serializer.text(text, 1.0), end])
+    for start in range(0, len(pieces), 63):  # the tiny model remembers 64
+        window = pieces.slice(start, min(start + 63, len(pieces)))
+        batch = pack([[concatenate([begin, window])]], 64, serializer.control)
+        odds = model.logits(model(batch.to("cpu"))).log_softmax(-1)
+        nats -= sum(float(odds[i, token]) for i, token in enumerate(window.ids.tolist()))
+    return nats
+
+
 def test_texts_give_nats_bits_and_perplexity(reader: Agent) -> None:
-    records = [{"kind": "document", "text": f"go to the red ball {i} " * (i + 1)} for i in range(6)]
-    found = MEASURES["text"](reader, records, Options())["metrics"]
-    nats, tokens = np.array(found["loss"]["per_record"]).sum(0)
-    assert found["loss"]["value"] == pytest.approx(nats / tokens)
-    assert found["perplexity"]["value"] == pytest.approx(np.exp(nats / tokens))
-    size = sum(len(r["text"]) for r in records)
-    assert found["bits_per_byte"]["value"] == pytest.approx(nats / np.log(2) / size)
+    texts = ["", "g\u00f6 to the red ball", *(f"to the key {i} " * 12 * (i + 1) for i in range(4))]
+    tokens = [len(reader.serializer.text(text)) + 1 for text in texts]
+    assert tokens[1] < 63 < tokens[2]
+    assert tokens[-1] > 2 * 63, "of three windows or more"
+    nats, size = [slow_nats(reader, text) for text in texts], sum(len(t.encode()) for t in texts)
+    found = MEASURES["text"](reader, [{"kind": "document", "text": t} for t in texts], Options())
+    assert found["tokens"] == sum(tokens)
+    loss, perplexity, bits = (found["metrics"][n] for n in ("loss", "perplexity", "bits_per_byte"))
+    np.testing.assert_allclose(loss["per_record"], np.stack([nats, tokens], 1), rtol=1e-5)
+    assert loss["value"] == pytest.approx(sum(nats) / sum(tokens))
+    assert perplexity["value"] == pytest.approx(np.exp(sum(nats) / sum(tokens)))
+    assert bits["value"] == pytest.approx(sum(nats) / np.log(2) / size)
 
 
 CHOICES = ["red", "a very long blue thing that nobody has seen", "key"]
@@ -296,6 +320,12 @@ def test_questions_with_choices_have_an_accuracy(reader: Agent) -> None:
     assert "accuracy" not in MEASURES["vqa"](reader, plain, Options())["metrics"]
     with pytest.raises(ValueError, match="is not among"):
         MEASURES["vqa"](reader, plain, Options(choices=("one", "two")))
+    mixed = MEASURES["vqa"](reader, [plain[0], *told[1:], plain[0]], Options())
+    assert mixed["metrics"]["accuracy"]["value"] == pytest.approx(4 / 5)
+    assert mixed["metrics"]["accuracy"]["records"] == [1, 2, 3, 4, 5]
+    assert mixed["metrics"]["vqa_accuracy"]["per_record"][0][1] == 1.0
+    assert mixed["count"] == 7
+    assert mixed["notes"] == ["2 of 7 questions have no choices: accuracy is of the others"]
     odd = talk("which?", "red", image=picture(0), choices=[CHOICES, CHOICES])
     with pytest.raises(ValueError, match="each of a conversation's 1 answers"):
         MEASURES["vqa"](reader, [odd], Options())
