@@ -29,7 +29,10 @@ name only when it is complete.
 from __future__ import annotations
 
 import hashlib
+import io
+import itertools
 import json
+import math
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -189,13 +192,18 @@ class RecordStore:
 
     def words(self) -> Iterator[dict[str, Any]]:
         """Yield all records without their images, which are None: no image is read."""
+        for _, record in self._lines():
+            yield _map_images(record, lambda _: None)
+
+    def _lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Yield all lines, and the records in them with the places of their images."""
         with (self.path / LINES).open("rb") as file:
             for number, line in enumerate(file):
                 try:
                     record = json.loads(line)
                 except ValueError:
                     record = self[number]  # says which line it is
-                yield _map_images(record, lambda _: None)
+                yield line, record
 
     def groups(self) -> np.ndarray:
         """Return int64 (records,): equal where records belong together, numbered as they appear.
@@ -228,6 +236,30 @@ class RecordStore:
                 check_array(file, *array_in(file))
             if checksums:
                 check_sha256(file, written)
+
+    def sums_of_first(self, count: int) -> dict[str, str]:
+        """Return the checksums that the manifest of a store of the first records alone has.
+
+        These records are read, and their images.
+
+        Args:
+            count: how many; at least 1.
+        """
+        lines, ends, rows = hashlib.sha256(), array("q"), dict[str, int]()
+        for line, record in itertools.islice(self._lines(), count):
+            lines.update(line)
+            ends.append((ends[-1] + 1 if ends else 0) + len(line) - 1)
+            where: Any  # an image is kept
+            for where in images_of(record):
+                name = _image_file(where["shape"])
+                rows[name] = max(rows.get(name, 0), where["row"] + 1)
+        arrays = {ENDS: np.array(ends, np.int64)}
+        groups = self.groups()[:count]
+        if groups.max() + 1 < count:
+            arrays[GROUPS] = groups
+        sums = {n: hashlib.sha256(array_bytes(a)).hexdigest() for n, a in arrays.items()}
+        images = {name: _sum_of_rows(self.path / name, n) for name, n in rows.items()}
+        return {LINES: lines.hexdigest(), **sums, **images}
 
     def _sum(self, name: str) -> str:
         return str(self.manifest["sha256"].get(name, "unknown"))[:12]
@@ -331,6 +363,16 @@ def _map_images(record: Mapping[str, Any], change: Callable[[Any], Any]) -> dict
 
 def _image_file(shape: Any) -> str:
     return f"images-{'x'.join(str(n) for n in shape)}.npy"
+
+
+def _sum_of_rows(path: Path, rows: int) -> str:
+    """Return the checksum of a file of images that ends after so many."""
+    shape, header = array_in(path)[1], io.BytesIO()
+    _write_header(header, rows, shape[1:])
+    digest, step = hashlib.sha256(header.getvalue()), (16 << 20) // math.prod(shape[1:]) + 1
+    for start in range(0, rows, step):
+        digest.update(read_rows(path, np.uint8, shape, start, min(start + step, rows)))
+    return digest.hexdigest()
 
 
 def _write_header(file: BinaryIO, rows: int, shape: tuple[int, ...]) -> None:

@@ -251,10 +251,14 @@ def _said_well(corpus: dict[str, Any]) -> bool:
     low_high = [corpus.get("seeds", (0, 0)), corpus.get("evaluation_seeds") or (0, 0)]
     if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in low_high):
         return False
-    stores = corpus.get("stores", {})
-    held = corpus.get("validation", 0.0)
-    known = isinstance(stores, dict) and isinstance(held, int | float)
-    return known and all(isinstance(n, int) for p in low_high for n in p)
+    stores, held = corpus.get("stores", {}), corpus.get("validation", 0.0)
+    if not isinstance(stores, dict) or not isinstance(held, int | float):
+        return False
+    sizes = corpus.get("sizes", dict.fromkeys(stores, 0))
+    if not isinstance(sizes, dict) or sizes.keys() != stores.keys():
+        return False
+    counts = [corpus.get(name, 0) for name in ("records", "held_out")]
+    return all(isinstance(n, int) for row in (*low_high, counts, sizes.values()) for n in row)
 
 
 def _state(folder: Path) -> dict[str, dict[str, bytes]]:

@@ -31,10 +31,32 @@ def digests(stores: Iterable[EpisodeStore | RecordStore]) -> dict[str, str]:
 def _digest(store: EpisodeStore | RecordStore) -> str:
     if isinstance(store, EpisodeStore):
         shards = [s for s in store.manifest["shards"] if s["name"] not in store.skipped]
-        held: Any = [[s["name"], s["sha256"]] for s in shards]
-    else:
-        held = store.manifest["sha256"]
-    return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest_of([[s["name"], s["sha256"]] for s in shards])
+    return _digest_of(store.manifest["sha256"])
+
+
+def _digest_of(sums: Any) -> str:
+    return hashlib.sha256(json.dumps(sums, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def has_grown(store: RecordStore, contents: Mapping[str, Any]) -> bool:
+    """Return whether a store begins with all records of one of its name that was trained on.
+
+    Proved by reading them: as a store of their own they have the digest that it had. It cannot be
+    where it was one of several in a checkpoint that does not know their sizes, as older ones.
+
+    Args:
+        store: as it is now.
+        contents: `Corpus.contents` then.
+    """
+    stores = contents["stores"]
+    whole = contents["records"] + contents.get("held_out", 0)
+    sizes = contents.get("sizes", dict.fromkeys(stores, whole))
+    return any(
+        0 < sizes[name] <= len(store) and _digest_of(store.sums_of_first(sizes[name])) == digest
+        for name, digest in stores.items()
+        if name.startswith(store.name)
+    )
 
 
 def evaluation_seeds(seeds: np.ndarray) -> list[int]:

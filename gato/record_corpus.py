@@ -60,7 +60,9 @@ class RecordCorpus:
     def contents(self) -> dict[str, Any]:
         records = sum(map(len, self.items))
         left = sum(map(len, self._all)) - records
-        found: dict[str, Any] = {"records": records, "stores": digests(self._all)}
+        stores = digests(self._all)
+        sizes = dict(zip(stores, map(len, self._all), strict=True))
+        found: dict[str, Any] = {"records": records, "stores": stores, "sizes": sizes}
         found |= {"held_out": left} if left else {}
         return found | ({"skipped": list(self.config.skip)} if self.config.skip else {})
 

@@ -1,10 +1,11 @@
 """Which records of data a checkpoint was never trained on.
 
 A store that was trained on is known by its digest, wherever it lies: of it, only what the run held
-out is read. So it is of one that has grown or changed since, where it lies in the same place. Of
-any other store, records are left out that are the same, word for word and pixel for pixel, as one
-that was trained on: these are looked up where the run's corpora still lie. What a checkpoint's
-ancestors were trained on is known by its digest alone.
+out is read. So it is of one in the same place that has only grown since; one that has changed is
+refused, since what was held out is known by its number alone. Of any other store, records are left
+out that are the same, word for word and pixel for pixel, as one that was trained on: these are
+looked up where the run's corpora still lie. What a checkpoint's ancestors were trained on is known
+by its digest alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gato.checkpoint import Checkpoint
-from gato.contents import digests
+from gato.contents import digests, has_grown
 from gato.corpus_config import CorpusConfig
 from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
@@ -54,19 +55,19 @@ def never_trained(store: RecordStore, checkpoint: Checkpoint, notes: list[str]) 
         notes: is told what is left out, and what could not be looked up.
 
     Raises:
-        ValueError: where all were.
+        ValueError: where all were, or it has changed since.
     """
     left = np.arange(len(store))
     whole = False
     (digest,) = digests([store]).values()
     for name, contents in checkpoint.data.items():
-        known = digest in contents.get("stores", {}).values()
+        known, grown = digest in contents.get("stores", {}).values(), False
         if "validation" in contents:  # of a checkpoint that this one began with
             config = CorpusConfig(name, "", validation=contents["validation"])
         else:
             config = next(c for c in checkpoint.config.corpora if c.name == name)
-            known = known or ("records" in contents and _lies_in(store, config))
-        if not known:
+            grown = not known and _has_grown(store, config, contents)
+        if not known and not grown:
             continue
         whole = True
         if not config.validation:
@@ -75,8 +76,9 @@ def never_trained(store: RecordStore, checkpoint: Checkpoint, notes: list[str]) 
         (held,) = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)
         left = np.intersect1d(left, held)
         notes.append(
-            f"{store.path} was trained on: only the {len(held)} of its {len(store)} records "
-            f"are read that the run held out"
+            f"{store.path} was trained on{', and has grown since' if grown else ''}: only the "
+            f"{len(held)} of its {len(store)} records are read that the run "
+            f"{'holds' if grown else 'held'} out"
         )
     return left if whole else _without_copies(store, checkpoint, notes)
 
@@ -86,6 +88,25 @@ def _all_trained(store: RecordStore, name: str) -> ValueError:
         f"expected records that were not trained on; those at {store.path} were, all of them, as "
         f"corpus {name!r}. Evaluate on others, or train with --validation."
     )
+
+
+def _has_grown(store: RecordStore, config: CorpusConfig, contents: Mapping[str, Any]) -> bool:
+    """Return whether a store is what a corpus read in its place, with more records behind it.
+
+    Raises:
+        ValueError: where it may be that, but changed: what was held out is at other numbers then.
+    """
+    if "records" not in contents or not _lies_in(store, config):
+        return False
+    if "stores" in contents and has_grown(store, contents):
+        return True
+    if _trained(config, contents) is None:  # else it lies beside what was read, as that was
+        raise ValueError(
+            f"expected records that were not trained on; those at {store.path} have changed since "
+            f"corpus {config.name!r} was read there, by more than new ones at their end: which of "
+            f"them were trained on is not known. Evaluate on others, or restore them."
+        )
+    return False
 
 
 def _lies_in(store: RecordStore, config: CorpusConfig) -> bool:

@@ -52,7 +52,7 @@ def test_a_checkpoint_is_self_sufficient(run, tiny, tmp_path):
 def test_a_checkpoint_remembers_which_seeds_it_was_trained_on(run, newest):
     data = load_checkpoint(run).data
     episodes = {"episodes", "seeds", "evaluation_seeds", "stores"}
-    assert all(c.keys() in (episodes, {"records", "stores"}) for c in data.values())
+    assert all(c.keys() in (episodes, {"records", "stores", "sizes"}) for c in data.values())
     (toy, *_) = (corpus for corpus in data.values() if "seeds" in corpus)
     assert toy["seeds"][0] <= toy["seeds"][1]
     described = json.loads((newest / "config.json").read_text())
@@ -62,6 +62,9 @@ def test_a_checkpoint_remembers_which_seeds_it_was_trained_on(run, newest):
         {"toy": 3},
         [3],
         {"toy": {"evaluation_seeds": [1]}},
+        {"toy": {"stores": {"a": "1"}, "sizes": {"b": 3}}},
+        {"toy": {"stores": {"a": "1"}, "sizes": {"a": "3"}}},
+        {"toy": {"records": None}},
     ):
         (newest / "config.json").write_text(json.dumps({**described, "data": damaged}))
         with pytest.raises(ValueError, match="cannot be read"):

@@ -143,3 +143,15 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_bytes(b"".join(lines[:-1]))
     with pytest.raises(ValueError, match=r"expected 4 records .* got 3"):
         RecordStore(tmp_path)
+
+
+def test_the_checksums_of_the_first_records_are_those_of_a_store_of_their_own(
+    tmp_path: Path,
+) -> None:
+    store = write(tmp_path / "all")
+    for count in range(1, 5):
+        with RecordWriter(tmp_path / "some", "sample") as writer:
+            for record in RECORDS[:count]:
+                writer.append(record)
+        manifest = RecordStore(tmp_path / "some").manifest
+        assert store.sums_of_first(count) == manifest["sha256"]

@@ -9,6 +9,7 @@ import pytest
 
 from gato.contents import digests
 from gato.corpus_config import CorpusConfig
+from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
 from gato.rollouts.language_tasks import records_of
 from gato.rollouts.never_trained import identity
@@ -18,7 +19,10 @@ from .test_language_tasks import SEED, caption, store, talk
 
 def trained(on: Path, validation: float) -> SimpleNamespace:
     config = CorpusConfig("mine", str(on), validation=validation)
-    contents = {"records": 1, "stores": digests([RecordStore(on)])}
+    stores = [RecordStore(place) for place in stores_below(on)]
+    known, count = digests(stores), sum(map(len, stores))
+    sizes = dict(zip(known, map(len, stores), strict=True))
+    contents = {"records": count - 1, "held_out": 1, "stores": known, "sizes": sizes}
     return SimpleNamespace(
         data={"mine": contents}, config=SimpleNamespace(corpora=(config,)), path="nowhere"
     )
@@ -67,7 +71,51 @@ def test_a_store_that_has_grown_is_known_by_its_place(tmp_path: Path) -> None:
     found = [identity(r) for r in records_of(f"caption/{folder}", SEED, None, half).records]
     assert found[:10] == [identity(r) for r in held]
     assert 11 <= len(found) <= 13
+    told = records_of(f"caption/{folder}", SEED, None, half).notes[0]
+    assert "has grown since: only the" in told
+    del half.data["mine"]["sizes"]  # as older ones were written
+    assert len(records_of(f"caption/{folder}", SEED, None, half).records) == len(found)
     other = store(tmp_path / "t", texts[:6])
     told = records_of(f"caption/{other}", SEED, None, first).notes
     assert "is not known: these corpora are not where they were, or hold more" in told[0]
     assert told[0].endswith(f"'mine' ({folder})")
+
+
+ALIKE = [caption(i, "one") for i in range(40)]
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        [*ALIKE[20:], *ALIKE[:20]],  # words and numbers of images are as they were
+        [talk("what?", f"one {i}") for i in range(39, -1, -1)],
+        [*ALIKE[:39], caption(40, "one")],
+        ALIKE[:39],
+        [*ALIKE[1:], *ALIKE],
+    ],
+)
+def test_a_store_that_was_written_anew_is_refused(tmp_path: Path, now: list[dict]) -> None:
+    folder = store(tmp_path / "s", ALIKE)
+    checkpoints = trained(folder, 0.25), trained(folder, 0.0)
+    store(folder, now)
+    for checkpoint in checkpoints:
+        with pytest.raises(ValueError, match=r"have changed since corpus 'mine' was read there"):
+            records_of(f"{'chat' if len(now[0]) == 2 else 'caption'}/{folder}", SEED, 9, checkpoint)
+
+
+def test_of_several_stores_each_is_known_to_have_grown(tmp_path: Path) -> None:
+    texts = [caption(i, f"one {i}") for i in range(50)]
+    store(tmp_path / "s" / "a", texts[:20], "a")
+    grown = store(tmp_path / "s" / "b", texts[20:40], "b")
+    checkpoint = trained(tmp_path / "s", 0.25)
+    beside = store(tmp_path / "s" / "c", texts[38:46], "c")
+    found = records_of(f"caption/{beside}", SEED, None, checkpoint)
+    assert len(found.records) in (6, 7, 8)
+    assert "trained on" in found.notes[0], "it is none of those that were read"
+    store(grown, texts[20:], "b")
+    assert "has grown since" in records_of(f"caption/{grown}", SEED, None, checkpoint).notes[0]
+    with pytest.raises(ValueError, match="have changed since"):  # for all that is known
+        records_of(f"caption/{beside}", SEED, None, checkpoint)
+    del checkpoint.data["mine"]["sizes"]
+    with pytest.raises(ValueError, match="have changed since"):
+        records_of(f"caption/{grown}", SEED, None, checkpoint)
