@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.envs.files import make_folder, write_atomically
+from gato.examples import PICTURES, write_pictures
 from gato.model_config import ModelConfig
 from gato.optim import OptimConfig
 from gato.report import picture, task_score
@@ -246,6 +247,7 @@ class Quickstart:
         from gato.rollouts.agent import Agent
         from gato.rollouts.evaluate import evaluate, evaluate_language
 
+        write_pictures(self.held, self.out / PICTURES)
         folder = self.out / "evaluation"
         agent: Agent | None = None
         for suite in (BABYAI, METAWORLD, ATARI):

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gato.examples import PICTURES, commands
+
 CHANCE = "#9aa5b1"
 OURS = "#2563eb"
 
@@ -74,18 +76,15 @@ def picture(result: dict[str, Any], metrics: Sequence[dict[str, Any]], path: Pat
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print the table, some captions and answers, and three commands to go on with."""
+    """Print the table, some captions and answers, and commands to go on with."""
     console.print(table(result))
     for name, row in result["language"].items():
         for sample in row.get("samples", [])[:3]:
             asked = f"{sample['asked']} " if sample["asked"] else ""
             wanted = "" if sample["right"] else f"   (wanted: {sample['wanted']})"
             console.print(f"  {name}: {asked}→ {sample['said']}{wanted}", markup=False)
-    checkpoint = result["checkpoint"]
-    console.print(f"\nCheckpoint: {checkpoint}\nTry next:")
-    for command in (
-        f"gato chat {checkpoint}",
-        f"gato eval {checkpoint} --tasks 'metaworld/*' --episodes 10",
-        f"gato show {next(iter(result['tasks']))} --steps 2",
-    ):
-        console.print(f"  {command}")
+    checkpoint = Path(result["checkpoint"])
+    console.print(f"\nCheckpoint: {checkpoint}\nTry next:", markup=False)
+    task = next(iter(result["tasks"]))
+    for command in commands(checkpoint, checkpoint.parent / PICTURES, task):
+        console.print(f"  {command}", markup=False, soft_wrap=True)  # to be copied whole
