@@ -28,7 +28,7 @@ DOORS = {
         "gato.language_commands",
         "gato.show",
     ),
-    *("gato.quickstart", "gato.report", "gato.presets", "gato.bench"),
+    *("gato.quickstart", "gato.examples", "gato.report", "gato.presets", "gato.bench"),
     *("gato.bench_common", "gato.bench_serializer", "gato.bench_train", "gato.bench_rollout"),
     *("gato.bench_data", "gato.bench_collect", "gato.bench_machine", "gato.bench_suites"),
     *("gato.bench_records", "gato.bench_commands", "gato.bench_attention", "gato.bench_latency"),
