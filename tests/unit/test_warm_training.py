@@ -22,7 +22,7 @@ from gato.config import TrainConfig
 from gato.corpora import CorpusConfig
 from gato.envs.records import RecordWriter
 from gato.fitting import make_serializer
-from gato.lora import LoraConfig, add_lora, merge_lora
+from gato.lora import LoraConfig, add_lora
 from gato.model import parameter_table
 from gato.optim import OptimConfig, Optimizers
 from gato.parts import freeze, is_added, part_of
@@ -300,50 +300,6 @@ def test_lora_can_be_compiled_and_added_on_another_device(make, tiny):
 def test_settings_of_lora_are_checked(options, told):
     with pytest.raises(ValueError, match=told):
         LoraConfig(**options)
-
-
-# ---- from a checkpoint -----------------------------------------------------------------------
-
-
-def test_a_new_run_begins_with_a_checkpoints_weights_tasks_and_scales(tiny, tmp_path, capsys):
-    first = load_checkpoint(train(replace(tiny, steps=2), tmp_path / "first"))
-    start = open_start(tmp_path / "first")
-    other = replace(tiny, corpora=(tiny.corpora[2], tiny.corpora[0]), seed=9, text_pieces=77)
-    other = replace(
-        other, model=replace(tiny.model, context=128, layers=1), lora=LoraConfig(rank=2)
-    )
-    config = start.settle(replace(other, steps=1))
-    assert (config.model.layers, config.model.context, config.text_pieces) == (2, 128, 300)
-    assert config.init_from == str(first.path.resolve())
-    known = start.serializer(config.codec)
-    made = make_serializer(config, known=known)
-    assert made.layout.ranges == first.serializer.layout.ranges
-    assert set(made.tasks) == set(first.serializer.tasks)
-    for name, task in first.serializer.tasks.items():
-        assert made.tasks[name].observation == task.observation  # with its scales
-    trainer = Trainer(config, tmp_path / "x", CPU, made, begin=start.fill)
-    merged = trainer.model.eval()
-    merge_lora(merged)
-    for name, value in first.model.state_dict().items():
-        assert torch.equal(merged.state_dict()[name], value), name
-    saved = train(config, tmp_path / "second", start=start)
-    assert load_checkpoint(saved).step == 1
-    assert "begun with the weights of" in capsys.readouterr().err
-
-
-def test_a_ledger_of_other_control_tokens_is_refused(tiny, tmp_path):
-    saved = train(replace(tiny, steps=1), tmp_path / "run")
-    for name, keys in (("config.json", ("serializer", "layout")), ("vocabulary.json", ())):
-        found = json.loads((saved / name).read_text())
-        place = found
-        for key in keys:
-            place = place[key]
-        place["control_tokens"][5:7] = ["<person>", "<machine>"]
-        (saved / name).write_text(json.dumps(found))
-    start = open_start(saved)
-    codec = start.settle(tiny).codec
-    with pytest.raises(ValueError, match="control tokens"):
-        start.serializer(codec)
 
 
 # ---- from a language model -------------------------------------------------------------------
