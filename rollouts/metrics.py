@@ -6,9 +6,13 @@ intervals are a bootstrap over records (of what is asked about one record, all i
 are records that belong together, as frames of one game or questions about one picture), and two
 results on the same records are compared by drawing the same records for both.
 
-Convention: intervals cover 95%, are percentiles of `RESAMPLES` draws, and there is none for fewer
-than `FEWEST` records. Where all records came out alike, drawing them anew would make an interval of
-no width: of a share, it is Wilson's then, as of rates of success; of anything else there is none.
+A few records drawn anew look too sure. So where each is right or wrong, on its own, the interval is
+Wilson's, as of rates of success, and of the difference to other records Newcombe's; whether one on
+the same records is significant an exact sign test says, of those that came out differently.
+
+Convention: intervals cover 95%, are percentiles of `RESAMPLES` draws but for the above, and there
+is none for fewer than `FEWEST` records. Where all came out alike, drawing them anew would make one
+of no width: of any share it is Wilson's then, of anything else there is none.
 
 Legend: N records, S statistics of one, R resamples.
 """
@@ -24,12 +28,22 @@ from typing import Any
 import numpy as np
 
 from gato.rollouts.overlap import overlap_of
-from gato.rollouts.statistics import BLOCK, FEWEST, RESAMPLES, percentiles, wilson
+from gato.rollouts.statistics import (
+    BLOCK,
+    FEWEST,
+    RESAMPLES,
+    newcombe,
+    percentiles,
+    sign_test,
+    wilson,
+)
 
 Record = Mapping[str, Any]
 """An example of language, as `gato.envs.records` describes it."""
 SAMPLES = 12
 """Examples that a result shows."""
+ALPHA = 0.05
+"""A difference that chance explains less often is significant."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +154,27 @@ def difference(
     )
     if min(len(a), len(b)) < FEWEST:
         return result
+    counted = _counted(a, first["of"]) and _counted(b, second["of"])
+    if counted and not paired:
+        ends = newcombe(a[:, 0], b[:, 0])
+        return result | {"ci95": ends, "significant": not ends[0] <= 0.0 <= ends[1]}
     drawn = _drawn(b, second["of"], seed if paired else seed + 1) - _drawn(a, first["of"], seed)
     drawn = drawn[np.isfinite(drawn)]
     if not len(drawn):
         return result
     ends = percentiles(drawn)
+    if counted:
+        better, worse = (int((x[:, 0] > y[:, 0]).sum()) for x, y in ((b, a), (a, b)))
+        if sign_test(better, worse) < ALPHA:
+            return result | {"ci95": ends, "significant": True}
+        ends = [min(ends[0], 0.0), max(ends[1], 0.0)]
     return result | {"ci95": ends, "significant": not ends[0] <= 0.0 <= ends[1]}
+
+
+def _counted(rows: np.ndarray, of: str) -> bool:
+    """Return whether rows are of a share, each of one thing that is right or wrong."""
+    right, asked = rows[:, 0], rows[:, 1]
+    return of == "share" and bool((asked == 1).all() and ((right == 0) | (right == 1)).all())
 
 
 def _together(
@@ -171,16 +200,17 @@ def _plain(number: float) -> int | float | None:
 def _interval(rows: np.ndarray, of: str, value: float, seed: int) -> list[float] | None:
     if len(rows) < FEWEST or not math.isfinite(value):
         return None
-    drawn = _drawn(rows, of, seed)
-    drawn = drawn[np.isfinite(drawn)]
-    if not len(drawn):
-        return None
-    if float(np.ptp(drawn)) < 1e-12 * max(1.0, abs(value)):
+    if not _counted(rows, of):
+        drawn = _drawn(rows, of, seed)
+        drawn = drawn[np.isfinite(drawn)]
+        if not len(drawn):
+            return None
+        if float(np.ptp(drawn)) >= 1e-12 * max(1.0, abs(value)):
+            return percentiles(drawn)
         if of != "share":
             return None
-        low, high = wilson(value * len(rows), len(rows))
-        return [low, min(high, 1.0)]
-    return percentiles(drawn)
+    low, high = wilson(value * len(rows), len(rows))
+    return [low, min(high, 1.0)]
 
 
 def _drawn(rows: np.ndarray, of: str, seed: int) -> np.ndarray:

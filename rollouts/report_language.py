@@ -48,8 +48,8 @@ def language_section(rows: Mapping[str, Result], gallery: Mapping[str, Sequence[
     listed = "".join(f"<dt>{text(_name(n))}</dt><dd>{text(ABOUT[n])}</dd>" for n in used)
     parts = [
         "<h2>Language</h2>",
-        "<p>Intervals cover 95%, by bootstrap over records; nothing of this is part of the scores "
-        "against the expert.</p>",
+        "<p>Intervals cover 95%, by bootstrap over records, or are Wilson's where each is right "
+        "or wrong; nothing of this is part of the scores against the expert.</p>",
         f"<details><summary>What the figures are</summary><dl>{listed}</dl></details>",
     ]
     for name, row in rows.items():

@@ -109,6 +109,26 @@ def wilson(successes: float, episodes: int) -> list[float]:
     return [float(min(low, rate)), float(max(high, rate))]
 
 
+def newcombe(first: np.ndarray, second: np.ndarray) -> list[float]:
+    """Return Newcombe's 95% interval, made of Wilson's, of one rate of ones minus another's."""
+    (low_a, high_a), (low_b, high_b) = (wilson(s.sum(), len(s)) for s in (first, second))
+    rate_a, rate_b = first.mean(), second.mean()
+    down = np.hypot(rate_b - low_b, high_a - rate_a)
+    up = np.hypot(high_b - rate_b, rate_a - low_a)
+    return [float(rate_b - rate_a - down), float(rate_b - rate_a + up)]
+
+
+def sign_test(better: int, worse: int) -> float:
+    """Return how probable it is that chance alone divides pairs so unevenly, or more so.
+
+    >>> round(sign_test(5, 0), 4), round(sign_test(1, 9), 4), sign_test(4, 4)
+    (0.0625, 0.0215, 1.0)
+    """
+    pairs, k = better + worse, np.arange(1, min(better, worse) + 1)
+    ways = np.concatenate([[0.0], np.log((pairs - k + 1) / k).cumsum()])  # log of n over k
+    return float(min(1.0, 2 * np.exp(ways - pairs * np.log(2)).sum()))
+
+
 def mean_interval(task: Task, seed: int = 0) -> list[float] | None:
     """Return the 95% interval of a task's mean raw score; None for fewer than `FEWEST` episodes."""
     scores = episode_scores(task)
@@ -131,11 +151,7 @@ def difference_interval(a: Task, b: Task, seed: int = 0) -> list[float] | None:
     if min(len(first), len(second)) < FEWEST:
         return None
     if a["measure"] == "success":
-        (low_a, high_a), (low_b, high_b) = (wilson(s.sum(), len(s)) for s in (first, second))
-        rate_a, rate_b = first.mean(), second.mean()
-        down = np.hypot(rate_b - low_b, high_a - rate_a)
-        up = np.hypot(high_b - rate_b, rate_a - low_a)
-        return [float(rate_b - rate_a - down), float(rate_b - rate_a + up)]
+        return newcombe(first, second)
     rng = np.random.default_rng(seed)
     return percentiles(resampled(second, rng).mean(1) - resampled(first, rng).mean(1))
 

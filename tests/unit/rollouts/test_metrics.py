@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sacrebleu.metrics import BLEU, CHRF
+from scipy import stats
 
 from gato.rollouts.metrics import AGGREGATES, Figure, difference, summed_up
 from gato.rollouts.overlap import cider_d, has_sacrebleu, overlap_of, overlap_rows
@@ -192,6 +193,18 @@ def test_records_that_are_all_alike_prove_less_than_everything() -> None:
     assert empty["ci95"] is None
 
 
+def test_one_error_more_never_raises_an_interval_of_right_and_wrong() -> None:
+    found = [summed_up(Figure(np.arange(20) < right))["ci95"] for right in range(21)]
+    np.testing.assert_allclose(found, [wilson(right, 20) for right in range(21)], atol=1e-12)
+    assert (np.diff(found, axis=0) > 0).all()
+    alone = summed_up(Figure(np.arange(20) < 19), 0, list(range(20)))
+    assert alone["ci95"] == found[19], "in groups of one"
+    parts = np.full(20, 0.9)
+    parts[0] = 0.3  # as VQA's accuracy counts: no rate of successes
+    low, high = summed_up(Figure(parts))["ci95"]
+    assert 0.78 < low < high == 0.9
+
+
 def test_records_that_belong_together_are_drawn_together() -> None:
     rng = np.random.default_rng(0)
     games = rng.random(30) < 0.8  # of each game all frames are easy, or none
@@ -201,7 +214,8 @@ def test_records_that_belong_together_are_drawn_together() -> None:
     assert alone["value"] == together["value"]
     assert alone["per_record"] == together["per_record"]
     assert np.ptp(together["ci95"]) > 2 * np.ptp(alone["ci95"])
-    np.testing.assert_allclose(together["ci95"], summed_up(Figure(games))["ci95"])
+    whole = Figure(np.stack([10 * games, np.full(30, 10)], 1))
+    assert together["ci95"] == summed_up(whole)["ci95"]
     few = summed_up(figure, 0, [i // 100 for i in range(300)])
     assert few["ci95"] is None, "three groups are too few"
     other = summed_up(Figure(np.repeat(rng.random(30) < 0.7, 10)))
@@ -218,7 +232,8 @@ def test_a_figure_of_some_records_is_drawn_by_their_groups() -> None:
     records = [i for i in range(200) if groups[i] % 2]
     figure = Figure(np.repeat(games, 5), records=records)
     found = summed_up(figure, 0, groups)
-    np.testing.assert_allclose(found["ci95"], summed_up(Figure(games))["ci95"])
+    whole = Figure(np.stack([5 * games, np.full(20, 5)], 1))
+    assert found["ci95"] == summed_up(whole)["ci95"]
     assert found["records"] == records
     other = summed_up(Figure(np.repeat(1 - games, 5), records=records), 0, groups)
     few, many = (difference(found, other, True, 0, g)["ci95"] for g in ((groups, groups), ((), ())))
@@ -266,6 +281,30 @@ def test_chance_alone_is_seldom_called_a_difference() -> None:
         a, b = (summed_up(Figure(rng.random(30)), trial) for _ in range(2))
         called += bool(difference(a, b, True, trial)["significant"])
     assert called <= 9, "5% of 60 are 3"
+
+
+@pytest.mark.parametrize("records", [8, 20, 200])
+def test_few_records_right_and_wrong_prove_what_a_sign_test_says(records: int) -> None:
+    for better in range(9):
+        for worse in range(min(3, 9 - better)):
+            first, second = np.ones((2, records))
+            first[:better] = second[better : better + worse] = 0.0
+            a, b = summed_up(Figure(first)), summed_up(Figure(second))
+            found = difference(a, b, True)
+            assert found["difference"] == pytest.approx((better - worse) / records)
+            pairs = better + worse
+            proved = pairs > 0 and stats.binomtest(better, pairs).pvalue < 0.05
+            low, high = found["ci95"]
+            assert found["significant"] == proved == (not low <= 0.0 <= high)
+            assert low <= found["difference"] <= high
+
+
+def test_other_records_right_and_wrong_are_compared_as_rates_of_success() -> None:
+    a, b = (summed_up(Figure(np.arange(n) < right)) for n, right in ((80, 48), (70, 56)))
+    assert difference(a, b, False)["ci95"] == pytest.approx([0.0524, 0.3339], abs=5e-5)
+    assert difference(a, b, False)["significant"]
+    four, six = (summed_up(Figure(np.arange(6) < right)) for right in (4, 6))
+    assert difference(four, six, False)["significant"] is False
 
 
 def test_every_aggregate_takes_many_sums_at_once() -> None:

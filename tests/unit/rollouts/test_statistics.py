@@ -16,6 +16,7 @@ from gato.rollouts.statistics import (
     mean_interval,
     normalised,
     of_task,
+    sign_test,
     summary,
     trimmed_mean,
     wilson,
@@ -156,6 +157,13 @@ def test_differences_of_rates_are_newcombes() -> None:
     one, none = task([True] * 5, "success"), task([False, True, True] * 2, "success")
     low, high = difference_interval(none, one)
     assert low < 0 < high
+
+
+def test_the_sign_test_is_exact() -> None:
+    for better, worse in ((0, 0), (5, 0), (6, 0), (1, 9), (4, 4), (300, 251), (20_000, 19_500)):
+        wanted = stats.binomtest(better, better + worse).pvalue if better else 1.0
+        assert sign_test(better, worse) == pytest.approx(wanted, rel=1e-9)
+        assert sign_test(worse, better) == sign_test(better, worse)
 
 
 def test_the_curve_falls_from_all_tasks_to_those_at_the_expert() -> None:
