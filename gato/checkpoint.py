@@ -36,6 +36,9 @@ from gato.run_folder import FORMAT, older_told, point, remove, resolve, sweep, t
 from gato.tokenizers.serializer import Serializer
 from gato.tokenizers.text import TEXT_FILES
 
+_DAMAGE = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+"""What reading a value of another kind or size than was written can end in."""
+
 
 @dataclass
 class Checkpoint:
@@ -165,7 +168,7 @@ def saved_config(run: Path) -> TrainConfig | None:
     file = resolve(run) / "config.json"
     try:
         return cast(TrainConfig, from_json(TrainConfig, json.loads(file.read_bytes())["train"]))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{file} is damaged: {error}") from error
 
 
@@ -196,7 +199,7 @@ def _load(folder: Path, device: torch.device | str, averaged: bool, merged: bool
     try:
         described = json.loads((folder / "config.json").read_text())
         layout = json.loads((folder / "vocabulary.json").read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder}: config.json or vocabulary.json is damaged: {error}") from error
     written = described.get("format") if isinstance(described, dict) else None
     if written != FORMAT:
@@ -214,7 +217,7 @@ def _load(folder: Path, device: torch.device | str, averaged: bool, merged: bool
         model = build_model(config, serializer)
     except KeyError as error:
         raise ValueError(f"{folder}: config.json is damaged: {error} is missing") from error
-    except (TypeError, ValueError) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{folder}: this checkpoint cannot be read: {error}") from error
     averaged = averaged and config.ema > 0
     file = folder / ("ema.safetensors" if averaged else "model.safetensors")
@@ -275,6 +278,22 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     folder = path.parent.parent if path.parent.name == "training" else path.parent
     with older_told(folder.parent, folder):
         return _tensors(path)
+
+
+@contextlib.contextmanager
+def counters_of(checkpoint: Path) -> Iterator[Any]:
+    """Give a `with` block what training goes on with, beside the optimizer's state.
+
+    Raises:
+        ValueError: where the file is missing or damaged, as far as the block makes use of it.
+    """
+    file = checkpoint / "training" / "counters.json"
+    with older_told(checkpoint.parent, checkpoint):
+        try:
+            yield json.loads(file.read_bytes())
+        except (OSError, *_DAMAGE) as error:
+            told = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"{file} is damaged: {told}") from error
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -92,11 +92,9 @@ class ModelConfig:
                 f"window must be at most context={self.context}, the tokens of a row; got "
                 f"{self.window}. No token is ever trained to see more: take a longer context."
             )
-        if self.soft_bins < 0 or self.loss_chunk < 0:
-            raise ValueError(
-                "soft_bins and loss_chunk must be at least 0; "
-                f"got {self.soft_bins} and {self.loss_chunk}."
-            )
+        for name in ("soft_bins", "loss_chunk", "init_std"):
+            if not getattr(self, name) >= 0:  # nor nan
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}.")
 
     @property
     def memory(self) -> int:

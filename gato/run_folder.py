@@ -153,7 +153,9 @@ def _is_whole(folder: Path) -> bool:
         for file in folder.rglob("*.safetensors"):
             with safe_open(str(file), "pt"):  # compares its length with what its header says
                 pass
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        if (folder / "training").is_dir():
+            json.loads((folder / "training" / "counters.json").read_bytes())["sums"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError):
         return False
     return found == FORMAT and not _missing(folder)
 

@@ -24,7 +24,7 @@ import torch
 
 from gato import damage
 from gato.bad_batch import NonFiniteLossError as NonFiniteLossError
-from gato.checkpoint import load_checkpoint, load_tensors, save_checkpoint
+from gato.checkpoint import counters_of, load_checkpoint, load_tensors, save_checkpoint
 from gato.config import TrainConfig, require_same
 from gato.contents import require_same_data
 from gato.corpora import Corpus
@@ -180,12 +180,13 @@ class Trainer(Stepper):
             trainer.average.load(load_tensors(saved.path / "ema.safetensors"))
         state = load_tensors(saved.path / "training" / "optimizer.safetensors")
         trainer.optimizers.load_tensors(state, trainer.names)
-        counters = json.loads((saved.path / "training" / "counters.json").read_text())
         trainer.step, trainer.saved = saved.step, saved.path
-        trainer.sums = torch.tensor(counters["sums"], dtype=torch.float64, device=device)
-        if trainer.execution.static and "capacities" in counters:
-            trainer.capacities = trainer.room()
-            trainer.capacities.load(counters["capacities"])
+        with counters_of(saved.path) as counters:
+            sums = torch.tensor(counters["sums"], dtype=torch.float64, device=device)
+            trainer.sums = sums.view_as(trainer.sums)
+            if trainer.execution.static and "capacities" in counters:
+                trainer.capacities = trainer.room()
+                trainer.capacities.load(counters["capacities"])
         return trainer
 
     def contents(self) -> dict[str, dict[str, Any]]:

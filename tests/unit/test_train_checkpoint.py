@@ -123,6 +123,36 @@ def test_a_foreign_folder_is_refused(newest, tmp_path):
             load_checkpoint(newest)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("train.embedders", None),
+        ("train.embedders", [1]),
+        ("train.optim.rates", None),
+        ("train.corpora.0", []),
+        ("train.model.init_std", -1.0),
+        ("serializer.options.symbol_size", -1),
+        ("serializer.options.symbol_size", float("inf")),
+    ],
+)
+def test_a_value_that_none_can_be_is_a_damaged_checkpoint(run, newest, place, value):
+    described = json.loads((newest / "config.json").read_text())
+    at = described
+    *way, last = (int(key) if key.isdigit() else key for key in place.split("."))
+    for key in way:
+        at = at[key]
+    at[last] = value
+    (newest / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=rf"{newest}: this .*step-00000001 beside it is whole"):
+        load_checkpoint(run)
+
+
+def test_a_file_of_nothing_but_brackets_is_damaged(run, newest):
+    (newest / "vocabulary.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"vocabulary\.json is damaged.*beside it is whole"):
+        load_checkpoint(run)
+
+
 def test_weights_or_a_ledger_of_another_model_are_refused(newest):
     described = json.loads((newest / "config.json").read_text())
     wider = json.loads(json.dumps(described))
@@ -184,8 +214,28 @@ def test_a_trainer_saves_where_it_stands(tiny, tmp_path):
     assert torch.equal(resumed.sums, trainer.sums)
 
 
+@pytest.mark.parametrize("counters", ["", "{}", "[]", '{"sums": null}', '{"sums": [[1.0]]}', None])
+def test_counters_that_are_damaged_are_named(run, tiny, counters):
+    for number in (2, 1):
+        file = run / f"step-0000000{number}" / "training" / "counters.json"
+        file.unlink()
+        if counters is not None:
+            file.write_text(counters)
+        with pytest.raises(ValueError, match=rf"{file} is damaged") as caught:
+            Trainer.resumed(replace(tiny, steps=2, save_every=1), run, torch.device("cpu"))
+        assert ("step-00000001 beside it is whole" in str(caught.value)) == (number == 2)
+        (run / "latest").write_text("step-00000001")
+
+
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "text.model", "training/optimizer.safetensors"]
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "text.model",
+        "training/optimizer.safetensors",
+        "training/counters.json",
+    ],
 )
 def test_an_older_checkpoint_that_is_whole_is_named_and_can_be_gone_on_from(run, tiny, name):
     older, newest = (run / name for name in ("step-00000001", "step-00000002"))
