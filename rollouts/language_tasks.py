@@ -1,9 +1,11 @@
 """Language tasks by their ids, and where their records come from.
 
 KIND/NAME is the held-out split of a corpus, made anew: its seed is an evaluation's (`evaluate`), so
-that whoever tunes on the records that quickstart holds out has not seen these. KIND/PLACE is data:
-a folder of records, or whatever `gato train --data` reads, imported on the fly. Of data that the
-checkpoint was trained on, only what the run held out for validation is read (`never_trained`).
+that whoever tunes on the records that quickstart holds out has not seen these. But digits and
+documents are lists, of which a seed changes the order alone, and so are the digits that bindings
+and dialogues show. KIND/PLACE is data: a folder of records, or whatever `gato train --data` reads,
+imported on the fly. Of data that the checkpoint was trained on, only what the run held out for
+validation is read, and records that are copies of trained ones are left out (`never_trained`).
 
 A picture with several captions is one record with several references.
 """
@@ -37,7 +39,7 @@ from gato.envs.store import open_store
 from gato.rollouts.agent import Agent
 from gato.rollouts.measures import KINDS, MEASURES
 from gato.rollouts.metrics import Options, Record
-from gato.rollouts.never_trained import identity, never_trained
+from gato.rollouts.never_trained import identity, never_trained, without_copies
 
 RECORDS = 200
 """Made of a corpus where no number is asked for."""
@@ -136,9 +138,12 @@ def records_of(
     kind, _, what = task_id.partition("/")
     if what in corpora.names():
         wanted = RECORDS if count is None else count
-        found = _made(kind, what, seed, wanted)
+        made, notes = _made(kind, what, seed, wanted), list[str]()
+        if checkpoint is not None:
+            new = without_copies(made, f"of the corpus {what!r}", checkpoint, notes)
+            made = [made[i] for i in new.tolist()]
         source = {"corpus": what, "split": "heldout", "seed": seed}
-        return Found(found, source, _fewer(task_id, len(found), count))
+        return Found(made, source, notes + _fewer(task_id, len(made), count))
     stores, notes = _stores(what)
     held = [
         np.arange(len(store)) if checkpoint is None else never_trained(store, checkpoint, notes)

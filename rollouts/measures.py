@@ -1,9 +1,9 @@
 """Language tasks and how each is measured.
 
 A task's id is KIND/WHAT: ``caption/scenes``, ``vqa/my_records``, ``text/documents``. KIND is one of
-`MEASURES`. WHAT is a corpus of `gato.envs.corpora`, whose held-out split is made anew at a seed
-that nothing was trained on, or the place of data: a folder of records, or any format that
-`gato train --data` reads (see `language_tasks`).
+`MEASURES`. WHAT is a corpus of `gato.envs.corpora`, whose held-out split is made anew at a seed, or
+the place of data: a folder of records, or any format that `gato train --data` reads (see
+`language_tasks`).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def never_trained(store: RecordStore, checkpoint: Checkpoint, notes: list[str]) 
             continue
         whole = True
         if not config.validation:
-            raise _all_trained(store, name)
+            raise _all_trained(f"at {store.path}", name)
         mask = np.ones(len(store), bool)
         (held,) = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)
         left = np.intersect1d(left, held)
@@ -80,12 +80,12 @@ def never_trained(store: RecordStore, checkpoint: Checkpoint, notes: list[str]) 
             f"{len(held)} of its {len(store)} records are read that the run "
             f"{'holds' if grown else 'held'} out"
         )
-    return left if whole else _without_copies(store, checkpoint, notes)
+    return left if whole else without_copies(store, f"at {store.path}", checkpoint, notes)
 
 
-def _all_trained(store: RecordStore, name: str) -> ValueError:
+def _all_trained(where: str, name: str) -> ValueError:
     return ValueError(
-        f"expected records that were not trained on; those at {store.path} were, all of them, as "
+        f"expected records that were not trained on; those {where} were, all of them, as "
         f"corpus {name!r}. Evaluate on others, or train with --validation."
     )
 
@@ -114,18 +114,24 @@ def _lies_in(store: RecordStore, config: CorpusConfig) -> bool:
     return store.path.resolve().is_relative_to(Path(config.path).resolve())
 
 
-def _without_copies(store: RecordStore, checkpoint: Checkpoint, notes: list[str]) -> np.ndarray:
-    """Return the records of a store that are no copies of trained ones."""
-    left = np.ones(len(store), bool)
+def without_copies(
+    records: RecordStore | Sequence[Record], where: str, checkpoint: Checkpoint, notes: list[str]
+) -> np.ndarray:
+    """Return which of some records, that lie or were made somewhere, are no copies of trained ones.
+
+    Raises:
+        ValueError: where all are.
+    """
+    left = np.ones(len(records), bool)
     own = [
         (next(c for c in checkpoint.config.corpora if c.name == name), contents)
         for name, contents in checkpoint.data.items()
         if "records" in contents and "validation" not in contents
     ]
     by_words: dict[bytes, list[int]] = {}
-    for i, words in enumerate(_words(store) if own else ()):
+    for i, words in enumerate(_words(records) if own else ()):
         by_words.setdefault(words, []).append(i)
-    names = [""] * len(store)  # identities, as they are needed
+    names = [""] * len(records)  # identities, as they are needed
     unknown: list[str] = []
     for config, contents in own:
         before = left.sum()
@@ -139,20 +145,21 @@ def _without_copies(store: RecordStore, checkpoint: Checkpoint, notes: list[str]
                     continue
                 same = identity(trained[k])
                 for i in by_words[words]:
-                    names[i] = names[i] or identity(store[i])
+                    names[i] = names[i] or identity(records[i])
                     left[i] &= names[i] != same
         if not left.any():
-            raise _all_trained(store, config.name)
+            raise _all_trained(where, config.name)
         if gone := int(before - left.sum()):
             notes.append(
-                f"{gone} of the {len(store)} records at {store.path} were trained on, as corpus "
+                f"{gone} of the {len(records)} records {where} were trained on, as corpus "
                 f"{config.name!r}: they are left out"
             )
     if unknown:
+        more = f" and {len(unknown) - 2} more" if len(unknown) > 2 else ""
         notes.append(
-            f"whether some of the records at {store.path} were trained on is not known: these "
+            f"whether some of the records {where} were trained on is not known: these "
             f"corpora are not where they were, or hold more than {MOST:,} records: "
-            f"{', '.join(unknown)}"
+            f"{', '.join(unknown[:2])}{more}"
         )
     return np.flatnonzero(left)
 
@@ -177,8 +184,9 @@ def _trained(
     return list(zip(there, chosen, strict=True))
 
 
-def _words(store: RecordStore) -> Iterator[bytes]:
+def _words(records: RecordStore | Sequence[Record]) -> Iterator[bytes]:
     """Yield a digest of what each record says, whatever it shows."""
-    for record in store.words():
+    for record in records.words() if isinstance(records, RecordStore) else records:
         told = {key: value for key, value in record.items() if key != "meta"}
-        yield hashlib.sha256(json.dumps(told, sort_keys=True).encode()).digest()[:8]
+        line = json.dumps(told, sort_keys=True, default=lambda image: None)
+        yield hashlib.sha256(line.encode()).digest()[:8]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 
 from gato.contents import digests
 from gato.corpus_config import CorpusConfig
+from gato.envs.corpora import registry as corpora
 from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
 from gato.rollouts.language_tasks import records_of
@@ -58,6 +61,32 @@ def test_copies_of_what_was_trained_on_are_left_out(tmp_path: Path) -> None:
     again = store(tmp_path / "held", [*copies, texts[0], texts[1]], "copies")
     found = records_of(f"caption/{again}", SEED, None, trained(folder, 0.25)).records
     assert len(found) == len({identity(r) for r in held}) == 10, "held out there, held out here"
+
+
+def test_records_made_anew_are_looked_up_as_those_of_a_store(tmp_path: Path) -> None:
+    folder = store(tmp_path / "s", list(corpora.records("digits", "heldout", 0)))
+    every = "those of the corpus 'digits' were, all of them, as corpus 'mine'"
+    with pytest.raises(ValueError, match=every):
+        records_of("caption/digits", SEED, None, trained(folder, 0.0))
+    half = trained(folder, 0.25)
+    found, held = (records_of(f"caption/{w}", SEED, 364, half) for w in ("digits", folder))
+    assert len(found.records) == 91
+    assert {identity(r) for r in found.records} == {identity(r) for r in held.records}
+    assert found.notes == [
+        "273 of the 364 records of the corpus 'digits' were trained on, as corpus 'mine': they are "
+        "left out",
+        "caption/digits has 91 different records, not the 364 asked for",
+    ]
+    other = records_of("classify/shapes", SEED, 20, half)
+    assert (len(other.records), other.notes) == (20, [])
+    shutil.rmtree(folder)
+    (config,), names = half.config.corpora, "abc"
+    half.config.corpora = [replace(config, name=name) for name in names]
+    half.data = dict.fromkeys(names, half.data["mine"])
+    told = records_of("caption/digits", SEED, 20, half)
+    assert len(told.records) == 20
+    assert "of the corpus 'digits' were trained on is not known" in told.notes[0]
+    assert told.notes[0].endswith(f"'a' ({folder}), 'b' ({folder}) and 1 more")
 
 
 def test_a_store_that_has_grown_is_known_by_its_place(tmp_path: Path) -> None:
