@@ -18,7 +18,7 @@ from typing import Any
 
 from gato.arguments import COMMANDS
 from gato.options import Parser, UsageError
-from gato.telling import reader_gone, tell, to_nowhere
+from gato.telling import reader_gone, settle_streams, tell, to_nowhere
 
 # Before torch starts its threads: those that wait for work sleep, they do not take a core.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    settle_streams()
     try:
         return _run(given)
     except BrokenPipeError as error:

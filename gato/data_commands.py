@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gato import telling
 from gato.envs import registry
 from gato.envs.episode import TaskSpec, flatten_space
 from gato.envs.files import require_place, stores_below
@@ -107,7 +108,7 @@ def with_imports(paths: list[str], skip_bad: bool = False) -> list[str]:
                 f"{error} (to import it with other options: gato data import {path} --out STORE)"
             ) from error
         for line in _changes(importing.origin(folder)) if is_first() else ():
-            print(f"{path}: {line}", file=sys.stderr)
+            telling.tell(f"{path}: {line}")
         found.append(str(folder))
     return found
 
@@ -192,7 +193,7 @@ def import_data(chosen: Arguments) -> None:
         print_json({"source": chosen.source, "format": source.format, **told})
         return
     for line in (*_changes(told), *told["notes"], *told["stores"]):
-        print(line)
+        print(telling.shown(line, sys.stdout))
 
 
 def require_task(spec: TaskSpec) -> None:

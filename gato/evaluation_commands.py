@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,14 +107,14 @@ def _tell(result: dict[str, Any], table: bool) -> int:
         _print_language(language)
     for name, row in language.items():
         for note in row["notes"]:
-            print(f"{name}: {note}", file=sys.stderr)
+            tell(f"{name}: {note}")
     failed = sum(len(task["failures"]) for task in control.values())
     if failed:
         name, first = next((t, r["failures"][0]) for t, r in control.items() if r["failures"])
         last = last_words(first["traceback"])
         number = "1 episode" if failed == 1 else f"{failed} episodes"
         told = f"{number} failed; {name} at seed {first['seed']}: {last}"
-        print(f"gato: {told}", file=sys.stderr)
+        tell(f"gato: {told}")
     return failed
 
 
@@ -198,7 +197,7 @@ def _film(recorder: Recorder, chosen: Arguments) -> tuple[list[Clip], str]:
             clips = film(recorder, chosen.workers, lambda clip: bar.advance(filmed), chosen.timeout)
     faults = {clip.fault: clip for clip in clips if clip.fault}
     for fault, clip in faults.items():
-        print(f"no video of {clip.task}: {fault}", file=sys.stderr)
+        tell(f"no video of {clip.task}: {fault}")
     if chosen.video is not None:
         write_clips(clips, chosen.video)
     return clips, missing
@@ -261,7 +260,7 @@ def compare(chosen: Arguments) -> None:
     if chosen.report is not None:
         _write(chosen.report, comparison_report(found))
     for warning in found["warnings"]:
-        print(f"not the same: {warning}", file=sys.stderr)
+        tell(f"not the same: {warning}")
     if chosen.json:
         print_json(found)
         return

@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from gato.printing import print_json
-from gato.screen import shown
+from gato.telling import shown
 
 Arguments = argparse.Namespace
 
 
 def chat(chosen: Arguments) -> None:
     """Talk with a checkpoint, or answer one prompt."""
-    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "replace")):
-        if isinstance(stream, io.TextIOWrapper):  # what is no text is told, and ends nothing
-            stream.reconfigure(errors=errors)
+    if isinstance(sys.stdin, io.TextIOWrapper):  # what is no text is told, and ends nothing
+        sys.stdin.reconfigure(errors="surrogateescape")
     if chosen.json and chosen.prompt is None:
         raise ValueError("expected --prompt beside --json; a conversation has no figures.")
     prompt = chosen.prompt
@@ -92,7 +91,7 @@ def classify(chosen: Arguments) -> None:
         return
     for row in rows:
         if len(rows) > 1:
-            print(row["image"])
+            print(shown(row["image"], sys.stdout))
         for label, probability in sorted(row["probabilities"].items(), key=lambda pair: -pair[1]):
             print(f"{probability:.3f}  {label}")
 

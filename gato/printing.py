@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from gato.telling import Unfailing
+from gato.telling import Unfailing, shown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def _cell(value: Any) -> str:
             return f"{value:,}"
         case list():
             return ", ".join(map(_cell, value))
-    return str(value)
+    return shown(str(value), sys.stdout)
 
 
 def progress_bar() -> Progress:

@@ -1,4 +1,4 @@
-"""What a terminal shows and keeps of a conversation: small pictures, safe text, a history of lines.
+"""What a terminal shows and keeps of a conversation: small pictures, and a history of lines.
 
 A picture is drawn in half blocks, two pixels to a character, where the terminal has colours.
 """
@@ -19,26 +19,6 @@ COLUMNS, ROWS = 40, 32
 """Pixels of a picture in the terminal, at most; it takes half as many lines."""
 LINES = 1000
 """Of the history."""
-_CONTROL = {
-    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
-"""What a terminal would obey, and the sign that is shown in its place."""
-
-
-def printable(text: str) -> str:
-    r"""Return a text without what a terminal would obey: a model may write anything.
-
-    >>> printable("a\x1b[2Jb\n")
-    'a␛[2Jb\n'
-    """
-    return text.translate(_CONTROL)
-
-
-def shown(text: str, out: TextIO) -> str:
-    """Return a text as it is written to `out`: `printable` in a terminal, as it is elsewhere."""
-    return printable(text) if out.isatty() else text
 
 
 def show_picture(picture: np.ndarray, out: TextIO) -> None:

@@ -6,8 +6,7 @@ import argparse
 import sys
 
 from gato.printing import print_json, progress_bar
-from gato.screen import shown
-from gato.telling import tell
+from gato.telling import shown, tell
 
 
 def search(chosen: argparse.Namespace) -> None:

@@ -29,8 +29,8 @@ from gato.rollouts.conversation import Message, checked_messages, kept_for_answe
 from gato.rollouts.engine import Sampling
 from gato.rollouts.look import look
 from gato.rollouts.messages import fitting, from_openai, to_openai
-from gato.screen import history, printable, show_picture, shown
-from gato.telling import tell
+from gato.screen import history, show_picture
+from gato.telling import printable, shown, tell
 
 _IMAGE = re.compile(r"(?:^|(?<=\s))/image(?!\S)(?:\s+(?:\"([^\"]*)\"|'([^']*)'|(\S+)))?")
 Parts = list[dict[str, Any]]
@@ -248,11 +248,18 @@ class Talk:
         self._say(f"({len(self.messages)} messages in {path})")
 
     def load(self, rest: str) -> None:
-        """Go on with a conversation from a file."""
+        """Go on with a conversation from a file; a system's message of its own stays."""
         path = Path(_needed("/load FILE", rest)).expanduser()
-        self.messages, self._waiting = read_messages(path), []
+        loaded, told = read_messages(path), ""
+        if loaded[0]["role"] != "system":
+            self.messages = [*self._system, *loaded]
+        else:
+            self.messages = loaded
+            if self._system and loaded[0] != self._system[0]:
+                told = "; its own system message stands for that of --system"
+        self._waiting = []
         self._own.add(path.resolve())
-        self._say(f"({len(self.messages)} messages from {path})")
+        self._say(f"({len(loaded)} messages from {path}{told})")
 
     def task(self, rest: str) -> None:
         """Look at a task as it is played."""

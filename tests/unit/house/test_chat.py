@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,9 +27,11 @@ from gato.envs.readers import vqa
 from gato.envs.readers.chat import open_source
 from gato.envs.readers.reader import ReadOptions
 from gato.envs.records import images_of
+from gato.printing import print_table
 from gato.rollouts.agent import Agent
 from gato.rollouts.engine import Delta, Sampling
 from gato.rollouts.look import Sight
+from gato.telling import settle_streams
 from gato.terminal import COMMANDS, HELP, Talk, read_messages
 from gato.train import train
 
@@ -141,9 +144,26 @@ def test_a_conversation_is_saved_and_gone_on_with(agent: Agent, pictures: Path) 
     assert np.array_equal(
         record["messages"][1]["content"][0]["image"], read_messages(file)[1]["content"][0]["image"]
     )
-    one, _ = talk(agent, f"/load {file}", "and?", system="be brief")
+    one, out = talk(agent, f"/load {file}", "and?", system="be brief")
+    assert "--system" not in out
     other, _ = talk(agent, lines[0], lines[2], "and?", system="be brief")
     assert contents(one) == contents(other)
+
+
+def test_a_loaded_conversation_has_one_system_message(agent: Agent, tmp_path: Path) -> None:
+    bare, full = tmp_path / "bare.json", tmp_path / "full.json"
+    talk(agent, "go", f"/save {bare}")
+    talk(agent, "go", f"/save {full}", system="be kind")
+    made, out = talk(agent, f"/load {bare}", system="be brief")
+    assert contents(made)[0] == ["system", "be brief"]
+    assert [m["role"] for m in made.messages] == ["system", "user", "assistant"]
+    assert f"(2 messages from {bare})" in out
+    made, out = talk(agent, f"/load {full}", system="be brief")
+    assert contents(made)[0] == ["system", "be kind"]
+    assert len(made.messages) == 3
+    assert f"{full}; its own system message stands for that of --system)" in out
+    made, _ = talk(agent, f"/load {bare}")
+    assert [m["role"] for m in made.messages] == ["user", "assistant"]
 
 
 def test_what_others_saved_is_not_written_over(agent: Agent, tmp_path: Path, capsys) -> None:
@@ -382,6 +402,66 @@ def test_no_command_lets_a_model_write_to_the_terminal(
         assert cli.main([command, str(checkpoint), *asked]) == cli.DONE
         assert wanted in out.getvalue()
         assert ("\x1b" in out.getvalue()) == (not out.isatty())
+
+
+def test_no_name_of_a_file_is_obeyed_by_the_terminal(
+    checkpoint: Path, pictures: Path, monkeypatch
+) -> None:
+    wild = pictures / "a\x1b]0;b\x07.png"
+    for out in (Terminal(), io.StringIO()):
+        err = type(out)()
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", err)
+        wild.write_text("no picture")
+        assert cli.main(["caption", str(checkpoint), str(wild)]) == cli.BAD_INPUT
+        assert "expected an image at " in err.getvalue()
+        shutil.copyfile(pictures / "red.png", wild)
+        two = [str(wild), str(pictures / "red.png")]
+        assert cli.main(["classify", str(checkpoint), *two, "--labels", "a,b"]) == cli.DONE
+        print_table([{"file": wild.name}])
+        for told in (out.getvalue(), err.getvalue()):
+            assert ("a\x1b]0;b\x07.png" in told) == (not out.isatty())
+            assert ("a␛]0;b␇.png" in told) == out.isatty()
+        if out.isatty():
+            assert "\x1b]0;b" not in out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("spelling", "wanted"),
+    [
+        ("utf-8:strict", b"ab?\xc3\x9c: "),
+        ("ascii", b"ab??: "),
+        ("ascii:backslashreplace", b"\\xdc"),
+    ],
+)
+def test_a_name_that_stdout_cannot_spell_ends_nothing(
+    checkpoint: Path, pictures: Path, monkeypatch, spelling: str, wanted: bytes
+) -> None:
+    name = str(pictures / os.fsdecode(b"ab\xff\xc3\x9c"))
+    shutil.copyfile(pictures / "red.png", name)
+    monkeypatch.setattr(Agent, "captions", lambda *_: ["red"])
+    encoding, _, errors = spelling.partition(":")
+    out = io.TextIOWrapper(io.BytesIO(), encoding, errors or "strict")
+    monkeypatch.setattr("sys.stdout", out)
+    assert cli.main(["caption", str(checkpoint), name]) == cli.DONE
+    assert wanted in out.buffer.getvalue()
+
+
+def test_bytes_of_a_name_reach_a_pipe_that_takes_them(pictures: Path, monkeypatch) -> None:
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape")
+    monkeypatch.setattr("sys.stdout", out)
+    settle_streams()
+    print(os.fsdecode(b"\xff"), end="", flush=True)
+    assert out.buffer.getvalue() == b"\xff"
+
+
+def test_streams_that_are_closed_end_nothing(checkpoint: Path, monkeypatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):  # as after <&- >&- 2>&-
+        monkeypatch.setattr(sys, name, None)
+    assert cli.main(["chat", str(checkpoint)]) == cli.DONE
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        assert stream.name == os.devnull
+        stream.close()
 
 
 def test_a_script_reads_answers_alone(checkpoint: Path, monkeypatch, capsys) -> None:
