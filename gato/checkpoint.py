@@ -232,7 +232,7 @@ def _load(folder: Path, device: torch.device | str, averaged: bool, merged: bool
 def _fill(model: GatoModel, file: Path, folder: Path) -> None:
     """Read weights into a model one after another, so that memory holds no second model."""
     wanted = model.state_dict()
-    with _opened(file) as found:
+    with opened(file) as found:
         held = {name: tuple(found.get_slice(name).get_shape()) for name in found.keys()}
         wrong = [name for name, t in wanted.items() if held.get(name) != tuple(t.shape)]
         if wrong or len(held) != len(wanted):
@@ -297,13 +297,17 @@ def counters_of(checkpoint: Path) -> Iterator[Any]:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    with _opened(path) as file:
+    with opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """Open a safetensors file; raise ValueError where it is damaged or truncated."""
+def opened(path: Path) -> Iterator[Any]:
+    """Open a safetensors file.
+
+    Raises:
+        ValueError: where it is damaged or truncated, or lacks what is read of it.
+    """
     try:
         with safe_open(str(path), "pt") as file:
             yield file

@@ -11,6 +11,7 @@ Legend: K head width, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -72,7 +73,7 @@ def model_fields(
             "no_rope": tuple(i for i, on in enumerate(turned[:layers]) if not on)
             if family == "smollm3"
             else (),
-            "norm_eps": float(described.get("rms_norm_eps", 1e-6)),
+            "norm_eps": _above_0("rms_norm_eps", described.get("rms_norm_eps", 1e-6)),
             "plain_text": True,
         }
     except Refused:
@@ -93,6 +94,13 @@ def _whole(described: Mapping[str, Any], name: str, else_: int | None = None) ->
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise ValueError(f"expected {name} as a whole number of at least 1; got {found!r:.40}")
     return found
+
+
+def _above_0(name: str, found: Any) -> float:
+    number = float(found)
+    if not 0.0 < number < math.inf:
+        raise ValueError(f"expected {name} as a number above 0; got {number}")
+    return number
 
 
 def _require_known(described: Mapping[str, Any], family: str, where: Any) -> None:
@@ -117,7 +125,8 @@ def _require_known(described: Mapping[str, Any], family: str, where: Any) -> Non
 def _rope(described: Mapping[str, Any], family: str, where: Any) -> tuple[float, tuple[float, ...]]:
     """Return the base of the rotary frequencies and their scaling, of old files and new ones."""
     rope = dict(described.get("rope_parameters") or described.get("rope_scaling") or {})
-    base = rope.get("rope_theta", described.get("rope_theta", _ROPE_BASE.get(family, 10_000.0)))
+    said = rope.get("rope_theta", described.get("rope_theta", _ROPE_BASE.get(family, 10_000.0)))
+    base = _above_0("rope_theta", said)
     kind = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", described.get("partial_rotary_factor", 1.0))
     if kind not in ("default", "llama3") or partial not in (None, 1.0):
@@ -127,9 +136,10 @@ def _rope(described: Mapping[str, Any], family: str, where: Any) -> tuple[float,
             f"got {told}, which is not built here. Take a model without."
         )
     if kind == "default":
-        return float(base), ()
+        return base, ()
     context = rope.get(_LLAMA3[3]) or described["max_position_embeddings"]
-    return float(base), (*(float(rope[name]) for name in _LLAMA3[:3]), float(context))
+    low_high = (_above_0(name, rope[name]) for name in _LLAMA3[:3])
+    return base, (*low_high, _above_0(_LLAMA3[3], context))
 
 
 def described_as(config: ModelConfig, family: str | None = None) -> dict[str, Any]:

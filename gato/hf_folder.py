@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from gato.checkpoint import opened
 from gato.hf_families import model_fields, to_ours
 from gato.model_config import ModelConfig
 from gato.tokenizers.text import ABOUT_FILE, MODEL_FILE, TOKENIZER_FILE, Text
@@ -58,7 +58,7 @@ class HuggingFaceFolder:
             return {name: self.path / str(file) for name, file in named.items()}
         file = self.path / _WEIGHTS
         if file.is_file():
-            with _opened(file) as found:
+            with opened(file) as found:
                 return dict.fromkeys(found.keys(), file)
         pickled = sorted([*self.path.glob("*.bin"), *self.path.glob("*.pt*")])
         if pickled:
@@ -98,18 +98,15 @@ class HuggingFaceFolder:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor by the name it has in the files."""
-        with _opened(self.files[name]) as file:
+        with opened(self.files[name]) as file:
             return tuple(file.get_slice(name).get_shape())
 
     def weights(self, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
         """Yield the trunk by our names, then ``table`` and ``head`` of text alone, in float32."""
 
         def read(name: str) -> Tensor:
-            try:
-                with _opened(self.files[name]) as file:
-                    return torch.as_tensor(file.get_tensor(name))
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"{self.files[name]} is damaged or truncated: {error}") from error
+            with opened(self.files[name]) as file:
+                return torch.as_tensor(file.get_tensor(name))
 
         return to_ours(read, self.files, config, self.path)
 
@@ -130,8 +127,15 @@ class HuggingFaceFolder:
     def _said(self) -> dict[str, Any]:
         """Return what is to be kept of what the folder says of its text."""
         kept = {name: self.described[name] for name in _KEPT if name in self.described}
-        found = self._json("tokenizer_config.json", needed=False)
-        tokens = {name: _content(found[name]) for name in _TOKENS if found.get(name)}
+        found, tokens = self._json("tokenizer_config.json", needed=False), dict[str, str]()
+        for name in (n for n in _TOKENS if found.get(n)):
+            said = found[name].get("content") if isinstance(found[name], dict) else found[name]
+            if not isinstance(said, str):
+                raise ValueError(
+                    f"{self.path / 'tokenizer_config.json'} is damaged: expected {name} as a "
+                    f"string, or an object with its content; got {found[name]!r:.80}"
+                )
+            tokens[name] = said
         return {"config": kept, "tokens": tokens}
 
     def _json(self, name: str, needed: bool = True) -> dict[str, Any]:
@@ -142,22 +146,11 @@ class HuggingFaceFolder:
             found = json.loads(file.read_bytes())
         except OSError as error:
             raise ValueError(f"expected {name} in {self.path}; {error.strerror}") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is damaged: {error}") from error
         if not isinstance(found, dict):
             raise ValueError(f"{file} is damaged: expected an object, got {type(found).__name__}")
         return found
-
-
-def _opened(file: Path) -> Any:
-    try:
-        return safe_open(str(file), "pt")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is damaged or truncated: {error}") from error
-
-
-def _content(token: Any) -> str:
-    return str(token["content"] if isinstance(token, dict) else token)
 
 
 def _json_bytes(value: Any) -> bytes:
@@ -171,6 +164,6 @@ def own_ids(text: Text) -> dict[str, int]:
         said = about.get("config", {}).get(f"{key}_id")
         said = said[0] if isinstance(said, list) and said else said
         at = known.get(about.get("tokens", {}).get(key, ""), said)
-        if isinstance(at, int) and 0 <= at < text.vocabulary:
+        if isinstance(at, int) and not isinstance(at, bool) and 0 <= at < text.vocabulary:
             found[token] = at
     return found

@@ -31,6 +31,7 @@ from gato.checkpoint import Checkpoint, build_model, load_checkpoint, save_check
 from gato.config import TrainConfig
 from gato.hf_export import export
 from gato.hf_families import model_fields, to_ours
+from gato.hf_folder import own_ids
 from gato.lora import LoraConfig
 from gato.model import GatoModel
 from gato.model_config import ModelConfig
@@ -48,6 +49,7 @@ SMALL = TrainConfig(
 )
 KINDS = {"bytes": "smollm2", "lossy": "smollm2_base", "qwen": "qwen3", "pieces": "llama"}
 CLOSE = 1e-4
+EMBEDDING = "model.embed_tokens.weight"
 OTHERS = ("é", "日本", "🙂", "\n", "  ", ", ", "<b>", "x=1;")
 
 
@@ -666,6 +668,11 @@ def test_sharded_weights_are_read(folders, tmp_path):
         ({"rope_parameters": "abc"}, "changed: config.json is damaged: "),
         ({"rope_parameters": {"rope_theta": "x"}}, "changed: config.json is damaged: "),
         ({"rms_norm_eps": "x"}, "changed: config.json is damaged: "),
+        ({"rms_norm_eps": -1}, "damaged: expected rms_norm_eps as a number above 0; got -1"),
+        ({"rms_norm_eps": float("nan")}, "damaged: expected rms_norm_eps .*; got nan"),
+        ({"rope_parameters": {"rope_theta": 0}}, "damaged: expected rope_theta .*; got 0"),
+        ({"rope_parameters": {"rope_theta": float("inf")}}, "expected rope_theta .*; got inf"),
+        ({"rope_parameters": {**tiny_hf.LLAMA3, "factor": -8}}, "expected factor .*; got -8"),
         ({"num_hidden_layers": 4}, "lack 'model.layers.3.input_layernorm.weight', of 4"),
         ({"num_hidden_layers": 10**9}, "of 1000000000 layers"),
         ({"hidden_size": 10**9}, "hidden_size of 1000000000, its embedding has one of 64"),
@@ -708,6 +715,40 @@ def test_files_that_are_missing_pickled_or_damaged_are_named(folders, tmp_path, 
     arguments = ["train", "quickstart", "--init-from", str(tmp_path), "--parameters"]
     assert cli.main(arguments) == 2
     assert "a Hugging Face folder (config.json, model.safetensors" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model.safetensors.index.json", None, r"other\.safetensors is damaged .*embed_tokens"),
+        ("tokenizer_config.json", '{"bos_token": {"x": "a"}}', "expected bos_token as a string"),
+        ("tokenizer_config.json", '{"bos_token": ["a"]}', "expected bos_token as a string"),
+        ("tokenizer_config.json", "[" * 100_000, r"tokenizer_config\.json is damaged: maximum"),
+        ("config.json", "[" * 100_000, r"config\.json is damaged: maximum recursion"),
+    ],
+)
+def test_files_of_another_kind_are_named(folders, tmp_path, name, content, told):
+    folder = tmp_path / "hf"
+    shutil.copytree(folders["llama"][0], folder)
+    if content is None:
+        save_file({"z": torch.zeros(1)}, folder / "other.safetensors")
+        held = dict.fromkeys(load_file(folder / "model.safetensors"), "model.safetensors")
+        content = json.dumps({"weight_map": {**held, EMBEDDING: "other.safetensors"}})
+    (folder / name).write_text(content)
+    with pytest.raises(ValueError, match=told):
+        begun(folder)
+
+
+def test_an_id_that_is_none_is_not_taken(folders, tmp_path):
+    shutil.copytree(folders["llama"][0], tmp_path / "hf")
+    (tmp_path / "hf" / "tokenizer_config.json").unlink()
+    described = json.loads((tmp_path / "hf" / "config.json").read_text())
+    for said in (True, [True], "x", [[1]]):
+        (tmp_path / "hf" / "config.json").write_text(
+            json.dumps({**described, "bos_token_id": said, "eos_token_id": [2]})
+        )
+        assert own_ids(open_start(tmp_path / "hf").text) == {"<eos>": 2}
+        begun(tmp_path / "hf")
 
 
 @pytest.mark.parametrize(
