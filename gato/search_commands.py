@@ -14,12 +14,11 @@ def search(chosen: argparse.Namespace) -> None:
     if (chosen.text is None) == (chosen.image is None):
         raise ValueError("expected TEXT to search by, or --image FILE; give one of the two.")
     from gato import load
-    from gato.envs.readers.pictures import read_picture
-    from gato.envs.readers.reader import ReadOptions
     from gato.rollouts.search import index_folder
     from gato.rollouts.search import search as find
+    from gato.terminal import read_image
 
-    image = None if chosen.image is None else read_picture(chosen.image, ReadOptions())
+    image = None if chosen.image is None else read_image(chosen.image)
     agent = load(chosen.checkpoint)
     with progress_bar() as bar:
         line = bar.add_task("pictures", total=None)

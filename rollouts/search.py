@@ -24,6 +24,7 @@ from gato.envs.readers.pictures import SUFFIXES, read_picture
 from gato.envs.readers.reader import ReadOptions
 from gato.envs.remote import cache_folder
 from gato.rollouts.retrieval import embed_images, embed_texts, rank
+from gato.telling import tell
 
 if TYPE_CHECKING:
     from gato.rollouts.agent import Agent
@@ -96,7 +97,8 @@ def index_folder(
         agent: a checkpoint with a contrastive head.
         folder: where the pictures lie.
         skip_bad: leave out those that cannot be read, and name them in the result.
-        cache: where vectors are kept; by default in gato's cache.
+        cache: where vectors are kept; by default in gato's cache. Where it cannot be written,
+            that is said on stderr, and nothing is kept.
         progress: told as pictures are embedded.
 
     Raises:
@@ -125,8 +127,7 @@ def index_folder(
     finally:  # also where it is interrupted
         there = [stamp for stamp in stamps if stamp in known]
         if missing and there:
-            kept_in.parent.mkdir(parents=True, exist_ok=True)
-            _write(kept_in, {stamp: known[stamp] for stamp in there})
+            _keep(kept_in, {stamp: known[stamp] for stamp in there})
     if bad and not skip_bad:
         told = "; ".join(f"{path}: {why}" for path, why in bad[:_NAMED])
         more = f"; and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
@@ -201,6 +202,15 @@ def _read(path: Path) -> dict[Stamp, np.ndarray]:
         return {}
 
 
-def _write(path: Path, known: dict[Stamp, np.ndarray]) -> None:
+def _keep(path: Path, known: dict[Stamp, np.ndarray]) -> None:
+    """Write vectors for the next time; where that cannot be, say so: this time needs no file."""
     about = {"format": FORMAT, "pictures": json.dumps(list(known))}
-    write_atomically(path, save({"rows": np.stack(list(known.values()))}, metadata=about))
+    content = save({"rows": np.stack(list(known.values()))}, metadata=about)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        tell(
+            f"pictures are embedded anew next time: what they gave cannot be kept in {path.parent} "
+            f"({error.strerror or error}); name another folder in GATO_CACHE"
+        )

@@ -414,6 +414,22 @@ def test_an_interruption_keeps_what_was_done(agent, album, monkeypatch):
     assert len(read_again(agent, album, monkeypatch)) == 2
 
 
+def test_where_nothing_can_be_kept_pictures_are_found_all_the_same(agent, album, tmp_path, capsys):
+    nowhere = tmp_path / "no-folder"
+    nowhere.write_text("")
+    index = searching.index_folder(agent, album, cache=nowhere / "search")
+    assert np.array_equal(index.rows, searching.index_folder(agent, album).rows)
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"cannot be kept in {nowhere}/search (Not a directory)" in said
+
+    def interrupt(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # which is not hidden by it
+        searching.index_folder(agent, album, cache=nowhere, progress=interrupt)
+
+
 def test_a_folder_without_pictures_is_refused(agent, bare, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"expected pictures \(.*\) in .*empty; found none"):
@@ -438,6 +454,9 @@ def test_the_search_command(agent, album, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert lines[0] == f"1.000  {album / 'e.png'}"
+    (album / "text.md").write_text("no picture")
+    assert cli.main(["search", run, str(album), "--image", f"{album}/text.md"]) == cli.BAD_INPUT
+    assert f"expected an image at {album}/text.md" in capsys.readouterr().err
     (album / "c.webp").write_bytes(b"")
     assert cli.main(["search", run, str(album), "x"]) == cli.BAD_INPUT
     assert "c.webp" in capsys.readouterr().err
