@@ -117,7 +117,10 @@ def export(checkpoint: Checkpoint, out: Path) -> list[str]:
     )
     notes = [f"{out}: {described['architectures'][0]}, {ids.rows:,} ids of text"]
     if isinstance(text.pieces, SentencePieces):
-        notes.append("texts that spell U+2581 or the name of a byte, such as <0x41>, may differ")
+        notes.append(
+            "texts that spell U+2581, a control token, such as <user>, or the name of a byte, such "
+            "as <0x41>, may differ"
+        )
     if window:
         notes.append(f"logits are equal up to {window} tokens: the model sees no more, theirs does")
     return notes
@@ -203,6 +206,8 @@ def _unigram(pieces: SentencePieces, ids: _Ids) -> dict[str, Any]:
         [str(processor.id_to_piece(i)), never if processor.is_byte(i) else score]
         for i, score in enumerate(scores)
     ]
+    unknown = int(processor.unk_id())
+    vocab[unknown][0] = f" {vocab[unknown][0]}"  # which no text spells: it has no space left
     first = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
     whole = [{"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB")]
     return {
@@ -230,7 +235,7 @@ def _unigram(pieces: SentencePieces, ids: _Ids) -> dict[str, Any]:
         },
         "model": {
             "type": "Unigram",
-            "unk_id": int(processor.unk_id()),
+            "unk_id": unknown,
             "vocab": vocab,
             "byte_fallback": True,
         },
@@ -241,7 +246,7 @@ def _require_same(text: Text, theirs: Any) -> None:
     """Raise ValueError where a tokenizer.json cuts text otherwise than the text model does."""
     own = [text.bytes_of(i).decode("utf-8", "ignore") for i in range(text.vocabulary)]
     step = 7  # pieces that seldom stand together
-    samples = ["".join(own[k::step]) for k in range(step)] + ["".join(own), "\n é 🙂  "]
+    samples = ["".join(own[k::step]) for k in range(step)] + ["".join(own), "\n é 🙂  ", "a <unk>"]
     for sample in samples:
         sample = sample.replace(SPACE, "")
         found = theirs.encode(sample, add_special_tokens=False).ids
