@@ -164,6 +164,15 @@ def test_what_the_family_has_for_control_tokens_they_begin_as(folders):
     user = [1, *serializer.modalities["text"].text_ids("user").tolist()]  # <|im_start|>user
     expected = embedded[user].mean(0)
     torch.testing.assert_close(model.table.weight[serializer.control["<user>"]], expected)
+
+
+def test_other_ids_begin_around_the_mean_of_the_embeddings(folders, tmp_path):
+    shutil.copytree(folders["smollm2"][0], tmp_path / "hf")
+    weights = load_file(tmp_path / "hf" / "model.safetensors")
+    weights[EMBEDDING] += torch.linspace(-0.5, 1.0, weights[EMBEDDING].shape[1])
+    save_file(weights, tmp_path / "hf" / "model.safetensors")
+    model, serializer, _ = begun(tmp_path / "hf")
+    embedded = weights[EMBEDDING]
     others = model.table.weight[slice(*serializer.layout.span("continuous"))]
     torch.testing.assert_close(others.mean(0), embedded.mean(0), atol=0.03, rtol=0)
     torch.testing.assert_close(others.std(0).mean(), embedded.std(0).mean(), atol=0.02, rtol=0)
@@ -644,8 +653,9 @@ def test_sharded_weights_are_read(folders, tmp_path):
     assert all(torch.equal(whole[name], shards[name]) for name in whole)
     index = tmp_path / "sharded" / "model.safetensors.index.json"
     listed = json.loads(index.read_text())
-    listed["weight_map"]["model.norm.weight"] = "../llama/model.safetensors"
+    listed["weight_map"]["model.norm.weight"] = "../other.safetensors"
     index.write_text(json.dumps(listed))
+    shutil.copy(folder / "model.safetensors", tmp_path / "other.safetensors")
     with pytest.raises(ValueError, match="not a file beside it"):
         begun(tmp_path / "sharded")
 
