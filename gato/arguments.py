@@ -17,6 +17,7 @@ from gato.options import (
     add_reading,
     add_seed,
     add_workers,
+    positive,
     share,
     whole,
 )
@@ -24,7 +25,7 @@ from gato.options import (
 
 def _quickstart(p: Parser) -> None:
     p.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of it all")
-    p.add_argument("--minutes", type=float, default=20.0, help="for everything together")
+    p.add_argument("--minutes", type=positive, default=20.0, help="for everything together (20)")
     add_seed(p)
     p.add_argument("--json", action="store_true", help="print results.json at the end")
 
@@ -109,7 +110,7 @@ def _train(p: Parser) -> None:
         "--dry-run", type=whole(0), nargs="?", const=0, default=None, metavar="TOKENS", help=about
     )
     p.add_argument("--out", type=Path, help="the run's folder (runs/PRESET)")
-    about = "optimizer steps of the whole run (quickstart 1000, the others 1000000)"
+    about = "optimizer steps of the whole run (quickstart 1000, few_shot 1500, others 1000000)"
     p.add_argument("--steps", type=int, help=about)
     p.add_argument("--seed", type=whole(0), help="of weights, batches and noise (0)")
     about = "go on where the run in --out was, or set it aside and begin anew (--resume)"

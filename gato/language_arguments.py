@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gato.options import Parser, add_checkpoint, add_json, add_sampling, whole
+from gato.options import Parser, add_checkpoint, add_json, add_sampling, positive, whole
 
 
 def chat(p: Parser) -> None:
@@ -61,7 +61,7 @@ def serve(p: Parser) -> None:
     add_checkpoint(p)
     about = "address to listen at (127.0.0.1); any that other machines reach needs a token"
     p.add_argument("--host", default="127.0.0.1", metavar="H", help=about)
-    p.add_argument("--port", type=whole(0), default=8000, metavar="P", help="0 takes a free one")
+    p.add_argument("--port", type=whole(0), default=8000, metavar="P", help="0: a free one (8000)")
     one = p.add_mutually_exclusive_group()
     about = (
         "what clients must show; other users of this machine can see it in its list of processes"
@@ -69,14 +69,17 @@ def serve(p: Parser) -> None:
     one.add_argument("--token", metavar="T", help=about)
     one.add_argument("--token-file", type=Path, metavar="FILE", help="that holds the token")
     p.add_argument("--name", help="of the model in requests (its folder's)")
-    p.add_argument("--rows", type=whole(1), default=16, metavar="N", help="answers written at once")
+    about = "answers written at once (16)"
+    p.add_argument("--rows", type=whole(1), default=16, metavar="N", help=about)
     about = "answers that may wait for a row; more are refused with 429 (64)"
     p.add_argument("--waiting", type=whole(1), default=64, metavar="N", help=about)
-    p.add_argument("--sessions", type=whole(1), default=32, metavar="N", help="of actions, at once")
-    p.add_argument("--max-tokens", type=whole(1), default=1024, metavar="N", help="of one answer")
-    p.add_argument("--body-mb", type=whole(1), default=16, metavar="MB", help="of one request")
+    about = "of actions, at once (32)"
+    p.add_argument("--sessions", type=whole(1), default=32, metavar="N", help=about)
+    about = "of one answer (1024)"
+    p.add_argument("--max-tokens", type=whole(1), default=1024, metavar="N", help=about)
+    p.add_argument("--body-mb", type=whole(1), default=16, metavar="MB", help="of one request (16)")
     about = "that one answer may take (120)"
-    p.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help=about)
+    p.add_argument("--timeout", type=positive, default=120.0, metavar="SECONDS", help=about)
     about = "let pages of this site ask too (CORS), https://example.org; may be given several times"
     p.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=about)
     about = "a name that clients may call the server by (localhost); may be given several times"

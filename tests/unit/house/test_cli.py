@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from gato import cli, presets
+from gato import cli, language_arguments, presets
 from gato.checkpoint import load_checkpoint
 from gato.config import TrainConfig
 from gato.envs import registry
+from gato.options import Parser
 from gato.train import train
 
 
@@ -73,6 +74,11 @@ def sentence(capsys: pytest.CaptureFixture[str]) -> str:
         (["train", "quickstart", "--data", "a=/tmp:0"], "positive weight"),
         (["train", "quickstart", "--data", "a=/tmp:-2"], "positive weight"),
         (["train", "quickstart", "--data", "a=/tmp", "--out", __file__], "expected a folder as"),
+        (["quickstart", "--minutes", "nan"], "--minutes: expected a finite number above 0; got n"),
+        (["quickstart", "--minutes", "-5"], "--minutes: expected a finite number above 0; got -5"),
+        (["quickstart", "--minutes", "inf"], "--minutes: expected a finite number above 0; got i"),
+        (["quickstart", "--minutes", "ten"], "--minutes: expected a finite number above 0; got t"),
+        (["serve", "/nowhere", "--timeout", "nan"], "--timeout: expected a finite number above 0"),
         (["show", "gym/Nope-v0"], "got 'gym/Nope-v0'"),
         (["replay", "/nowhere"], "found none"),
         (
@@ -240,6 +246,26 @@ def test_a_fault_of_ours_is_a_failure(monkeypatch, capsys):
     monkeypatch.setattr(registry, "task_ids", broken)
     assert cli.main(["tasks"]) == cli.FAILURE
     assert "KeyError" in sentence(capsys)
+
+
+def test_the_help_tells_every_bound_of_the_server():
+    parser = Parser()
+    language_arguments.serve(parser)
+    bounds = [a for a in parser._actions if type(a.default) in (int, float)]
+    assert len(bounds) >= 7
+    for action in bounds:
+        assert f"({action.default:g})" in action.help, action.option_strings
+
+
+def test_the_help_tells_how_long_a_preset_trains(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    steps = {name: presets.preset(name).steps for name in presets.PRESETS}
+    others = {steps.pop(name) for name in presets.PAPER_PARAMETERS}
+    named = ", ".join(f"{name} {count}" for name, count in steps.items())
+    assert f"({named}, others {others.pop()})" in told
+    assert not others
 
 
 def test_tasks_as_json(capsys):
