@@ -250,15 +250,11 @@ class Talk:
     def load(self, rest: str) -> None:
         """Go on with a conversation from a file; a system's message of its own stays."""
         path = Path(_needed("/load FILE", rest)).expanduser()
-        loaded, told = read_messages(path), ""
-        if loaded[0]["role"] != "system":
-            self.messages = [*self._system, *loaded]
-        else:
-            self.messages = loaded
-            if self._system and loaded[0] != self._system[0]:
-                told = "; its own system message stands for that of --system"
-        self._waiting = []
+        loaded = read_messages(path)
+        own = [message for message in loaded if message["role"] == "system"]
+        self.messages, self._waiting = loaded if own else [*self._system, *loaded], []
         self._own.add(path.resolve())
+        told = "; the system message is theirs" if own and self._system else ""
         self._say(f"({len(loaded)} messages from {path}{told})")
 
     def task(self, rest: str) -> None:
