@@ -64,7 +64,8 @@ class Delta:
     tokens: int
     """Ids, those included whose text is held back or will never be shown, ``<eos>`` left out."""
     logprobs: tuple[TokenLogprob, ...] = ()
-    """Of the ids whose text is shown by now."""
+    """Of the ids of whose text something is shown by now; a stop string may begin inside the last,
+    which is told whole."""
     finish: str | None = None
     """``stop`` after ``<eos>`` or before a stop string, ``length`` after `max_tokens`, ``error``
     where `error` says what is wrong; None while it goes on."""
@@ -88,7 +89,7 @@ class _Request:
     told: int = 0
     """Ids that deltas have counted so far."""
     held: deque[tuple[int, TokenLogprob]] = field(default_factory=deque)
-    """What is to be told of ids, once so many characters are shown."""
+    """What is to be told of ids, once more than so many characters are shown."""
 
     @property
     def left(self) -> int:
@@ -121,7 +122,7 @@ class _Request:
     def delta(self, text: str, finish: str | None) -> Delta | None:
         """Return what there is to show, if anything."""
         told = []
-        while self.held and self.held[0][0] <= self.spelling.shown:
+        while self.held and self.held[0][0] < self.spelling.shown:
             told.append(self.held.popleft()[1])
         if not (text or told or finish):
             return None
@@ -331,11 +332,9 @@ class Engine:
                 text, finish = spelling.rest(), "stop"
             else:
                 request.written += 1
+                if row in told:
+                    request.held.append((spelling.known, told[row]))
                 text = spelling.push(token)
-                if row in told and not spelling.stopped:
-                    # a character that is not whole yet is shown with the id that ends it
-                    end = spelling.known + (not spelling.whole)
-                    request.held.append((end, told[row]))
                 if spelling.stopped:
                     finish = "stop"
                 elif request.written >= sampling.max_tokens:

@@ -51,11 +51,6 @@ class Spelling:
         """How many characters there are, those that are held back included."""
         return self.shown + len(self._held)
 
-    @property
-    def whole(self) -> bool:
-        """Whether the text ends where a character does."""
-        return not self._decoder.getstate()[0]
-
     def bytes_of(self, token: int) -> bytes:
         """Return what a stream id of text spells."""
         return self.text.bytes_of(token - self.offset)

@@ -213,6 +213,26 @@ def test_nothing_of_a_stop_string_is_shown_or_told(
     assert told == whole.encode()
 
 
+@pytest.mark.parametrize(
+    ("stop", "said", "told"),
+    [
+        ("ed ba", "go to the r", "go to the red"),
+        ("ll", "go to the red ba", "go to the red ball"),
+        ("go", "", ""),
+        ("to", "go ", "go to"),
+        (" to", "go", "go"),
+    ],
+)
+def test_ids_are_told_of_all_that_is_shown(parts: Any, monkeypatch, stop, said, told) -> None:
+    model, serializer = parts
+    made = Engine(model, serializer)
+    made.submit(prefix_of(serializer, "a"), Sampling(99, stop=(stop,), top_logprobs=0))
+    script(monkeypatch, serializer.text("go to the red ball").ids.tolist())
+    (deltas,) = drain(made).values()
+    assert text(deltas) == said
+    assert b"".join(t.bytes for d in deltas for t in d.logprobs) == told.encode()
+
+
 def test_spelling_equals_character_by_character(parts: Any) -> None:
     serializer = parts[1]
     modality, offset = serializer.modalities["text"], serializer.offset["text"]
