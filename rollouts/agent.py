@@ -159,7 +159,7 @@ class Agent:
         question: str | None = None,
     ) -> list[str]:
         """Return a caption of each image, or an answer about each; see `caption`."""
-        prefixes = [self._shown(image, max_tokens, examples, question) for image in images]
+        prefixes = [self.shown(image, max_tokens, examples, question) for image in images]
         return generate.generate(self.model, self.serializer, prefixes, max_tokens=max_tokens)
 
     def answers(
@@ -224,10 +224,18 @@ class Agent:
         """Return what the model reads before the assistant's next turn; see `conversation.py`."""
         return prepare(self.serializer, messages, self.model.config.memory, max_tokens)
 
-    def _shown(
-        self, image: np.ndarray, max_tokens: int, examples: Sequence[Example], question: str | None
+    def shown(
+        self,
+        image: np.ndarray,
+        max_tokens: int = 64,
+        examples: Sequence[Example] = (),
+        question: str | None = None,
     ) -> TokenSequence:
-        """Return what is read before an image's caption, or before an answer about it."""
+        """Return what is read before an image's caption, or before an answer about it.
+
+        Raises:
+            ValueError: where that is more than the model remembers.
+        """
         if question is None:
             return self._fitting(few_shot(self.serializer, examples, image))
         made = self.prepare(asked(examples, question, image), max_tokens)

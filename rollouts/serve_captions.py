@@ -33,7 +33,11 @@ def _prepared(body: bytes, service: Service) -> tuple[TokenSequence, Sampling]:
         picture = Budget(1, limits.image_bytes, limits.image_pixels).picture(address)
     except ValueError as error:
         raise Refused(400, f"image: {error}", param="image", code="invalid_image") from error
-    prefix = service.agent.serializer.caption(fitting(picture), None)
+    try:
+        prefix = service.agent.shown(fitting(picture), length)
+    except ValueError as error:
+        code = "context_length_exceeded"
+        raise Refused(400, str(error), param="image", code=code) from error
     return prefix, Sampling(max_tokens=length)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import serve_world
 from serve_world import make_agent, picture, uri
 from serving import ask, serving
 
@@ -56,6 +58,18 @@ def test_what_is_no_picture_is_refused(address, value, words):
     status, _, told = captioned(address, value)
     assert status == 400
     assert words in told["error"]["message"]
+
+
+def test_a_picture_that_is_not_remembered_is_refused_as_the_agent_does(text_model, monkeypatch):
+    monkeypatch.setattr(serve_world, "TINY", replace(serve_world.TINY, context=64))
+    small, large = make_agent(text_model), picture(0, 128, 128)
+    with pytest.raises(ValueError, match="remembers 64 tokens and this takes 66") as refused:
+        small.caption(large)
+    with serving(small) as address:
+        status, _, told = ask(address, "/v1/captions", {"image": uri(large)})
+        assert (status, told["error"]["code"]) == (400, "context_length_exceeded")
+        assert (told["error"]["param"], told["error"]["message"]) == ("image", str(refused.value))
+        assert ask(address, "/v1/captions", {"image": uri(picture(0)), "max_tokens": 1})[0] == 200
 
 
 def test_the_page_is_there_without_a_token_and_nothing_else_is(address):
