@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 
 Arguments = argparse.Namespace
+SPARE = 64
+"""Requests under way beside those that write or wait for a row: that act, ask for figures, ..."""
 
 
 def serve(chosen: Arguments) -> None:
     """Serve a checkpoint until the process is asked to end."""
     from gato.rollouts.serve_limits import Settings, is_loopback
 
+    body = chosen.body_mb << 20
     settings = Settings(
         host=chosen.host,
         port=chosen.port,
@@ -25,11 +28,13 @@ def serve(chosen: Arguments) -> None:
         waiting=chosen.waiting,
         sessions=chosen.sessions,
         max_tokens=chosen.max_tokens,
-        body_bytes=chosen.body_mb << 20,
-        image_bytes=min(Settings.image_bytes, chosen.body_mb << 20),
+        requests=max(Settings.requests, chosen.rows + chosen.waiting + SPARE),
+        body_bytes=body,
+        held_bytes=max(Settings.held_bytes, 2 * body),
+        image_bytes=min(max(Settings.image_bytes, body // 2), body),
         seconds=chosen.timeout,
         origins=tuple(chosen.allow_origin),
-        hosts=tuple(host.lower() for host in chosen.allow_host),
+        hosts=tuple(chosen.allow_host),
     )
     from gato import load
     from gato.rollouts.serve import run

@@ -20,6 +20,7 @@ SHORTEST_TOKEN = 8
 
 
 _ORIGIN = re.compile(r"https?://[^\s/?#@]+")
+_HOST = re.compile(r"[\w.-]+|\[[0-9a-f:.]+\]", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,17 @@ class Settings:
                     f"expected an origin as browsers send it, https://example.org or "
                     f"http://localhost:3000, without a path; got {origin!r}"
                 )
+        for host in self.hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"expected a host's name, example.org or [::1], without a scheme, a port or a "
+                    f"path; got {host!r}"
+                )
+        if self.body_bytes > self.held_bytes:
+            raise ValueError(
+                f"expected held_bytes of at least one body's {self.body_bytes}; got "
+                f"{self.held_bytes}. Give more, or smaller body_bytes"
+            )
         for one in fields(self):
             value = getattr(self, one.name)
             if one.name.endswith("seconds") and not (0 < value < math.inf):

@@ -57,12 +57,32 @@ def test_options_become_settings(started, capsys):
         (["--host", "0.0.0.0", "--token", "short"], "at least 8 characters"),
         (["--allow-origin", "foo"], "expected an origin as browsers send it"),
         (["--allow-origin", "https://example.org/"], "without a path"),
+        (
+            ["--allow-host", "box.lan:8000"],
+            "without a scheme, a port or a path; got 'box.lan:8000'",
+        ),
+        (["--allow-host", "https://box.lan"], "expected a host's name"),
+        (["--allow-host", "box.lan/"], "expected a host's name"),
+        (["--allow-host", "fe80::1"], "example.org or [::1]"),
+        (["--allow-host", ""], "expected a host's name"),
     ],
 )
 def test_bounds_that_are_none_are_refused(started, capsys, given, told):
     assert cli.main(["serve", "x", *given]) == cli.BAD_INPUT
     assert told in capsys.readouterr().err
     assert not started
+
+
+def test_what_many_or_large_requests_need_is_there(started):
+    assert cli.main(["serve", "x"]) == 0
+    assert started[-1] == Settings(name="x")
+    assert cli.main(["serve", "x", "--rows", "20", "--waiting", "1000", "--body-mb", "200"]) == 0
+    settings = started[-1]
+    assert settings.requests > 1020
+    assert settings.held_bytes >= 2 * settings.body_bytes == 400 << 20
+    assert settings.image_bytes == 100 << 20
+    with pytest.raises(ValueError, match="expected held_bytes of at least one body's 9; got 8"):
+        Settings(body_bytes=9, held_bytes=8)
 
 
 def test_settings_do_not_show_the_token():
