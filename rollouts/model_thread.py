@@ -230,6 +230,8 @@ class ModelThread:
         """
         future: Future[Result] = Future()
         with self._asking():
+            if len(self._calls) >= self._most:  # who has gone takes no place
+                self._calls = deque(call for call in self._calls if not call[0].cancelled())
             if len(self._calls) >= self._most:
                 raise Busy(f"{len(self._calls)} calls wait already, as many as may; try later")
             self._calls.append((future, function, args))

@@ -120,7 +120,7 @@ class Guard:
         """Bytes of their bodies."""
         loopback = ("localhost", "127.0.0.1", "[::1]", settings.host)
         own = loopback if is_loopback(settings.host) else ()
-        self._hosts = (*own, *settings.hosts)
+        self._hosts = (*own, *(name.lower() for name in settings.hosts))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or refuse it."""
@@ -324,9 +324,12 @@ class Guard:
             else:
                 raise out_of_time(self.settings)
         finally:
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            left = {work, gone}
+            while left:  # a library may lose a cancellation; then another comes
+                for task in left:
+                    task.cancel()
+                _, left = await asyncio.wait(left, timeout=0.5)
+            await asyncio.gather(work, gone, return_exceptions=True)  # what they raised is known
 
 
 async def _gone(receive: Receive) -> None:

@@ -55,10 +55,13 @@ class Service:
             Refused: with status 400 where it raises ValueError.
         """
         loop = asyncio.get_running_loop()
+        given = [args]
         try:
-            return await loop.run_in_executor(self._pool, function, *args)
+            return await loop.run_in_executor(self._pool, lambda: function(*given[0]))
         except ValueError as error:
             raise Refused(400, str(error)) from error
+        finally:  # the pool keeps what nobody waits for in its queue; not its body
+            given.clear()
 
     async def result(self, future: Callable[[], Future[Result]]) -> Result:
         """Return what the model's thread makes of something.
@@ -144,15 +147,18 @@ class Writing:
             Refused: where the model fails or its time is over.
         """
         while self._open:
-            left = max(self._end - self._loop.time(), 0.0)
-            try:
-                i, delta = await asyncio.wait_for(self._queue.get(), min(left, alive))
-            except TimeoutError as error:
-                if self._loop.time() < self._end:
-                    yield next(iter(self._open)), Delta("", 0)
-                    continue
+            await asyncio.sleep(0)  # others have their turn, however many deltas have come
+            now = self._loop.time()
+            if now >= self._end:
                 self.close()
-                raise out_of_time(self._service.settings) from error
+                raise out_of_time(self._service.settings)
+            try:
+                # `wait_for` of Python 3.11 forgets that it was cancelled where a delta has come
+                async with asyncio.timeout_at(min(self._end, now + alive)):
+                    i, delta = await self._queue.get()
+            except TimeoutError:
+                yield next(iter(self._open)), Delta("", 0)
+                continue
             self.written += delta.tokens
             if delta.finish is not None:
                 del self._open[i]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
+import random
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +22,14 @@ from serving import CHAT, LONG, ask, connect, figure, head, serving, until
 
 from gato.rollouts import serve, serve_embeddings
 from gato.rollouts.agent import Agent
+from gato.rollouts.engine import Delta, Sampling
+from gato.rollouts.model_thread import Busy, ModelThread
 from gato.rollouts.policy import Policy
-from gato.rollouts.serve_work import Service
+from gato.rollouts.serve_limits import Settings
+from gato.rollouts.serve_work import Service, Writing
 
 ACTIONS, SESSIONS, EMBEDDINGS = "/v1/actions", "/v1/actions/sessions", "/v1/embeddings"
+CAPTIONS = "/v1/captions"
 SEEN = {"task": ARM.id, "observation": [0.0, 1.0, 2.0]}
 
 
@@ -157,3 +167,99 @@ def test_tokens_are_counted_of_who_left_too(start):
         running = lambda: service.model.running == 1  # noqa: E731
         leave(address, CHAT, LONG, lambda: running() and service.model._engine.memory.lengths.any())
         assert until(lambda: figure(address, 'gato_tokens_total{direction="in"}') > 0)
+
+
+def test_many_who_leave_at_any_moment_leave_nothing(start):
+    rng = random.Random(1)
+    shown = {"image": uri(picture(1)), "max_tokens": 1_000_000}
+    with start(rows=8, waiting=16, max_tokens=1_000_000) as (address, service):
+        for seed in range(50):
+            long = {**LONG, "max_tokens": 1_000_000, "n": rng.choice([1, 4, 4]), "seed": seed}
+            asked = {
+                CHAT: {**long, "stream": rng.random() < 0.2},
+                CAPTIONS: shown,
+                EMBEDDINGS: {"model": "tiny", "input": ["red"] * 20},
+            }
+            path = rng.choice([CHAT, CHAT, CHAT, CAPTIONS, EMBEDDINGS])
+            body = json.dumps(asked[path]).encode()
+            with connect(address) as connection:
+                connection.sendall(head(address, path, len(body)) + body)
+                time.sleep(rng.uniform(0.0, 0.025))
+        model = service.model
+        assert until(lambda: (model.running, model.waiting, len(model._calls)) == (0, 0, 0), 2.0)
+        assert ask(address, CHAT, {**LONG, "max_tokens": 2})[0] == 200
+
+
+@pytest.mark.parametrize("come", [1, 100])
+def test_a_cancellation_is_never_lost_to_a_delta(come):
+    """Whatever comes first of the two, and however many deltas have come already."""
+    nobody = SimpleNamespace(write=lambda *asked: None, cancel=lambda ticket: None)
+    meter = SimpleNamespace(tokens=lambda *counts: None)
+    service: Any = SimpleNamespace(settings=Settings(), model=nobody, meter=meter)
+
+    async def leave_after(turns: int) -> bool:
+        writing = Writing(service, [], [Sampling(9)])
+        tell = writing._sink(0)
+
+        async def listen() -> None:
+            async for _ in writing.deltas():
+                pass
+
+        listening = asyncio.ensure_future(listen())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        for _ in range(come):
+            tell(Delta("a", 1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        listening.cancel()
+        await asyncio.wait({listening}, timeout=0.1)
+        ended = listening.cancelled()
+        tell(Delta("", 0, (), "stop"))
+        with suppress(asyncio.CancelledError):
+            await listening
+        return ended and writing.written <= turns
+
+    assert [asyncio.run(leave_after(turns)) for turns in range(8)] == [True] * 8
+
+
+def test_a_body_that_nobody_waits_for_is_not_kept(agent):
+    class Body:
+        """One that can be seen to be gone."""
+
+        __len__ = lambda self: 2  # noqa: E731
+
+    free, service = threading.Event(), Service(agent, Settings())
+
+    async def left() -> list[Any]:
+        held = [asyncio.ensure_future(service.read(free.wait, SOON)) for _ in range(2)]
+        body = Body()
+        known = weakref.ref(body)
+        reading = asyncio.ensure_future(service.read(len, body))
+        del body
+        await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait({reading})
+        del reading
+        gc.collect()
+        alive = known()
+        free.set()
+        await asyncio.wait(held)
+        return [alive, await service.read(len, b"{}")]
+
+    try:
+        assert asyncio.run(left()) == [None, 2]
+    finally:
+        free.set()
+        service.close()
+
+
+def test_calls_of_who_has_gone_take_no_places(agent):
+    with ModelThread(agent, waiting=2) as thread, Gate(thread) as held:
+        for _ in range(5):
+            assert thread.call(int).cancel()
+        kept = [thread.call(int), thread.call(int)]
+        with pytest.raises(Busy, match="2 calls wait"):
+            thread.call(int)
+        held.__exit__()
+        assert [future.result(SOON) for future in kept] == [0, 0]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -95,22 +96,49 @@ def test_what_tidies_up_is_called_whatever_the_others_do(caplog):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    meter = Meter()
+    async def receive() -> Any:
+        return await asyncio.get_running_loop().create_future()
+
+    sent, page = asyncio.run(guarded(app, receive))
+    assert sent[0]["status"] == 200
+    assert called == [1]
+    assert "division by zero" in caplog.text
+    assert 'gato_requests_total{route="other",status="200"} 1.0' in page
+
+
+async def guarded(app: Any, receive: Any) -> tuple[list[Any], str]:
+    """Return what is sent of one request, and the figures afterwards."""
+    meter, sent = Meter(), []
     scope = {"type": "http", "method": "GET", "path": "/", "query_string": b""}
     scope["headers"] = [(b"host", b"localhost")]
-    sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    async def receive() -> Any:
-        return await asyncio.get_running_loop().create_future()
+    await Guard(app, Settings(), meter)(scope, receive, send)
+    return sent, meter.page()[0].decode()
 
-    asyncio.run(Guard(app, Settings(), meter)(scope, receive, send))
-    assert sent[0]["status"] == 200
-    assert called == [1]
-    assert "division by zero" in caplog.text
-    assert b'gato_requests_total{route="other",status="200"} 1.0' in meter.page()[0]
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_work_that_loses_a_cancellation_ends_all_the_same(lost):
+    ended = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope[CLEANUP].append(lambda: ended.append("tidied"))
+        for _ in range(lost):
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(SOON)
+        await asyncio.sleep(SOON)
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    began = time.monotonic()
+    sent, page = asyncio.run(guarded(app, receive))
+    assert not sent
+    assert ended == ["tidied"]
+    assert 'gato_requests_total{route="other",status="499"} 1.0' in page
+    assert time.monotonic() - began < SOON / 3
 
 
 def test_pages_of_others_are_counted_apart_from_hosts(agent):
