@@ -50,6 +50,11 @@ class ContrastHead(nn.Module):
         """The factor of similarities, a scalar."""
         return self.log_scale.clamp(max=math.log(SHARPEST)).exp()
 
+    @torch.no_grad()
+    def bound(self) -> None:
+        """Bring the factor back to its bound after a step; beyond, it would have no gradient."""
+        self.log_scale.clamp_(max=math.log(SHARPEST))
+
     def forward(self, shown: Tensor, said: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss (I,) of each pair, and whether its words come first for it (I,).
 

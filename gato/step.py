@@ -186,6 +186,8 @@ class Stepper:
                 raise self._refuse(self.step, loss, length, drawn, losses)
         rate = self.config.optim.rate(self.step, self.config.steps)
         self.optimizers.step(rate, norm, closed)
+        if self.model.contrast is not None:
+            self.model.contrast.bound()
         if self.average is not None:
             self.average.update(self.step, closed)
         self.step += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 from dataclasses import replace
 
@@ -91,6 +92,20 @@ def test_embeddings_are_unit_vectors_and_the_factor_is_bounded():
     with torch.no_grad():
         head.log_scale.fill_(9.0)
     assert head.scale.item() == pytest.approx(SHARPEST)
+
+
+def test_a_factor_beyond_its_bound_comes_down(matched, tiny_text_model, tmp_path):
+    config = replace(matched, optim=replace(matched.optim, warmup=0))
+    trainer = Trainer(config, tmp_path, CPU, make_serializer(config, tiny_text_model))
+    factor = trainer.model.contrast.log_scale
+    with torch.no_grad():
+        factor.fill_(math.log(SHARPEST) + 0.5)  # far too sharp for what has learnt nothing
+    seen = []
+    for k in range(4):
+        trainer.train_step(trainer.mixture.part(k, 0))
+        seen.append(factor.item())
+    assert seen[0] == pytest.approx(math.log(SHARPEST))
+    assert seen[0] > seen[1] > seen[2] > seen[3]
 
 
 def test_the_head_computes_in_float32_under_autocast():
