@@ -4,12 +4,13 @@ import { getJson } from "./api.js";
 import * as caption from "./caption.js";
 import * as chat from "./chat.js";
 import { byId } from "./dom.js";
-import { fileOf, picturesIn } from "./pictures.js";
+import { fileOf, filesIn, picturesIn } from "./pictures.js";
 import * as settings from "./settings.js";
 import * as watch from "./watch.js";
 
 const VIEWS = ["chat", "caption", "watch"];
-let greeting = null;
+let greeting = null; // what is fetched at first, on its way or there; null where that failed
+let naming = null; // of it the model's name
 
 function current() {
   const wanted = location.hash.slice(1);
@@ -42,8 +43,11 @@ function take(files) {
 function listenForPictures() {
   let depth = 0;
   const mark = (on) => document.body.classList.toggle("dropping", on);
+  const holdsFiles = (event) => Boolean(event.dataTransfer?.types.includes("Files"));
+  // Text goes where it is typed too. Elsewhere a link that is dropped would leave the page.
+  const isOurs = (event) => holdsFiles(event) || !event.target.closest?.("textarea, input");
   addEventListener("dragenter", (event) => {
-    if (!event.dataTransfer?.types.includes("Files")) return;
+    if (!holdsFiles(event)) return;
     depth += 1;
     mark(true);
   });
@@ -51,12 +55,14 @@ function listenForPictures() {
     depth = Math.max(0, depth - 1);
     if (!depth) mark(false);
   });
-  addEventListener("dragover", (event) => event.preventDefault());
+  addEventListener("dragover", (event) => {
+    if (isOurs(event)) event.preventDefault();
+  });
   addEventListener("drop", (event) => {
-    event.preventDefault();
+    if (isOurs(event)) event.preventDefault();
     depth = 0;
     mark(false);
-    take(picturesIn(event.dataTransfer));
+    take(filesIn(event.dataTransfer)); // what is no picture is told when it is read
   });
   addEventListener("paste", (event) => {
     const files = picturesIn(event.clipboardData);
@@ -68,22 +74,27 @@ function listenForPictures() {
 
 async function greet() {
   try {
-    const { data } = await getJson("v1/models");
-    if (data.length) {
-      byId("model").textContent = data[0].id === "gato" ? "" : data[0].id;
-      chat.useModel(data[0].id);
-    }
+    naming = getJson("v1/models").then(({ data }) => data[0]?.id ?? "gato");
+    const name = await naming;
+    byId("model").textContent = name === "gato" ? "" : name;
     await watch.load();
   } catch (error) {
-    greeting = null; // tried again when another view is asked for
+    greeting = null; // tried again when another view or an answer is asked for
     byId("model").textContent = error.message;
   }
+}
+
+/** Return the model's name, which is asked for again where that has failed. */
+function modelName() {
+  greeting ??= greet();
+  return naming;
 }
 
 settings.begin();
 chat.begin();
 caption.begin();
 watch.begin();
+chat.asks(modelName);
 caption.onAsk(ask);
 watch.onAsk((frame) => ask([fileOf(frame)]));
 listenForPictures();

@@ -8,26 +8,38 @@ import { sampling } from "./settings.js";
 const SMALL = 96; // pixels below which a picture is shown with its pixels
 const turns = byId("turns");
 const words = byId("words");
-let messages = []; // as the server reads them
-let attached = []; // {uri, width, height}, on their way
+const MOST_PICTURES = 32; // of one request
+let messages = []; // as the server reads them: the user's and the model's by turns
+let leftOut = { turns: 0, why: "" }; // before those; they are seen, and not sent
+let newest = null; // the user's last message, as it is seen
+let attached = []; // {uri, width, height}, beside the message that is being typed
+let reading = 0; // pictures that are on their way there
+let sendWhenRead = false;
 let writing = null; // what stops the answer that is being written
-let modelName = "gato";
+let modelName = async () => "gato";
 
-export function useModel(name) {
+/** Let `name` say which model is asked. */
+export function asks(name) {
   modelName = name;
 }
 
 /** Put pictures beside the message that is being typed. */
 export async function attach(files) {
+  const beside = attached; // a conversation that is begun meanwhile goes without them
+  reading += files.length;
   for (const file of files) {
     try {
-      attached.push(await read(file));
+      const picture = await read(file);
+      beside.push(picture);
     } catch (error) {
+      sendWhenRead = false;
       notice(error.message, true);
     }
+    reading -= 1;
   }
   showAttached();
   words.focus();
+  if (sendWhenRead && !reading) send();
 }
 
 function showAttached() {
@@ -77,15 +89,20 @@ function isAtEnd() {
 
 function send() {
   const text = words.value.trim();
-  if (writing || (!text && !attached.length)) return;
-  // what failed before is not tried again behind what is said now: the order would be another
-  for (const button of turns.querySelectorAll("button.again")) button.remove();
+  if (writing || (!text && !attached.length && !reading)) return;
+  sendWhenRead = reading > 0;
+  if (sendWhenRead) {
+    notice("This is sent as soon as the picture has been read.");
+    return;
+  }
+  leaveUnanswered();
   const parts = attached.map(({ uri }) => ({ type: "image_url", image_url: { url: uri } }));
   if (text) parts.push({ type: "text", text });
   messages.push({ role: "user", content: attached.length ? parts : text });
   const { item, said, foot } = turn("user");
   said.textContent = text;
   said.hidden = !text;
+  newest = item;
   foot.remove();
   if (attached.length) {
     const pictures = attached.map((picture, i) => shown(picture, `your picture ${i + 1}`));
@@ -94,8 +111,34 @@ function send() {
   words.value = "";
   attached = [];
   showAttached();
-  notice("");
   write();
+}
+
+/** What failed is not tried again behind what is said now, nor said together with it. */
+function leaveUnanswered() {
+  for (const button of turns.querySelectorAll("button.again")) button.remove();
+  if (messages.at(-1)?.role !== "user") return;
+  messages.pop();
+  newest.append(make("footer", {}, "not part of the conversation"));
+}
+
+/** Leave out the oldest turns: a user's message with its answer each. */
+function leaveOut(count, why) {
+  if (!count) return;
+  messages.splice(0, 2 * count);
+  leftOut = { turns: leftOut.turns + count, why };
+}
+
+/** Return how many turns to leave out for the others to hold no more pictures than are taken. */
+function withTooManyPictures() {
+  const held = ({ content }) =>
+    Array.isArray(content) ? content.filter((part) => part.type === "image_url").length : 0;
+  let count = 0;
+  let rest = messages.reduce((sum, message) => sum + held(message), 0);
+  for (; rest > MOST_PICTURES && 2 * count < messages.length - 1; count += 1) {
+    rest -= held(messages[2 * count]);
+  }
+  return count;
 }
 
 /** Have the answer to the conversation written. */
@@ -109,11 +152,18 @@ async function write() {
   toEnd();
   let answer = "";
   let end = {};
+  tellLeftOut();
   try {
-    const body = { model: modelName, messages, stream: true, ...sampling() };
+    const model = await named(control.signal);
+    const before = withTooManyPictures();
+    const body = { model, messages: messages.slice(2 * before), stream: true, ...sampling() };
     body.stream_options = { include_usage: true };
     const response = await request("v1/chat/completions", { body, signal: control.signal });
-    tellDropped(Number(response.headers.get("X-Gato-Dropped-Turns")) || 0);
+    // What the model did not remember now, it will not with still more after it.
+    const dropped = Number(response.headers.get("X-Gato-Dropped-Turns")) || 0;
+    leaveOut(before, `at most ${MOST_PICTURES} pictures are sent together`);
+    leaveOut(dropped, "the model does not remember as much");
+    tellLeftOut();
     for await (const { data } of events(response)) {
       if (data === "[DONE]") continue;
       const told = JSON.parse(data);
@@ -161,13 +211,18 @@ function close(item, said, foot, answer, end) {
   if (follow) toEnd();
 }
 
-function tellDropped(count) {
-  if (count) {
-    const those = count === 1 ? "The oldest turn was" : `The ${count} oldest turns were`;
-    notice(`${those} left out: the model does not remember as much.`);
-  } else {
-    notice("");
-  }
+/** Return the model's name, or stop with the answer that waits for it. */
+function named(signal) {
+  const stopped = new Promise((_, stop) => {
+    signal.addEventListener("abort", () => stop(signal.reason));
+  });
+  return Promise.race([modelName(), stopped]);
+}
+
+function tellLeftOut() {
+  const { turns: count, why } = leftOut;
+  const those = count === 1 ? "The oldest turn was" : `The ${count} oldest turns were`;
+  notice(count ? `${those} left out: ${why}.` : "");
 }
 
 function showButton() {
@@ -179,7 +234,9 @@ function reset() {
   writing?.abort();
   writing = null;
   messages = [];
+  leftOut = { turns: 0, why: "" };
   attached = [];
+  sendWhenRead = false;
   turns.replaceChildren();
   byId("welcome").hidden = false;
   showAttached();

@@ -2,7 +2,8 @@
 
 import { pictureSide } from "./settings.js";
 
-const LARGEST = 1024; // the server makes it as small as the model wants it
+// Of a side. The server brings it down to what the model was trained on, half of this at most.
+const LARGEST = 256;
 
 /** Return the width and height to which a picture is shrunk. */
 function fitted(width, height) {
@@ -31,9 +32,14 @@ export async function read(blob) {
   return { uri: canvas.toDataURL("image/png"), width, height };
 }
 
-/** Return the picture files of a paste or a drop. */
+/** Return the files of a paste or a drop. */
+export function filesIn(transfer) {
+  return [...(transfer?.files ?? [])];
+}
+
+/** Return those of them that are pictures. */
 export function picturesIn(transfer) {
-  return [...(transfer?.files ?? [])].filter((file) => file.type.startsWith("image/"));
+  return filesIn(transfer).filter((file) => file.type.startsWith("image/"));
 }
 
 /** Return the file that a data URI holds. */

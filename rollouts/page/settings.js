@@ -47,9 +47,8 @@ const numbers = {
 };
 let answer = null;
 
-function fill() {
-  for (const [name, field] of Object.entries(numbers)) field.value = values[name];
-  byId("token").value = token();
+function fill(from) {
+  for (const [name, field] of Object.entries(numbers)) field.value = from[name];
   show();
 }
 
@@ -73,7 +72,8 @@ function keep() {
 }
 
 function open(note) {
-  fill();
+  fill(values);
+  byId("token").value = token();
   byId("token-note").textContent =
     note ?? "only where it asks for one; forgotten when this tab closes";
   if (!dialog.open) dialog.showModal();
@@ -96,11 +96,7 @@ export function begin() {
   });
   byId("open-settings").addEventListener("click", () => open());
   byId("close-settings").addEventListener("click", keep);
-  byId("defaults").addEventListener("click", () => {
-    Object.assign(values, { ...FIRST, theme: values.theme });
-    store();
-    fill();
-  });
+  byId("defaults").addEventListener("click", () => fill(FIRST));
   byId("settings-form").addEventListener("input", show);
   byId("settings-form").addEventListener("submit", (event) => {
     event.preventDefault();

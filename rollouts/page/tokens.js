@@ -13,17 +13,23 @@ const NAMES = {
   written: "written by the model",
 };
 let chosen = null; // the line whose tokens the table shows; the newest where nobody chose
-let due = 0;
+let due = 0; // when the table may be drawn again
+let waiting = 0; // the timer until then
+let listed = []; // the tokens that it shows, or would if it were open
 
 export function begin() {
+  byId("detail").addEventListener("toggle", draw);
   const key = Object.entries(NAMES).map(([kind, name]) => make("span", { class: `of-${kind}` }, name));
   byId("token-key").append(...key);
 }
 
 export function clear() {
   byId("stream").replaceChildren();
-  byId("tokens").replaceChildren();
+  clearTimeout(waiting);
   chosen = null;
+  listed = [];
+  byId("detail-title").textContent = "Every token of a step";
+  draw();
 }
 
 function kindOf(token) {
@@ -138,28 +144,27 @@ function full(value) {
 
 /** Show the newest step's tokens, at most a few times a second. */
 function later(at, tokens, leftOut) {
-  const now = performance.now();
-  if (now < due) {
-    later.next = [at, tokens, leftOut];
-    if (!later.timer) {
-      later.timer = setTimeout(() => {
-        later.timer = 0;
-        if (!chosen && later.next) table(...later.next);
-      }, due - now);
-    }
-    return;
-  }
-  table(at, tokens, leftOut);
+  clearTimeout(waiting);
+  const show = () => {
+    if (!chosen) table(at, tokens, leftOut);
+  };
+  const early = due - performance.now();
+  if (early > 0) waiting = setTimeout(show, early);
+  else show();
 }
 
 function table(at, tokens, leftOut) {
   due = performance.now() + 300;
-  later.next = null;
+  listed = tokens;
   byId("detail-title").textContent =
     `Every token of ${at === "head" ? "the head" : `step ${at}`}${leftOut ? `, but ${leftOut}` : ""}`;
+  draw();
+}
+
+function draw() {
   if (!byId("detail").open) return;
   byId("tokens").replaceChildren(
-    ...tokens.map((token) => {
+    ...listed.map((token) => {
       const value = make("td", {}, full(token.value));
       if (token.value?.rgb) value.prepend(swatch(token.value.rgb));
       return make(

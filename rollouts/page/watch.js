@@ -10,6 +10,7 @@ const FACTS = ["fact-step", "fact-action", "fact-time", "fact-seed"];
 let tasks = new Map();
 let live = null; // {id, control, task, paused, frame, finished, total, episode}
 let picture = null; // the newest frame, not yet shown
+let paced = ""; // the task whose speed is shown: its own, or one that was chosen for it
 let askAbout = () => {};
 
 export function onAsk(ask) {
@@ -49,15 +50,16 @@ function describeTask() {
   if (task && !live) {
     byId("instruction").textContent = task.instruction;
     showScores(task, null, []);
-    showRate(task.rate);
+    showRate(task);
   }
 }
 
-function showRate(rate) {
+function showRate({ id, rate }) {
   const options = [...byId("rate").options];
   const near = options.reduce((a, b) =>
     Math.abs(b.value - rate) < Math.abs(a.value - rate) ? b : a, options[0]);
   if (near) near.selected = true;
+  paced = id;
 }
 
 function note(text, bad = false) {
@@ -67,8 +69,7 @@ function note(text, bad = false) {
 }
 
 function seed() {
-  const field = byId("seed");
-  return field.checkValidity() && field.value !== "" ? Number(field.value) : 0;
+  return Number(byId("seed").value);
 }
 
 // ---- an episode after the other ------------------------------------------------------------
@@ -80,9 +81,11 @@ async function watch() {
   const control = new AbortController();
   const mine = { control, task, paused: false, finished: [], id: null };
   live = mine;
+  picture = null; // of the task before
   tokens.clear();
   for (const fact of FACTS) byId(fact).textContent = "–";
   byId("frame").hidden = true;
+  byId("ask").disabled = true;
   wait("Starting the simulator");
   describeTask();
   byId("instruction").textContent = task.instruction;
@@ -90,7 +93,7 @@ async function watch() {
   buttons(true);
   let reason = "";
   try {
-    showRate(task.rate);
+    if (paced !== task.id) showRate(task);
     const body = { task: task.id, seed: seed(), rate: Number(byId("rate").value) || task.rate };
     const response = await opened(body, control.signal);
     for await (const { event, data } of events(response)) {
@@ -172,6 +175,7 @@ function show(frame) {
   if (!frame) return;
   if (!picture) {
     requestAnimationFrame(() => {
+      if (!picture) return;
       const image = byId("frame");
       image.src = picture;
       image.alt = `what ${live?.task.id ?? "the task"} looks like now`;
@@ -285,6 +289,7 @@ export function begin() {
     else await change({ steps: 1 });
   });
   byId("restart").addEventListener("click", () => {
+    if (!byId("seed").reportValidity()) return;
     if (live) live.finished = [];
     change({ restart: seed() });
   });
@@ -292,7 +297,10 @@ export function begin() {
     stop();
     byId("begin").focus();
   });
-  byId("rate").addEventListener("change", () => change({ rate: Number(byId("rate").value) }));
+  byId("rate").addEventListener("change", () => {
+    paced = byId("task").value;
+    change({ rate: Number(byId("rate").value) });
+  });
   byId("ask").addEventListener("click", () => {
     if (live) pause(true);
     askAbout(byId("frame").src);

@@ -53,7 +53,8 @@ def agent(request: pytest.FixtureRequest, text_model: bytes) -> Agent:
     sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "rollouts"))
     gym_suite.import_module("watched")
     serializer = Serializer(None, {"text": {MODEL_FILE: text_model}})
-    serializer.add_task(registry.spec("gym/watched:WatchedDrawn-v0"), history=History())
+    for name in ("Drawn", "Undrawn"):
+        serializer.add_task(registry.spec(f"gym/watched:Watched{name}-v0"), history=History())
     torch.manual_seed(0)
     model = build_model(TrainConfig(TINY), serializer).eval()
     return Agent(
@@ -104,6 +105,7 @@ def make_tab(browser: Chromium) -> Iterator[Callable[..., Tab]]:
 
     yield make
     for tab, address in opened:
+        tab.run("localStorage.clear()")
         tab.close()
         local = (f"{address}/", "data:image/", "blob:")
         elsewhere = [r["url"][:100] for r in tab.requests if not r["url"].startswith(local)]

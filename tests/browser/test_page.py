@@ -9,6 +9,7 @@ import itertools
 import time
 
 import pytest
+from page import ANSWERED, STEP, focus, forget, view
 
 TOKEN = "a token of many words"
 SCREENS = {
@@ -17,9 +18,6 @@ SCREENS = {
     "phone-light": (360, 740, False, True),
     "phone-dark": (390, 844, True, True),
 }
-ANSWERED = "document.querySelectorAll('.turn.assistant:not(.writing) footer span').length"
-ANSWERS = "[...document.querySelectorAll('.turn.assistant p')].map(e => e.textContent)"
-STEP = "Number(document.querySelector('#fact-step').textContent)"
 WRITTEN = "document.querySelector('#tokens tr.of-written td:last-child')?.innerText === 'yes'"
 FRAME = "document.querySelector('#frame').src.slice(-4000)"
 
@@ -33,11 +31,6 @@ def screen(request):
 def tab(make_tab, address, screen):
     width, height, dark, phone = SCREENS[screen]
     return make_tab(address, width, height, dark=dark, phone=phone)
-
-
-def view(tab, name):
-    tab.click(f"#to-{name}")
-    tab.wait_for(f"!document.querySelector('#{name}').hidden")
 
 
 def test_chat_with_words_and_a_dropped_picture(tab, screen, picture, shoot):
@@ -192,10 +185,6 @@ def test_everything_is_reached_by_keys_alone(make_tab, address):
     tab.wait_for("document.querySelector('#stop').disabled")
 
 
-def focus(tab, id):
-    tab.run(f"document.getElementById('{id}').focus()")
-
-
 SLOWER = """
 window.kept = {slow: false, real: window.fetch.bind(window)};
 window.fetch = async (...asked) => {
@@ -262,22 +251,6 @@ def test_what_people_and_models_write_stays_text(make_tab, address):
     assert "<script>" in tab.run("document.querySelector('.turn.user p').textContent")
 
 
-def test_turns_that_were_left_out_are_told(make_tab, address):
-    tab = make_tab(address)
-    tab.wait_for("document.querySelector('#task').options.length")
-    words = "red green blue ball box door " * 5
-    for count in range(1, 9):
-        focus(tab, "words")
-        tab.type(words)
-        tab.press("Enter")
-        tab.wait_for(f"{ANSWERED} === {count}")
-        told = tab.run("document.querySelector('#dropped').textContent")
-        if told:
-            assert "left out" in told
-            return
-    raise AssertionError("eight long turns fit into the model's memory")
-
-
 def test_a_token_is_asked_for_kept_for_the_tab_and_never_in_an_address(make_tab, server):
     address = server(TOKEN)
     tab = make_tab(address)
@@ -299,5 +272,4 @@ def test_a_token_is_asked_for_kept_for_the_tab_and_never_in_an_address(make_tab,
     tab.click("#stop")
     assert tab.requests
     assert not [r for r in tab.requests if "token" in r["url"].split("/page/")[0]]
-    # the server's refusals stand in the console too
-    tab.complaints[:] = [c for c in tab.complaints if "status of 401" not in c]
+    forget(tab, 401)

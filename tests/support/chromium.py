@@ -12,6 +12,7 @@ import os
 import subprocess
 import threading
 import time
+from mimetypes import guess_type
 from pathlib import Path
 from queue import Queue
 from typing import Any
@@ -154,14 +155,18 @@ class Tab:
 
     def click(self, selector: str) -> None:
         """Click the middle of an element, as a hand does."""
-        place = self.run(
+        x, y = self._middle(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
+            self.call("Input.dispatchMouseEvent", type=kind, **mouse)
+
+    def _middle(self, selector: str) -> tuple[float, float]:
+        x, y = self.run(
             f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect(); "
             f"return [r.x + r.width / 2, r.y + r.height / 2] }})"
             f"(document.querySelector({json.dumps(selector)}))"
         )
-        mouse = {"x": place[0], "y": place[1], "button": "left", "clickCount": 1}
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, **mouse)
+        return x, y
 
     def type(self, text: str) -> None:
         """Type into what has the focus."""
@@ -175,14 +180,15 @@ class Tab:
         self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **down)
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
 
-    def choose_file(self, selector: str, path: Path) -> None:
-        """Choose a file as with the dialog of an input."""
+    def choose_file(self, selector: str, *paths: Path) -> None:
+        """Choose files as with the dialog of an input."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
-        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+        self.call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=node)
 
     def drop_file(self, selector: str, path: Path, kind: str = "drop") -> None:
-        """Drop a picture onto an element, or paste it there."""
+        """Drop a file onto an element, or paste it there."""
+        about = f"'{path.name}', {{type: '{guess_type(path)[0]}'}}"
         content = base64.b64encode(path.read_bytes()).decode()
         event = {
             "drop": "new DragEvent('drop', {bubbles: true, cancelable: true, dataTransfer: held})",
@@ -194,9 +200,16 @@ class Tab:
         self.run(
             f"(() => {{ const bytes = Uint8Array.from(atob('{content}'), c => c.charCodeAt(0)); "
             f"const held = new DataTransfer(); "
-            f"held.items.add(new File([bytes], 'picture.png', {{type: 'image/png'}})); "
+            f"held.items.add(new File([bytes], {about})); "
             f"document.querySelector({json.dumps(selector)}).dispatchEvent({event}) }})()"
         )
+
+    def drag_text(self, selector: str, text: str) -> None:
+        """Drag text from elsewhere onto the middle of an element, as a hand does."""
+        x, y = self._middle(selector)
+        data = {"items": [{"mimeType": "text/plain", "data": text}], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def too_wide(self) -> list[str]:
         """Return what reaches beyond the right edge and cannot be scrolled to by itself."""

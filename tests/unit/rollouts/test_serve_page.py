@@ -11,8 +11,10 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from gato.envs.readers.reader import LONGEST
 from gato.rollouts import serve_page
 from gato.rollouts.serve_guard import OPEN, OPEN_BELOW
+from gato.rollouts.serve_limits import Settings
 
 FOLDER = Path(__file__).parents[3] / "rollouts" / "page"
 FILES = sorted(path.name for path in FOLDER.iterdir())
@@ -152,6 +154,16 @@ def test_the_token_is_kept_for_the_tab_and_sent_in_a_header_alone():
     assert all("localStorage" not in TEXTS[n] for n in SCRIPTS if n != "settings.js")
     kept = re.search(r"const FIRST = \{(.*?)\}", TEXTS["settings.js"])
     assert "token" not in kept[1].lower().replace("maxtokens", "")
+
+
+def test_pictures_are_sent_as_the_model_can_use_and_as_many_as_the_server_takes():
+    side = int(re.search(r"const LARGEST = (\d+);", TEXTS["pictures.js"])[1])
+    most = int(re.search(r"const MOST_PICTURES = (\d+);", TEXTS["chat.js"])[1])
+    assert side == 2 * LONGEST
+    assert most == Settings.images
+    assert most * side * side <= Settings.image_pixels
+    in_base64 = most * side * side * 3 * 4 // 3  # pixels that nothing is saved of
+    assert in_base64 < Settings.body_bytes / 1.5
 
 
 def test_no_style_and_no_script_stands_in_the_markup():
