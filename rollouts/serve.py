@@ -279,6 +279,9 @@ def patient(settings: Settings) -> type:
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
     most = _most_connections()
+    if settings.requests > max(most, Settings.requests):  # somebody has asked for more
+        told = "expected room for %d requests at once; got %d connections (see ulimit -n)"
+        log.warning(told, settings.requests, most)
 
     class Patient(H11Protocol):
         """Ends connections whose next request does not begin in time, or who do not read."""

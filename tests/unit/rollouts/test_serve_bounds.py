@@ -221,6 +221,14 @@ def test_there_are_fewer_connections_than_files(monkeypatch):
         assert serve._most_connections() == most
 
 
+def test_requests_that_no_connection_is_left_for_are_told_of(monkeypatch, caplog):
+    monkeypatch.setattr(serve, "_most_connections", lambda: 100)
+    serve.patient(Settings())
+    assert not caplog.text
+    serve.patient(Settings(requests=300))
+    assert "expected room for 300 requests at once; got 100 connections" in caplog.text
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_goes_away_frees_its_row(address, stream):
     if stream:
