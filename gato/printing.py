@@ -37,7 +37,11 @@ def console() -> Console:
     """Return the console of tables; where the output is no terminal, no line is cut."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=1000)
+    class Told(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # to `gato.cli`, which knows whether that is a failure; Rich says it is
+
+    return Told() if sys.stdout.isatty() else Told(width=1000)
 
 
 def _cell(value: Any) -> str:

@@ -51,10 +51,12 @@ def train(chosen: Arguments) -> None:
     if sized is not None:
         require_sizes(sized, config)
     if chosen.fields:
-        _print_fields(chosen.preset, config)
+        with perhaps_unread():
+            _print_fields(chosen.preset, config)
         return
     if chosen.parameters:
-        _parameters(chosen.preset, config, chosen.json)
+        with perhaps_unread():
+            _parameters(chosen.preset, config, chosen.json)
         return
     if not chosen.data and not chosen.mixture:
         raise ValueError(
@@ -101,13 +103,14 @@ def _dry_run(
         known = None if start is None else start.serializer(config.codec)
         found = measure(imported(config, chosen.skip_bad), chosen.dry_run, known)
     sizes = {} if start is None else _sizes(config)
-    if chosen.json:
-        drawn = {"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found}
-        print_json({**drawn, **({"begins_with": sizes} if sizes else {})})
-    else:
-        if sizes:
-            print("begins with " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
-        _print_dry_run(config, rows, found)
+    with perhaps_unread():
+        if chosen.json:
+            drawn = {"weigh": config.weigh, "draw": config.draw, "corpora": rows, "drawn": found}
+            print_json({**drawn, **({"begins_with": sizes} if sizes else {})})
+        else:
+            if sizes:
+                print("begins with " + ", ".join(f"{k} {v}" for k, v in sizes.items()))
+            _print_dry_run(config, rows, found)
     if lacking:
         names = ", ".join(row["corpus"] for row in lacking)
         raise ValueError(f"{len(lacking)} of {len(rows)} corpora are missing: {names}.")

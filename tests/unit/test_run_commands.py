@@ -16,7 +16,7 @@ from gato.corpora import CorpusConfig
 from gato.envs.readers.formats import READERS
 from gato.optim import OptimConfig
 from gato.options import FORMATS
-from gato.presets import preset, with_data
+from gato.presets import PAPER_PARAMETERS, PRESETS, preset, with_data
 
 
 @pytest.fixture
@@ -117,8 +117,10 @@ def test_the_help_tells_the_fields_as_they_are(capsys, monkeypatch):
         cli.main(["train", "--help"])
     said = capsys.readouterr().out
     assert RUN_FIELDS in said
-    assert "(quickstart 1000, the others 1000000)" in " ".join(said.split())
-    assert [preset(n).steps for n in ("quickstart", "gato_79m", "gato_1b")] == [1000, 10**6, 10**6]
+    steps = {name: preset(name).steps for name in PRESETS}
+    (others,) = {steps.pop(name) for name in PAPER_PARAMETERS}
+    named = ", ".join(f"{name} {count}" for name, count in steps.items())
+    assert f"({named}, others {others})" in " ".join(said.split())
     monkeypatch.setenv("COLUMNS", "80")  # one column of fields, whatever the terminal
     assert cli.main(["train", "quickstart", "--fields", "--rows", "3"]) == cli.DONE
     said = " ".join(capsys.readouterr().out.split())

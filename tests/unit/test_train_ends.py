@@ -405,6 +405,16 @@ def test_a_broken_pipe_is_a_good_end_only_where_the_output_s_reader_is_gone(monk
         assert cli.main(["tasks"]) == cli.DONE
 
 
+@pytest.mark.parametrize("asked", ["--fields", "--parameters", "--dry-run"])
+def test_a_reader_who_has_seen_enough_of_what_trains_nothing_ends_it_well(
+    asked, command, monkeypatch, capfd
+):
+    with unread() as out:
+        monkeypatch.setattr("sys.stdout", out)
+        assert cli.main([*command, asked]) == cli.DONE
+    assert not capfd.readouterr().err
+
+
 @pytest.mark.parametrize("watching", [True, False])
 def test_a_stop_before_the_first_step_saves_and_stops(tiny, tmp_path, text_model, watching):
     def watchers() -> list[Any]:
