@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from gato.envs.episode import EVALUATION_SEED_START
 from gato.envs.records import RecordStore
 from gato.envs.store import EpisodeStore
+
+_NUMBER = re.compile(r" \(\d+\)$")  # behind the name of a store that is not the first so called
 
 
 def digests(stores: Iterable[EpisodeStore | RecordStore]) -> dict[str, str]:
@@ -55,8 +58,29 @@ def has_grown(store: RecordStore, contents: Mapping[str, Any]) -> bool:
     return any(
         0 < sizes[name] <= len(store) and _digest_of(store.sums_of_first(sizes[name])) == digest
         for name, digest in stores.items()
-        if name.startswith(store.name)
+        if _named(name, store.name)
     )
+
+
+def known_as(digest: str, name: str, contents: Mapping[str, Any]) -> str | None:
+    """Return what a store with that digest was called when it was trained on; None for no such.
+
+    What is held out goes by that name, whatever the same data are called elsewhere.
+
+    Args:
+        digest: of the store.
+        name: what it is called now; of several that were the same, one so called is taken.
+        contents: `Corpus.contents` then.
+    """
+    found = [key for key, known in contents.get("stores", {}).items() if known == digest]
+    if any(_named(key, name) for key in found):
+        return name
+    return _NUMBER.sub("", found[0]) if found else None
+
+
+def _named(key: str, name: str) -> bool:
+    """Return whether `digests` may call a store of that name so."""
+    return name in (key, _NUMBER.sub("", key))
 
 
 def evaluation_seeds(seeds: np.ndarray) -> list[int]:
@@ -94,8 +118,8 @@ def known_before(
 ) -> list[str]:
     """Return notes on what a run holds out although the weights that it begins with learnt it.
 
-    They did unless they held out the same share: of two shares, neither holds out all that the
-    other does, however large it is (`gato.selection.held_out`).
+    They did unless they held out the same share, of data of the same name: of two shares, neither
+    holds out all that the other does, however large it is (`gato.selection.held_out`).
 
     Args:
         now: of each corpus the share that it holds out, and `Corpus.contents`.
@@ -103,14 +127,16 @@ def known_before(
     """
     notes = []
     for name, (held, contents) in now.items():
-        stores = set(contents["stores"].values())
         for other, said in before.items():
             share = said.get("validation", 0.0)
-            if share != held and stores & set(said.get("stores", {}).values()):
-                again = f". With validation={share:g} it would" if share else ""
+            own = [(_NUMBER.sub("", key), digest) for key, digest in contents["stores"].items()]
+            were = [(known_as(digest, called, said), called) for called, digest in own]
+            if any(was and (share != held or was != called) for was, called in were):
+                again = f". With validation={share:g} it would" if share not in (0.0, held) else ""
                 notes.append(
                     f"corpus {name!r} holds out {held:g}, but the weights that this run begins "
-                    f"with learnt what is held out, as {other} (which held out {share:g}): its "
+                    f"with learnt what is held out, as {other} (which held out {share:g}"
+                    f"{' of it by another name' if share == held else ''}): its "
                     f"validation says nothing about data that are new{again}"
                 )
                 break

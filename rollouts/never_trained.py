@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from gato.checkpoint import Checkpoint
-from gato.contents import digests, has_grown
+from gato.contents import digests, has_grown, known_as
 from gato.corpus_config import CorpusConfig
 from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
@@ -61,7 +61,7 @@ def never_trained(store: RecordStore, checkpoint: Checkpoint, notes: list[str]) 
     whole = False
     (digest,) = digests([store]).values()
     for name, contents in checkpoint.data.items():
-        known, grown = digest in contents.get("stores", {}).values(), False
+        known, grown = known_as(digest, store.name, contents), False
         if "validation" in contents:  # of a checkpoint that this one began with
             config = CorpusConfig(name, "", validation=contents["validation"])
         else:
@@ -73,7 +73,7 @@ def never_trained(store: RecordStore, checkpoint: Checkpoint, notes: list[str]) 
         if not config.validation:
             raise _all_trained(f"at {store.path}", name)
         mask = np.ones(len(store), bool)
-        (held,) = divide(config, [mask], [store.name], numbers=[store.groups()], held=True)
+        (held,) = divide(config, [mask], [known or store.name], numbers=[store.groups()], held=True)
         left = np.intersect1d(left, held)
         notes.append(
             f"{store.path} was trained on{', and has grown since' if grown else ''}: only the "

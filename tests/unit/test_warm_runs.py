@@ -140,6 +140,10 @@ def test_what_one_share_holds_out_another_learns(before: float, now: float) -> N
     said = {"a of run": {"validation": before, "stores": {"x": "1"}}}
     (note,) = known_before({"b": (now, {"stores": {"x": "1"}})}, said)
     assert f"as a of run (which held out {before:g})" in note
+    same = {"b": (before, {"stores": {"x": "1"}}), "c": (before, {"stores": {"y": "1"}})}
+    (note,) = known_before(same, said)
+    assert f"'c' holds out {before:g}" in note
+    assert "by another name" in note
 
 
 def test_two_processes_that_begin_with_a_language_model_end_as_one(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from gato.contents import digests
@@ -16,6 +17,7 @@ from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
 from gato.rollouts.language_tasks import records_of
 from gato.rollouts.never_trained import identity
+from gato.selection import held_out
 
 from .test_language_tasks import SEED, caption, store, talk
 
@@ -40,6 +42,18 @@ def test_what_was_trained_on_is_not_evaluated(tmp_path: Path) -> None:
     found = records_of(task, SEED, None, trained(folder, 0.25))
     assert len(found.records) == 10
     assert "only the 20 of its 80 records" in found.notes[0]
+
+
+@pytest.mark.parametrize(("then", "now"), [("a", "b"), ("a (x)", "a"), ("a (2)", "a (2)")])
+def test_what_is_held_out_goes_by_the_name_that_was_trained_on(
+    tmp_path: Path, then: str, now: str
+) -> None:
+    texts = [caption(i, f"one {i}") for i in range(40)]
+    checkpoint = trained(store(tmp_path / "s", texts, then), 0.25)
+    out = [identity(texts[i]) for i in np.flatnonzero(held_out(40, 0.25, then))]
+    copy = store(tmp_path / "t", texts, now)
+    found = records_of(f"caption/{copy}", SEED, None, checkpoint).records
+    assert [identity(record) for record in found] == out
 
 
 def test_copies_of_what_was_trained_on_are_left_out(tmp_path: Path) -> None:
