@@ -170,7 +170,9 @@ def _eval(p: Parser) -> None:
     p.add_argument("--tasks", nargs="+", metavar="PATTERN", help=about)
     about = "per task (20), and records of each language task (200 of a corpus, all of a folder)"
     p.add_argument("--episodes", type=whole(1), metavar="N", help=about)
-    about = "of language: answers to choose among, where records name none, separated by commas"
+    about = (
+        "of vqa, chat and classify: answers to choose among where records name none, with commas"
+    )
     p.add_argument("--choices", metavar="A,B,...", help=about)
     about = "of eval expert: auto, scripted, planner, or a learned one's DIR"
     p.add_argument("--expert", metavar="KIND", help=about)

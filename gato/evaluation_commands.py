@@ -124,6 +124,7 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str], list[str]]:
     from gato.decoding import decoding_dtype
     from gato.envs.gym import require_imported
     from gato.rollouts import language_tasks
+    from gato.rollouts.measures import KINDS
     from gato.rollouts.players import PLAYERS
     from gato.world_commands import matching
 
@@ -131,8 +132,11 @@ def _player(chosen: Arguments) -> tuple[Agent | str, list[str], list[str]]:
     if chosen.expert is not None and name != "expert":
         raise ValueError(f"expected --expert with `gato eval expert` only; got it with {name}.")
     language, others = language_tasks.matching(chosen.tasks or ())
-    if chosen.choices is not None and not language:
-        raise ValueError("expected --choices with language tasks; got none in --tasks.")
+    if chosen.choices is not None:
+        choosing = [kind for kind, about in KINDS.items() if about.chooses]
+        if not {task.partition("/")[0] for task in language} & {*choosing}:
+            told = ", ".join(choosing)
+            raise ValueError(f"expected --choices with tasks of {told}; got none in --tasks.")
     if name in PLAYERS:
         if not chosen.tasks:
             raise ValueError(f"expected --tasks for {name!r}, which knows them all.")
@@ -213,7 +217,7 @@ def _print_language(rows: dict[str, Any]) -> None:
                 "metric": name,
                 "value": shown(metric["value"], metric["of"]),
                 "95%": ends(metric),
-                "records": rows[task]["count"],
+                "records": len(metric["per_record"]),
             }
             for task, name, metric in figures_of(rows)
         ]

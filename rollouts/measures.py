@@ -33,6 +33,8 @@ class Kind(NamedTuple):
     """Those of `gato.envs.corpora` that have such records: what ``KIND/*`` names."""
     fits: Callable[[Record], bool]
     """Whether a record is of this kind; a corpus or folder may hold others too."""
+    chooses: bool = False
+    """Whether `Options.choices` are chosen among."""
 
 
 def is_caption(record: Record) -> bool:
@@ -66,10 +68,11 @@ KINDS: Mapping[str, Kind] = {
         "answers to questions about a picture",
         ("dialogues", "frames", "scenes"),
         is_about_a_picture,
+        chooses=True,
     ),
-    "chat": Kind("the assistant's answers in a conversation", ("dialogues",), is_talk),
+    "chat": Kind("the assistant's answers in a conversation", ("dialogues",), is_talk, True),
     "text": Kind("the likelihood of plain text", ("documents",), is_document),
-    "classify": Kind("the label of a picture, of several", ("digits", "shapes"), is_caption),
+    "classify": Kind("the label of a picture, of several", ("digits", "shapes"), is_caption, True),
     "retrieve": Kind(
         "a picture's caption among others, and the other way", ("scenes", "shapes"), is_caption
     ),

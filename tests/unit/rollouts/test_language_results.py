@@ -218,13 +218,26 @@ def test_the_command_measures_language(
     capsys.readouterr()
     for wrong, said in (
         (["--tasks", "caption/scene"], "closest: caption/scenes"),
-        (["--tasks", tasks[1], "--choices", "a"], "2 to 1000 different choices"),
-        (["--tasks", tasks[0], "--choices", "a,b"], "--choices with language tasks"),
+        (["--tasks", tasks[2], "--choices", "a"], "2 to 1000 different choices"),
+        (["--tasks", tasks[0], "--choices", "a,b"], "--choices with tasks of vqa, chat, classify"),
+        (["--tasks", tasks[1], "--choices", "a,b"], "--choices with tasks of vqa, chat, classify"),
         (["--tasks", tasks[2], "--choices", "a,b"], "is not among"),
     ):
         assert cli.main([*line, *wrong]) == cli.BAD_INPUT
         assert said in capsys.readouterr().err
     assert cli.main(["eval", "random", "--tasks", "caption/digits"]) == cli.BAD_INPUT
+
+
+def test_the_command_tells_of_how_many_records_each_figure_is(
+    reader: Agent, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr(gato, "load", lambda path: reader)
+    few = {"choices": ["red", "blue"]}
+    asked = [talk("which?", "red", image=picture(i), **(few if i < 2 else {})) for i in range(6)]
+    assert cli.main(["eval", "x", "--tasks", f"vqa/{store(tmp_path / 'asked', asked)}"]) == cli.DONE
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    told = {line[1]: int(line[-1]) for line in lines}
+    assert (told["exact"], told["accuracy"]) == (6, 2)
 
 
 def test_records_of_one_group_are_drawn_together(reader: Agent, tmp_path: Path) -> None:
