@@ -156,11 +156,19 @@ def test_turns_with_more_pictures_than_a_request_may_hold_are_left_out(tab, addr
     forget(tab, 400)
 
 
-def test_the_model_is_asked_by_its_name_though_the_greeting_failed(make_tab, server):
+@pytest.fixture
+def ungreeted(make_tab, server):
+    """Return a tab of a server whose token was not given when it asked."""
     tab = make_tab(server("a token"))
     tab.wait_for("document.querySelector('#settings').open")
     tab.press("Escape")
     tab.wait_for("document.querySelector('#model').textContent")
+    yield tab
+    forget(tab, 401)
+
+
+def test_the_model_is_asked_by_its_name_though_the_greeting_failed(ungreeted):
+    tab = ungreeted
     say(tab, "hello")
     tab.wait_for("document.querySelector('#settings').open")
     focus(tab, "token")
@@ -171,20 +179,15 @@ def test_the_model_is_asked_by_its_name_though_the_greeting_failed(make_tab, ser
     tab.wait_for(GREETED)  # and the rest of the greeting has been made up for
     assert text_of(tab, "#model") == tab.run("fetch('v1/models', {headers: {Authorization: "
         "'Bearer a token'}}).then((r) => r.json()).then((d) => d.data[0].id)")  # fmt: skip
-    forget(tab, 401)
 
 
-def test_an_answer_is_stopped_while_the_name_is_not_known(make_tab, server):
-    tab = make_tab(server("a token"))
-    tab.wait_for("document.querySelector('#settings').open")
-    tab.press("Escape")
-    tab.wait_for("document.querySelector('#model').textContent")
+def test_an_answer_is_stopped_while_the_name_is_not_known(ungreeted):
+    tab = ungreeted
     tab.run("window.fetch = () => new Promise(() => {})")
     say(tab, "hello")
     tab.wait_for("document.querySelector('#send').getAttribute('aria-label') === 'Stop'")
     tab.press("Escape")
     tab.wait_for("document.querySelector('#send').getAttribute('aria-label') === 'Send'")
-    forget(tab, 401)
 
 
 def test_text_is_dragged_into_the_message(tab):
