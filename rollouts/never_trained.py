@@ -5,7 +5,7 @@ out is read. So it is of one in the same place that has only grown since; one th
 refused, since what was held out is known by its number alone. Of any other store, records are left
 out that are the same, word for word and pixel for pixel, as one that was trained on: these are
 looked up where the run's corpora still lie. What a checkpoint's ancestors were trained on is known
-by its digest alone.
+by its digest alone, and that is said.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def without_copies(
     names = [""] * len(records)  # identities, as they are needed
     unknown: list[str] = []
     for config, contents in own:
-        before = left.sum()
+        left_before = left.sum()
         there = _trained(config, contents)
         if there is None:
             unknown.append(f"{config.name!r} ({config.path})")
@@ -149,11 +149,19 @@ def without_copies(
                     left[i] &= names[i] != same
         if not left.any():
             raise _all_trained(where, config.name)
-        if gone := int(before - left.sum()):
+        if gone := int(left_before - left.sum()):
             notes.append(
                 f"{gone} of the {len(records)} records {where} were trained on, as corpus "
                 f"{config.name!r}: they are left out"
             )
+    before = [n for n, c in checkpoint.data.items() if "records" in c and "validation" in c]
+    if before:
+        more = f" and {len(before) - 2} more" if len(before) > 2 else ""
+        notes.append(
+            f"whether some of the records {where} were trained on by a checkpoint that this one "
+            f"began with is not known: of its data only whole stores are recognised "
+            f"({', '.join(before[:2])}{more})"
+        )
     if unknown:
         more = f" and {len(unknown) - 2} more" if len(unknown) > 2 else ""
         notes.append(

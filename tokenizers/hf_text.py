@@ -316,7 +316,7 @@ def _read(content: bytes) -> dict[str, Any]:
         described = json.loads(content)
         if not isinstance(described["model"]["vocab"], Mapping):
             raise ValueError("its vocabulary is no object")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"tokenizer.json is damaged, or another kind of file: {error}") from error
     return dict(described)
 

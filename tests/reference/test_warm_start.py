@@ -738,6 +738,7 @@ def test_files_that_are_missing_pickled_or_damaged_are_named(folders, tmp_path, 
         ("tokenizer_config.json", '{"bos_token": ["a"]}', "expected bos_token as a string"),
         ("tokenizer_config.json", "[" * 100_000, r"tokenizer_config\.json is damaged: maximum"),
         ("config.json", "[" * 100_000, r"config\.json is damaged: maximum recursion"),
+        ("tokenizer.json", "[" * 100_000, r"tokenizer\.json is damaged, .*: maximum recursion"),
     ],
 )
 def test_files_of_another_kind_are_named(folders, tmp_path, name, content, told):

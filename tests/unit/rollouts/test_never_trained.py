@@ -9,17 +9,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from language_records import caption, store, talk
 
 from gato.contents import digests
 from gato.corpus_config import CorpusConfig
 from gato.envs.corpora import registry as corpora
+from gato.envs.episode import EVALUATION_SEED_START
 from gato.envs.files import stores_below
 from gato.envs.records import RecordStore
 from gato.rollouts.language_tasks import records_of
 from gato.rollouts.never_trained import identity
 from gato.selection import held_out
 
-from .test_language_tasks import SEED, caption, store, talk
+SEED = EVALUATION_SEED_START
 
 
 def trained(on: Path, validation: float) -> SimpleNamespace:
@@ -75,6 +77,19 @@ def test_copies_of_what_was_trained_on_are_left_out(tmp_path: Path) -> None:
     again = store(tmp_path / "held", [*copies, texts[0], texts[1]], "copies")
     found = records_of(f"caption/{again}", SEED, None, trained(folder, 0.25)).records
     assert len(found) == len({identity(r) for r in held}) == 10, "held out there, held out here"
+
+
+def test_of_what_others_learnt_that_it_began_with_copies_are_not_known(tmp_path: Path) -> None:
+    texts = [caption(i, f"one {i}") for i in range(8)]
+    folder, some = store(tmp_path / "s", texts), store(tmp_path / "some", texts[:3])
+    checkpoint = trained(folder, 0.0)
+    checkpoint.data = {"mine of before": {**checkpoint.data["mine"], "validation": 0.0}}
+    with pytest.raises(ValueError, match="were, all of them, as corpus 'mine of before'"):
+        records_of(f"caption/{folder}", SEED, None, checkpoint)
+    found = records_of(f"caption/{some}", SEED, None, checkpoint)
+    assert len(found.records) == 3
+    (note,) = found.notes
+    assert "only whole stores are recognised (mine of before)" in note
 
 
 def test_records_made_anew_are_looked_up_as_those_of_a_store(tmp_path: Path) -> None:
