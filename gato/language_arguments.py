@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gato.options import Parser, add_checkpoint, add_json, add_sampling, positive, whole
+from gato.options import (
+    Parser,
+    add_checkpoint,
+    add_import,
+    add_json,
+    add_sampling,
+    positive,
+    whole,
+)
 
 
 def chat(p: Parser) -> None:
@@ -18,6 +26,7 @@ def chat(p: Parser) -> None:
     add_sampling(p)
     about = "an answer ends before it; may be given several times"
     p.add_argument("--stop", action="append", default=[], metavar="TEXT", help=about)
+    add_import(p)
     add_json(p)
 
 
@@ -84,6 +93,7 @@ def serve(p: Parser) -> None:
     p.add_argument("--allow-origin", action="append", default=[], metavar="ORIGIN", help=about)
     about = "a name that clients may call the server by (localhost); may be given several times"
     p.add_argument("--allow-host", action="append", default=[], metavar="NAME", help=about)
+    add_import(p)
 
 
 def export(p: Parser) -> None:

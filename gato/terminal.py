@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from gato.envs.files import write_atomically
+from gato.envs.files import require_writable, write_atomically
 from gato.envs.readers.pictures import open_image
 from gato.rollouts.agent import Agent
 from gato.rollouts.conversation import Message, checked_messages, kept_for_answer
@@ -170,7 +170,8 @@ class Talk:
                 except KeyboardInterrupt:
                     self._say("\n(stopped)")
                 except (ValueError, TypeError, OSError, RuntimeError) as error:
-                    tell(" ".join(str(error).split()))
+                    told = getattr(error, "strerror", None) or error  # without its number
+                    tell(" ".join(str(told).split()))
 
     def take(self, line: str) -> bool:
         """Do what a line says; return whether the conversation goes on."""
@@ -238,10 +239,9 @@ class Talk:
         path = Path(_needed("/save FILE", rest)).expanduser()
         if all(m["role"] != "assistant" for m in self.messages):
             raise ValueError("expected something to save; nothing has been said yet.")
-        if not path.parent.is_dir():
-            raise ValueError(f"expected a file in a folder that is there; got {path}.")
         if path.exists() and path.resolve() not in self._own:
             raise ValueError(f"expected a new file; {path} is there already.")
+        require_writable(path, "/save FILE")
         content = json.dumps({"messages": to_openai(self.messages)}, ensure_ascii=False)
         write_atomically(path, content.encode() + b"\n")
         self._own.add(path.resolve())

@@ -61,11 +61,12 @@ def look(
             f"expected a task of the registry; {task_id!r} names a module. Import it when you "
             f"start (--import MODULE) and leave its name out."
         )
-    words = registry.spec(task_id).instruction
+    spec = registry.spec(task_id)  # whose id names the module that was imported for it
+    words = spec.instruction
     acts = Acts("auto" if by == "expert" else "random")
     pool = Pool(1, stage, timeout=TIMEOUT)
     try:
-        scene = _asked(pool, ("reset", task_id, seed))
+        scene = _asked(pool, ("reset", spec.id, seed))
         words = _words(scene.reply.observation) or words
         observed, taken = scene.reply.observation, 0
         while taken < steps and not scene.reply.ended:

@@ -222,6 +222,11 @@ def _same(value: Any, other: Any) -> bool:
 
 
 def kind(value: Any) -> str:
-    """Return what a JSON value is, in JSON's words."""
+    """Return what a JSON value is, in JSON's words.
+
+    >>> [kind(value) for value in (None, 0, [1], [], "", {})]
+    ['nothing', 'a number', 'a list', 'an empty list', 'an empty string', 'an empty object']
+    """
     names = {dict: "an object", list: "a list", str: "a string", bool: "true or false"}
-    return "nothing" if value is None else names.get(type(value), "a number")
+    name = "nothing" if value is None else names.get(type(value), "a number")
+    return f"an empty {name.split()[-1]}" if value in ("", [], {}) else name

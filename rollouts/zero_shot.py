@@ -40,8 +40,9 @@ def way(agent: Reader, how: str | None = None) -> str:
         raise ValueError(f"expected how to be {' or '.join(HOW)}; got {how!r}")
     if how == "contrast" and not has_head(agent):
         raise ValueError(
-            f"{agent.name} was trained without a contrastive head; use how='likelihood', or train "
-            f"with contrast above 0 in a corpus of captions."
+            f"{agent.name} was trained without a contrastive head; choose by likelihood "
+            f"(how='likelihood', --how likelihood), or train with contrast above 0 in a corpus of "
+            f"captions."
         )
     return how
 

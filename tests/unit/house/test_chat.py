@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -168,12 +169,24 @@ def test_a_loaded_conversation_has_one_system_message(agent: Agent, tmp_path: Pa
 def test_what_others_saved_is_not_written_over(agent: Agent, tmp_path: Path, capsys) -> None:
     file = tmp_path / "mine.json"
     file.write_text("mine")
-    talk(agent, "go", f"/save {file}", f"/save {tmp_path}/no/such/folder.json")
+    talk(agent, "go", f"/save {file}", f"/save {tmp_path}/no/folder.json", "/save /proc/x.json")
     assert file.read_text() == "mine"
     told = capsys.readouterr().err
     assert f"expected a new file; {file} is there already." in told
-    assert "expected a file in a folder that is there; got" in told
+    for path in (f"{tmp_path}/no/folder.json", "/proc/x.json"):
+        got = f"expected /save FILE as a file in a folder that can be written; got {path} (No such"
+        assert got in told
+    assert "Errno" not in told
     assert [p.name for p in tmp_path.iterdir()] == ["mine.json"]
+
+
+def test_a_full_disk_is_told_in_words(agent: Agent, tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f".{path.name}.1.tmp")
+
+    monkeypatch.setattr(terminal, "write_atomically", full)
+    talk(agent, "go", f"/save {tmp_path}/a.json")
+    assert capsys.readouterr().err.splitlines()[-1] == "No space left on device"
 
 
 def test_settings_are_changed_and_told(agent: Agent) -> None:

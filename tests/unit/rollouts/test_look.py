@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from gato import cli
+from gato.envs import gym as gym_suite
 from gato.envs import registry
 from gato.envs.workers import Pool, WorkerDiedError
 from gato.rollouts.hosts import Reply
@@ -44,6 +48,17 @@ def test_only_tasks_of_the_registry_are_started() -> None:
             look(task)
     with pytest.raises(ValueError, match="got 'gym/Nope-v0'"):
         look("gym/Nope-v0")
+
+
+def test_a_module_that_was_imported_is_known_to_the_process_that_plays(monkeypatch, capsys) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(gym_suite, "_modules", {})
+    for command in ("serve", "chat"):
+        assert cli.main([command, "/nowhere", "--import", "watched"]) == cli.BAD_INPUT
+        assert "no such folder" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="names a module"):
+        look("gym/watched:WatchedDrawn-v0")
+    assert look("gym/WatchedDrawn-v0", 2).steps == 2
 
 
 def test_what_cannot_be_seen_or_fails_is_said(monkeypatch) -> None:

@@ -240,6 +240,14 @@ def test_errors_are_the_clients_own_and_name_the_field(client, changed, error, p
     assert raised.value.request_id
 
 
+def test_what_is_empty_is_called_so(client):
+    with pytest.raises(openai.BadRequestError, match="one or more messages; got an empty list"):
+        client.chat.completions.create(model="tiny", messages=[])
+    for given, told in (([], "got an empty list"), ("", "got an empty string")):
+        with pytest.raises(openai.BadRequestError, match=told):
+            client.embeddings.create(model="tiny", input=given)
+
+
 def test_what_clients_send_without_meaning_is_let_be(client):
     plain = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=4)
     told = client.chat.completions.create(
