@@ -131,7 +131,7 @@ def without_copies(
     by_words: dict[bytes, list[int]] = {}
     for i, words in enumerate(_words(records) if own else ()):
         by_words.setdefault(words, []).append(i)
-    names = [""] * len(records)  # identities, as they are needed
+    identities = [""] * len(records)  # as they are needed
     unknown: list[str] = []
     for config, contents in own:
         left_before = left.sum()
@@ -145,8 +145,8 @@ def without_copies(
                     continue
                 same = identity(trained[k])
                 for i in by_words[words]:
-                    names[i] = names[i] or identity(records[i])
-                    left[i] &= names[i] != same
+                    identities[i] = identities[i] or identity(records[i])
+                    left[i] &= identities[i] != same
         if not left.any():
             raise _all_trained(where, config.name)
         if gone := int(left_before - left.sum()):
@@ -155,20 +155,16 @@ def without_copies(
                 f"{config.name!r}: they are left out"
             )
     before = [n for n, c in checkpoint.data.items() if "records" in c and "validation" in c]
-    if before:
-        more = f" and {len(before) - 2} more" if len(before) > 2 else ""
-        notes.append(
-            f"whether some of the records {where} were trained on by a checkpoint that this one "
-            f"began with is not known: of its data only whole stores are recognised "
-            f"({', '.join(before[:2])}{more})"
-        )
-    if unknown:
-        more = f" and {len(unknown) - 2} more" if len(unknown) > 2 else ""
-        notes.append(
-            f"whether some of the records {where} were trained on is not known: these "
-            f"corpora are not where they were, or hold more than {MOST:,} records: "
-            f"{', '.join(unknown[:2])}{more}"
-        )
+    for names, why in (
+        (before, "a checkpoint that this one began with learnt these, known as whole stores alone"),
+        (unknown, f"these corpora are not where they were, or hold more than {MOST:,} records"),
+    ):
+        if names:
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            notes.append(
+                f"whether some of the records {where} were trained on is not known: {why}: "
+                f"{', '.join(names[:2])}{more}"
+            )
     return np.flatnonzero(left)
 
 

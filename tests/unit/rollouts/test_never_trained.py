@@ -89,7 +89,7 @@ def test_of_what_others_learnt_that_it_began_with_copies_are_not_known(tmp_path:
     found = records_of(f"caption/{some}", SEED, None, checkpoint)
     assert len(found.records) == 3
     (note,) = found.notes
-    assert "only whole stores are recognised (mine of before)" in note
+    assert "known as whole stores alone: mine of before" in note
 
 
 def test_records_made_anew_are_looked_up_as_those_of_a_store(tmp_path: Path) -> None:
