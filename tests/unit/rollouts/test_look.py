@@ -50,15 +50,20 @@ def test_only_tasks_of_the_registry_are_started() -> None:
         look("gym/Nope-v0")
 
 
-def test_a_module_that_was_imported_is_known_to_the_process_that_plays(monkeypatch, capsys) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+def test_a_module_that_was_imported_is_known_to_the_process_that_plays(
+    tmp_path, monkeypatch, capsys
+) -> None:
+    # a name of its own: what is imported stays registered in this process
+    world = Path(__file__).with_name("watched.py").read_text()
+    (tmp_path / "looked_at.py").write_text(world.replace("Watched", "LookedAt"))
+    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(gym_suite, "_modules", {})
     for command in ("serve", "chat"):
-        assert cli.main([command, "/nowhere", "--import", "watched"]) == cli.BAD_INPUT
+        assert cli.main([command, "/nowhere", "--import", "looked_at"]) == cli.BAD_INPUT
         assert "no such folder" in capsys.readouterr().err
     with pytest.raises(ValueError, match="names a module"):
-        look("gym/watched:WatchedDrawn-v0")
-    assert look("gym/WatchedDrawn-v0", 2).steps == 2
+        look("gym/looked_at:LookedAtDrawn-v0")
+    assert look("gym/LookedAtDrawn-v0", 2).steps == 2
 
 
 def test_what_cannot_be_seen_or_fails_is_said(monkeypatch) -> None:
