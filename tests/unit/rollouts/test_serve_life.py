@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from contextlib import suppress
@@ -147,3 +148,11 @@ def test_pages_of_others_are_counted_apart_from_hosts(agent):
         ask(address, "/health", method="GET", Host="evil.example")
         assert figure(address, 'gato_rejected_total{reason="origin"}') == 1
         assert figure(address, 'gato_rejected_total{reason="host"}') == 1
+
+
+def test_parts_of_an_answer_do_not_wait_for_one_another() -> None:
+    with serve._listen(Settings(port=0)) as listener:
+        with socket.create_connection(listener.getsockname()):
+            taken, _ = listener.accept()
+            with taken:
+                assert taken.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
